@@ -1,0 +1,1 @@
+"""Records which experts every token chose, and finds those behind a behaviour (functional Token Resonance Imaging)."""
