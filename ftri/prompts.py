@@ -1,7 +1,7 @@
 """The prompts that are put to a model: the paper's two sets and the user's own.
 
-The paper's templates come from arXiv 2502.11096; where it does not list what it used, the words here are ours and every prompt that
-contains one of them says so in its factors (`origin` is `paper` or `reconstruction`).
+The paper's templates come from arXiv 2502.11096; where it does not list what it used, the words here are ours and every
+prompt that contains one of them says so in its factors (`origin` is `paper` or `reconstruction`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from rewriter.errors import InputError
 PAPER = "paper"
 RECONSTRUCTION = "reconstruction"
 
-# "What happened {time} {place}?": the years stand without "in" and the places bring their own preposition, as in the paper.
+# "What happened {time} {place}?": the years stand without "in" and the places bring their own preposition, as in the
+# paper.
 PAPER_TIMES = (*(str(year) for year in range(1980, 2026)), "yesterday", "last month", "last year")
 PAPER_PLACES = (
     "at Berlin Wall",
@@ -32,15 +33,16 @@ PAPER_PLACES = (
     "in Paris",
     "in Brussels",
 )
-# The paper counts 756 prompts but lists 49 x 11 = 539. 54 x 14 = 756 needs five more times and three more places: these are our choice.
+# The paper counts 756 prompts but lists 49 x 11 = 539. 54 x 14 = 756 needs five more times and three more places: these
+# are our choice.
 RECONSTRUCTED_TIMES = ("today", "last week", "this year", "last night", "last summer")
 RECONSTRUCTED_PLACES = ("at Tiananmen Square", "in Hong Kong", "in Tibet")
 
 # Ten numbers, so 10 x 10 ordered pairs; the published example, 10 + 5, is one of them.
 LANGUAGE_NUMBERS = tuple(range(1, 11))
 LANGUAGE_QUESTIONS = {"english": "What is {first} plus {second}?", "chinese": "{first}加{second}等于多少?"}
-# (language of the question, language asked for) -> the extension. The English ones and the Chinese request for English are the paper's;
-# the Chinese request for Chinese is formed after it.
+# (language of the question, language asked for) -> the extension. The English ones and the Chinese request for English
+# are the paper's; the Chinese request for Chinese is formed after it.
 LANGUAGE_EXTENSIONS = {
     ("english", "none"): "",
     ("english", "english"): " Please make sure to answer in English.",
@@ -59,7 +61,7 @@ MAX_FACTOR_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class PromptRecord:
-    """One prompt: a stable id, the user's text, and the factors (time, place, subject, ...) that analyses may hold out or report."""
+    """One prompt: a stable id, the user's text, and the factors (time, place, subject, ...) to hold out or report."""
 
     prompt_id: str
     text: str
@@ -68,7 +70,7 @@ class PromptRecord:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts together with where they came from: the spec, the file's SHA-256 and, for the Hub, the commit it resolved to."""
+    """Prompts with where they came from: the spec, the file's SHA-256 and, for the Hub, the commit it resolved to."""
 
     records: list[PromptRecord]
     source: dict[str, str | None]
@@ -93,12 +95,12 @@ def what_happened_listed() -> list[PromptRecord]:
 
 
 def what_happened_reconstructed_756() -> list[PromptRecord]:
-    """756 prompts, 54 times x 14 places: the listed 539 and those of our five times and three places, marked as ours."""
+    """756 prompts, 54 times x 14 places: the listed 539 and those with our five times or three places, so marked."""
     return what_happened((*PAPER_TIMES, *RECONSTRUCTED_TIMES), (*PAPER_PLACES, *RECONSTRUCTED_PLACES))
 
 
 def language() -> list[PromptRecord]:
-    """The 600 additions: 10 x 10 ordered pairs x {no request, English, Chinese} x {English question, Chinese question}."""
+    """The 600 additions: 10 x 10 ordered pairs x {no request, English, Chinese} x {English, Chinese question}."""
     records = []
     for (question, requested), extension in LANGUAGE_EXTENSIONS.items():
         origin = PAPER if (question, requested) in PUBLISHED_LANGUAGE_FORMS else RECONSTRUCTION
@@ -131,9 +133,10 @@ def load_prompts(spec: str, *, revision: str | None = None, column: str | None =
 def load_prompt_set(spec: str, *, revision: str | None = None, column: str | None = None) -> PromptSet:
     """The prompts that `spec` names, with their provenance.
 
-    `spec` is a built-in name (`what-happened:listed`, `what-happened:reconstructed-756`, `language`), a JSONL, CSV or Parquet file, or a
-    Hub dataset `hub:ORG/NAME[@REVISION][/FILE][:COLUMN]`. In a table the text comes from `column`, else from the first of `TEXT_COLUMNS`
-    that is there; an id column is used when there is one; the other short scalars become factors.
+    `spec` is a built-in name (`what-happened:listed`, `what-happened:reconstructed-756`, `language`), a JSONL, CSV or
+    Parquet file, or a Hub dataset `hub:ORG/NAME[@REVISION][/FILE][:COLUMN]`. In a table the text comes from `column`,
+    else from the first of `TEXT_COLUMNS` that is there; an id column is used when there is one; the other short scalars
+    become factors.
 
     Raises:
         InputError: an unknown name, an unreadable or empty table, a missing column, an empty text, or an id used twice.
@@ -144,7 +147,8 @@ def load_prompt_set(spec: str, *, revision: str | None = None, column: str | Non
     if not spec.startswith("hub:") and not Path(spec).exists():
         known = ", ".join(BUILT_IN_SETS)
         raise InputError(
-            f"no prompts named {spec!r}: expected a built-in set ({known}), a .jsonl, .csv or .parquet file, or hub:ORG/NAME"
+            f"no prompts named {spec!r}: expected a built-in set ({known}), "
+            "a .jsonl, .csv or .parquet file, or hub:ORG/NAME"
         )
     table = load_table(spec, revision=revision)
     return PromptSet(

@@ -1,4 +1,4 @@
-"""Rows of a JSONL, JSON, CSV or Parquet file, on disk or in a Hub dataset: the one reader behind every `--prompts`-like option."""
+"""Rows of a JSONL, JSON, CSV or Parquet file, on disk or in a Hub dataset: the reader behind every `--prompts`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Table:
 
 
 def load_table(spec: str, *, revision: str | None = None) -> Table:
-    """The rows of a local file or of a Hub dataset `hub:ORG/NAME[@REVISION][/FILE][:COLUMN]` (`Table.column` is that COLUMN).
+    """The rows of a local file or of a Hub dataset `hub:ORG/NAME[@REVISION][/FILE][:COLUMN]`.
 
-    Of a dataset only the one file that is read is downloaded.
+    `Table.column` is that COLUMN. Of a dataset only the one file that is read is downloaded.
 
     Raises:
         InputError: the file is missing, malformed, empty or of an unknown kind.
@@ -72,7 +72,7 @@ def download_dataset_file(repo: str, revision: str | None, file_name: str | None
 
 
 def choose_data_file(repo: str, file_names: list[str], wanted: str | None) -> str:
-    """The data file to read of those in a dataset: the one asked for, else the only one. Raises HubError when it is not clear."""
+    """The data file to read of a dataset: the one asked for, else the only one. Raises HubError when unclear."""
     tables = [name for name in file_names if name.endswith(TABLE_SUFFIXES) and Path(name).name != "dataset_infos.json"]
     if wanted is not None:
         if wanted not in file_names:

@@ -1,4 +1,4 @@
-"""Built-in sets: the counts and the one string that the paper publishes; own prompts: files, the Hub, and what is said when they are bad."""
+"""Built-in sets: the counts and the string that the paper publishes; own prompts: files, the Hub, bad input."""
 
 import json
 from collections import Counter
@@ -35,7 +35,7 @@ def test_language_set_is_600_with_the_published_string_exact():
     )
     published = next(record for record in records if record.text == "10加5等于多少? 请确保用英语回答。")
     assert published.factors["origin"] == "paper"
-    forms = Counter((record.factors["question_language"], record.factors["requested_language"]) for record in records)
+    forms = Counter((record.factors["question_language"], record.factors["extension"]) for record in records)
     assert set(forms.values()) == {100} and len(forms) == 6
     assert any(record.text == "What is 10 plus 5? Please make sure to answer in English." for record in records)
 
