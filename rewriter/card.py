@@ -1,0 +1,297 @@
+"""Writes the model card of a variant: what was edited, what that means, how to serve it, what was measured.
+
+Pure text in, text out. The front matter follows the Hub's model card metadata
+(https://huggingface.co/docs/hub/model-cards); it is written with PyYAML directly because importing
+huggingface_hub's card classes takes half a second, and the tests check each card with those classes.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+RESULTS_BLOCK = "mote-eval"
+SAFETY_BLOCK = "mote-safety"
+SERVE_BLOCK = "mote-serve"
+
+NUM_TABLE_ROWS = 200
+"""Experts listed one by one; the rest is counted, since config.json holds them all."""
+
+# Facts about the base that hold for a variant too. Its own scores (model-index, metrics), widgets and the names of its
+# quantiser or successor say something about the base's weights or page only, so they stay behind.
+CARRIED_KEYS = (
+    "license",
+    "license_name",
+    "license_link",
+    "language",
+    "library_name",
+    "pipeline_tag",
+    "tags",
+    "datasets",
+    "extra_gated_prompt",
+    "extra_gated_fields",
+    "extra_gated_heading",
+    "extra_gated_description",
+    "extra_gated_button_content",
+    "extra_gated_eu_disallowed",
+)
+
+SEMANTICS = {
+    "reroute": (
+        "**Reroute.** The router's selection bias of the expert is changed, so a suppressed expert is never selected "
+        "and the next-best expert of that layer takes its place; a stimulated expert is always selected and keeps the "
+        "weight that the router gives it. This is not the suppression of the paper (arXiv 2502.11096), in which no "
+        "other expert takes the place."
+    ),
+    "drop": (
+        "**Drop.** The expert's `down_proj` is zero. The router still selects the expert and still gives it its share "
+        "of the weight, but its output adds nothing; no other expert takes its place, and the others are not scaled "
+        "up. This is not the suppression of the paper (arXiv 2502.11096), which renormalises the remaining weights."
+    ),
+    "drop-renorm": (
+        "**Drop-renorm.** The suppressed expert's weight is zero and the weights of the other selected experts are "
+        "renormalised; no other expert takes its place. This is the suppression of the paper (arXiv 2502.11096)."
+    ),
+}
+
+RESULTS_NOT_MEASURED = (
+    "Not measured. No evaluation of this variant is attached: neither how often its behavior differs from the base's, "
+    "nor what random edits of the same size do, nor its quality on other tasks."
+)
+SAFETY_NOT_MEASURED = (
+    "Not measured. Experts that decide on one kind of refusal may also decide on refusals that protect people (from "
+    "violence, self-harm, abuse, fraud). Until it is measured, expect that this variant refuses less of those too, and "
+    "put safeguards in front of it."
+)
+
+
+@dataclass(frozen=True)
+class EditedExpert:
+    """One row of the card's table.
+
+    layer is the model layer (the number in the tensor name), action is "suppress" or "stimulate", value is what was
+    written ("-inf", "12.5", "zeros"), resonance is the score that the expert was chosen by, where known.
+    """
+
+    layer: int
+    expert: int
+    action: str
+    value: str
+    resonance: float | None = None
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a variant's card says of it.
+
+    base_model is the base's Hub id, or None where only a local folder is known; base_revision its commit. renormalize
+    tells whether the selected experts' weights are normalised (None where the family has no such flag); notes are
+    sentences on anything a reader must know, such as an expert list whose layer convention its source leaves open.
+    """
+
+    name: str
+    semantics: str
+    experts: Sequence[EditedExpert]
+    serve_line: str
+    tool_version: str
+    base_model: str | None = None
+    base_revision: str | None = None
+    behavior: str | None = None
+    model_type: str | None = None
+    renormalize: bool | None = None
+    provenance: str | None = None
+    notes: Sequence[str] = ()
+
+
+def split_card(text: str) -> tuple[dict[str, Any], str]:
+    """Split a card into its front matter and its body; a card without front matter gives an empty dict.
+
+    Raises:
+        ValueError: the front matter is not YAML, or not a mapping.
+    """
+    match = re.match(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", text, flags=re.DOTALL | re.MULTILINE)
+    if match is None:
+        return {}, text
+    try:
+        data = yaml.safe_load(match.group(1))
+    except yaml.YAMLError as error:
+        raise ValueError(f"the card's front matter is not YAML: {error}") from error
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ValueError(f"the card's front matter is a {type(data).__name__}, expected a mapping")
+    return data, text[match.end() :]
+
+
+def join_card(front_matter: Mapping[str, Any], body: str) -> str:
+    """Put front matter and body together into a card."""
+    header = yaml.safe_dump(dict(front_matter), sort_keys=False, allow_unicode=True, width=10_000)
+    return f"---\n{header}---\n\n{body.lstrip()}"
+
+
+def block(name: str, text: str) -> str:
+    """Wrap text in the comment markers by which `replace_block` finds it again."""
+    return f"<!-- {name}:start -->\n{text.strip()}\n<!-- {name}:end -->"
+
+
+def find_block(card: str, name: str) -> str | None:
+    """Return the text between a block's markers, or None if the card has no such block."""
+    match = _block_pattern(name).search(card)
+    return match.group(1).strip() if match else None
+
+
+def replace_block(card: str, name: str, text: str, heading: str | None = None) -> str:
+    """Return the card with the named block's text replaced; if absent, append it under heading.
+
+    Everything outside the markers stays as it is, byte for byte.
+
+    Raises:
+        ValueError: the card has more than one such block, or only one of the two markers.
+    """
+    num_starts, num_ends = card.count(f"<!-- {name}:start -->"), card.count(f"<!-- {name}:end -->")
+    if num_starts == num_ends == 0:
+        title = f"## {heading}\n\n" if heading else ""
+        return f"{card.rstrip()}\n\n{title}{block(name, text)}\n"
+    if num_starts != 1 or num_ends != 1 or _block_pattern(name).search(card) is None:
+        raise ValueError(f"the card has {num_starts} start and {num_ends} end markers of {name}, expected one of each")
+    return _block_pattern(name).sub(lambda _: block(name, text), card)
+
+
+def replace_results(card: str, results: str) -> str:
+    """Return the card with mote-eval's section replaced by results (Markdown without a level-2 heading)."""
+    return replace_block(card, RESULTS_BLOCK, results, "Results")
+
+
+def replace_safety(card: str, safety: str) -> str:
+    """Return the card with the section on refusals that protect people replaced."""
+    return replace_block(card, SAFETY_BLOCK, safety, "Refusals that protect people")
+
+
+def replace_serve_line(card: str, serve_line: str) -> str:
+    """Return the card with the serving command replaced, for example once the repo's name is known."""
+    return replace_block(card, SERVE_BLOCK, _code(serve_line), "Serve it")
+
+
+def build_card(
+    facts: CardFacts, base_card: str | None = None, results: str | None = None, safety: str | None = None
+) -> str:
+    """Write a variant's model card.
+
+    Args:
+        facts: what was done.
+        base_card: text of the base's README.md; licence, language, tags and access terms are carried over from it.
+        results: Markdown of mote-eval, or None: the card then says that nothing was measured.
+        safety: Markdown on refusals that protect people, or None: the card then says that it was not measured.
+    """
+    notes = list(facts.notes)
+    try:
+        base_data, _ = split_card(base_card or "")
+    except ValueError as error:
+        base_data = {}
+        notes.append(f"The metadata of the base's card could not be read ({error}); its licence must be added by hand.")
+    sections = [
+        f"# {facts.name}",
+        _summary(facts),
+        "## What was edited",
+        expert_table(facts.experts),
+        *([_renormalization(facts.renormalize)] if facts.renormalize is not None else []),
+        "## What that means",
+        SEMANTICS[facts.semantics],
+        "## Serve it",
+        block(SERVE_BLOCK, _code(facts.serve_line)),
+        "No plugin and no patched runtime is needed.",
+        "## Results",
+        block(RESULTS_BLOCK, results or RESULTS_NOT_MEASURED),
+        "## Refusals that protect people",
+        block(SAFETY_BLOCK, safety or SAFETY_NOT_MEASURED),
+        *(["## Notes", "\n".join(f"- {_one_line(note)}" for note in notes)] if notes else []),
+        "## Licence and terms",
+        _licence(facts, base_data),
+    ]
+    return join_card(front_matter(facts, base_data), "\n\n".join(sections) + "\n")
+
+
+def front_matter(facts: CardFacts, base_data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a variant's front matter: the base's terms and tags, and where the variant comes from."""
+    data = {key: base_data[key] for key in CARRIED_KEYS if base_data.get(key) is not None}
+    tags = data.get("tags", [])
+    tags = [tags] if isinstance(tags, str) else list(tags)
+    data["tags"] = list(dict.fromkeys([*tags, "mote", "mixture-of-experts", "expert-routing", facts.semantics]))
+    data.setdefault("library_name", "transformers")
+    data.setdefault("pipeline_tag", "text-generation")
+    if facts.base_model is not None:
+        data["base_model"] = facts.base_model
+        data["base_model_relation"] = "finetune"
+    return data
+
+
+def expert_table(experts: Sequence[EditedExpert]) -> str:
+    """Write the Markdown table of edited experts, with a resonance column where any is known."""
+    with_resonance = any(expert.resonance is not None for expert in experts)
+    head = ["layer", "expert", "action", "value written", *(["resonance"] if with_resonance else [])]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for expert in experts[:NUM_TABLE_ROWS]:
+        row = [str(expert.layer), str(expert.expert), expert.action, f"`{expert.value}`"]
+        if with_resonance:
+            row.append("" if expert.resonance is None else f"{expert.resonance:.4g}")
+        lines.append("| " + " | ".join(row) + " |")
+    if len(experts) > NUM_TABLE_ROWS:
+        lines.append(f"\n{len(experts) - NUM_TABLE_ROWS} more are listed in the `mote` block of config.json.")
+    layers = "Layers are model layers, numbered as in the tensor names."
+    return "\n".join(lines) + f"\n\n{layers}"
+
+
+def _summary(facts: CardFacts) -> str:
+    base = _base_link(facts)
+    num_suppressed = sum(expert.action == "suppress" for expert in facts.experts)
+    num_stimulated = len(facts.experts) - num_suppressed
+    counted = ((num_suppressed, "suppressed"), (num_stimulated, "stimulated"))
+    counts = [f"{count} {action}" for count, action in counted if count]
+    behavior = f" The experts were chosen for the behavior `{facts.behavior}`." if facts.behavior else ""
+    provenance = f" {_one_line(facts.provenance)}" if facts.provenance else ""
+    return (
+        f"A variant of {base} in which {' and '.join(counts) or 'no'} routed experts were edited by MoTE "
+        f"{facts.tool_version}. Nothing was trained: apart from the values below, every tensor is bit-identical to the "
+        f"base's.{behavior}{provenance}"
+    )
+
+
+def _base_link(facts: CardFacts) -> str:
+    if facts.base_model is None:
+        return "a local checkpoint" + (f" of type `{facts.model_type}`" if facts.model_type else "")
+    revision = f" at revision `{facts.base_revision}`" if facts.base_revision else ""
+    return f"[{facts.base_model}](https://huggingface.co/{facts.base_model}){revision}"
+
+
+def _renormalization(renormalize: bool) -> str:
+    if renormalize:
+        return "The weights of the selected experts are normalised to sum to one, as in the base (config.json says so)."
+    return "The weights of the selected experts are not normalised, as in the base (config.json says so)."
+
+
+def _licence(facts: CardFacts, base_data: Mapping[str, Any]) -> str:
+    licence = base_data.get("license_name") or base_data.get("license")
+    lines = [
+        f"The licence of the base ({licence}) applies to this variant."
+        if licence
+        else "The base's card names no licence; the terms of the base apply to this variant."
+    ]
+    if base_data.get("license_link"):
+        lines.append(f"Its text: {base_data['license_link']}.")
+    if any(key.startswith("extra_gated") for key in base_data):
+        lines.append("The base asks for agreement to terms of access; they are carried over in this card's metadata.")
+    return " ".join(lines)
+
+
+def _block_pattern(name: str) -> re.Pattern[str]:
+    return re.compile(rf"<!-- {re.escape(name)}:start -->(.*?)<!-- {re.escape(name)}:end -->", re.DOTALL)
+
+
+def _code(line: str) -> str:
+    return f"```bash\n{line}\n```"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,267 @@
+"""Finds a model: a local folder, the local Hub cache, or a download into that cache, in this order."""
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rewriter.errors import CheckpointError, HubError, InputError
+from rewriter.hub_errors import hub_errors, quiet_hub_logs
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+# Other formats of the same weights, and training leftovers: never read, never part of a variant.
+IGNORED_PATTERNS = (
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.gguf",
+    "*.onnx",
+    "*.onnx_data",
+    "*.msgpack",
+    "*.h5",
+    "*.tflite",
+    "*.ot",
+    "original/*",
+    "consolidated*.safetensors",
+    "runs/*",
+    "*.tfevents*",
+)
+
+LARGE_DOWNLOAD_BYTES = 50 * 10**9
+"""From here on (R1 has 689 GB) the announcement also says how to see the plan without downloading."""
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model found on this machine; usable as a path.
+
+    folder holds config.json and the shards (symlinks into the cache's blobs, never to be written, if it is a Hub
+    snapshot); repo_id and revision (a commit) are known for Hub models; source is "folder", "cache" or "download".
+    """
+
+    folder: Path
+    repo_id: str | None
+    revision: str | None
+    source: str
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a Hub repo: size in bytes, git blob id, and for LFS or Xet files their SHA-256 and Xet hash."""
+
+    path: str
+    size_bytes: int
+    blob_id: str
+    sha256: str | None
+    xet_hash: str | None
+
+
+@dataclass(frozen=True)
+class RemoteTree:
+    """All files of a Hub repo at one commit, and whether the repo is private or gated."""
+
+    repo_id: str
+    commit: str
+    files: dict[str, RemoteFile]
+    private: bool
+    gated: bool
+
+
+def looks_like_repo_id(model: str) -> bool:
+    """Tell whether a model argument can be a Hub id (ORG/NAME or NAME) at all."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", model) is not None
+
+
+def cache_identity(folder: Path) -> tuple[str, str] | None:
+    """Return (repo id, commit) if folder is a snapshot in a Hub cache, else None.
+
+    Source: huggingface_hub 2.4, `file_download.py: repo_folder_name` (models--ORG--NAME/snapshots/COMMIT).
+    """
+    snapshot = folder.absolute()
+    if snapshot.parent.name != "snapshots" or not re.fullmatch(r"[0-9a-f]{40}", snapshot.name):
+        return None
+    match = re.fullmatch(r"models--(.+)", snapshot.parent.parent.name)
+    return (match.group(1).replace("--", "/"), snapshot.name) if match else None
+
+
+def resolve_model(
+    model: str | Path,
+    revision: str | None = None,
+    say: Callable[[str], None] = lambda message: None,
+    download: bool = True,
+) -> ResolvedModel:
+    """Find a model: a local folder, else the local Hub cache, else (unless download is False) a download.
+
+    Args:
+        model: a folder, or a Hub id such as deepseek-ai/DeepSeek-R1.
+        revision: branch, tag or commit of a Hub model; None is main. Not for folders.
+        say: receives one line on where the model comes from, and before a download its size.
+        download: whether the Hub may be asked when the cache lacks the model.
+
+    Raises:
+        InputError: neither a folder nor a possible Hub id, or a revision given with a folder.
+        HubError: the Hub refused, could not be reached, or the disk lacks space for the download.
+        CheckpointError: the repo holds no safetensors weights.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return _resolve_folder(folder, revision)
+    name = str(model)
+    if not looks_like_repo_id(name):
+        raise InputError(f"'{name}' is neither an existing folder nor a Hub model id, expected a path or ORG/NAME")
+    cached = find_in_cache(name, revision)
+    if cached is not None:
+        say(f"{name}: using the local cache at revision {cached.revision}")
+        return cached
+    if not download:
+        raise HubError(f"'{name}' is not in the local Hub cache, and downloads were not asked for")
+    return _download(name, revision, say)
+
+
+def find_in_cache(repo_id: str, revision: str | None = None) -> ResolvedModel | None:
+    """Return the complete snapshot of a Hub model in the local cache, or None; nothing is written, nothing asked.
+
+    An interrupted download leaves a snapshot that lacks files, so config.json and every shard named by the index must
+    be there.
+    """
+    from huggingface_hub import snapshot_download
+
+    quiet_hub_logs()
+    try:
+        with hub_errors(repo_id):
+            folder = Path(
+                snapshot_download(
+                    repo_id, revision=revision, local_files_only=True, ignore_patterns=list(IGNORED_PATTERNS)
+                )
+            )
+    except HubError:
+        return None
+    if missing_files(folder):
+        return None
+    return ResolvedModel(folder, repo_id, folder.name, "cache")
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Return which of config.json, the index's shards or the single shard a checkpoint folder lacks."""
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    index = folder / INDEX_NAME
+    if not index.is_file():
+        return missing + ([] if (folder / SINGLE_NAME).is_file() else [SINGLE_NAME])
+    return missing + [name for name in shard_names(index.read_text(), index) if not (folder / name).is_file()]
+
+
+def shard_names(index_text: str, index_name: str | Path) -> list[str]:
+    """Return the sorted file names in an index's weight map.
+
+    Raises:
+        CheckpointError: the text is not an index.
+    """
+    import json
+
+    try:
+        return sorted(set(json.loads(index_text)["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index_name} is not a safetensors index: expected a weight_map of strings") from error
+
+
+def remote_tree(repo_id: str, revision: str | None = None) -> RemoteTree:
+    """List a repo's files at one commit: two requests, no content.
+
+    Raises:
+        HubError: the repo or revision does not exist, or the Hub refused.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    quiet_hub_logs()
+    api = HfApi(library_name="mote")
+    with hub_errors(repo_id):
+        info = api.model_info(repo_id, revision=revision)
+        entries = list(api.list_repo_tree(repo_id, recursive=True, revision=info.sha))
+    files = {
+        entry.path: RemoteFile(
+            entry.path, entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else None, entry.xet_hash
+        )
+        for entry in entries
+        if isinstance(entry, RepoFile)
+    }
+    return RemoteTree(repo_id, str(info.sha), files, bool(info.private), bool(info.gated))
+
+
+def files_to_download(tree: RemoteTree) -> list[RemoteFile]:
+    """Return the files of a repo that a rewrite needs: all but other weight formats and training leftovers."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    return list(
+        filter_repo_objects(tree.files.values(), ignore_patterns=list(IGNORED_PATTERNS), key=lambda file: file.path)
+    )
+
+
+def format_bytes(size_bytes: int) -> str:
+    """Write a size for people, in decimal units: 312 B, 4.30 GB."""
+    size = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def _resolve_folder(folder: Path, revision: str | None) -> ResolvedModel:
+    identity = cache_identity(folder)
+    if revision is not None and (identity is None or identity[1] != revision):
+        raise InputError(f"'{folder}' is a local folder: --revision {revision} can only be given with a Hub model id")
+    repo_id, commit = identity or (None, None)
+    return ResolvedModel(folder, repo_id, commit, "folder")
+
+
+def _download(repo_id: str, revision: str | None, say: Callable[[str], None]) -> ResolvedModel:
+    from huggingface_hub import constants, snapshot_download
+
+    tree = remote_tree(repo_id, revision)
+    wanted = files_to_download(tree)
+    if not any(file.path.endswith(".safetensors") for file in wanted):
+        raise CheckpointError(f"'{repo_id}' holds no safetensors weights, expected {SINGLE_NAME} or {INDEX_NAME}")
+    cache = Path(constants.HF_HUB_CACHE)
+    _announce_download(repo_id, tree.commit, wanted, cache, say)
+    with hub_errors(repo_id):
+        folder = snapshot_download(
+            repo_id, revision=revision, ignore_patterns=list(IGNORED_PATTERNS), library_name="mote"
+        )
+    missing = missing_files(Path(folder))
+    if missing:
+        raise CheckpointError(f"'{repo_id}' at {tree.commit} lacks {missing[0]}, expected by its index")
+    return ResolvedModel(Path(folder), repo_id, Path(folder).name, "download")
+
+
+def _announce_download(
+    repo_id: str, commit: str, wanted: Sequence[RemoteFile], cache: Path, say: Callable[[str], None]
+) -> None:
+    size_bytes = sum(file.size_bytes for file in wanted)
+    existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
+    # Blobs of an interrupted download are kept under their hash and not fetched again.
+    blobs = cache / f"models--{repo_id.replace('/', '--')}" / "blobs"
+    present_bytes = sum(blob.stat().st_size for blob in blobs.iterdir() if blob.is_file()) if blobs.is_dir() else 0
+    needed_bytes = max(0, size_bytes - present_bytes)
+    free_bytes = shutil.disk_usage(existing).free
+    say(
+        f"{repo_id} is not in the local cache: downloading {len(wanted)} files, {format_bytes(size_bytes)}, "
+        f"at revision {commit} to {cache} ({format_bytes(free_bytes)} free)"
+    )
+    if size_bytes >= LARGE_DOWNLOAD_BYTES:
+        say(
+            "this is a large download; it can be interrupted and resumed. `mote-rewrite --remote-plan` shows the plan "
+            "without it, and `mote-push --recipe` shares a variant without its weights"
+        )
+    if needed_bytes > free_bytes:
+        raise HubError(
+            f"'{repo_id}' needs {format_bytes(needed_bytes)} at {cache}, but only {format_bytes(free_bytes)} are free: "
+            "set HF_HUB_CACHE to a larger disk"
+        )

@@ -1,0 +1,203 @@
+"""Turns what huggingface_hub raises into one sentence each, without secrets, and retries what is worth retrying."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from rewriter.errors import HubError
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+Result = TypeVar("Result")
+
+TRANSIENT_STATUS_CODES = (408, 429, 500, 502, 503, 504)
+NUM_ATTEMPTS = 5
+MAX_WAIT_SECONDS = 300.0
+"""Longest wait that a server may ask for by Retry-After (the Hub's rate windows are five minutes)."""
+
+
+class ConflictError(HubError):
+    """The repo changed, or came into being, between the plan and the commit."""
+
+
+def redact(text: str) -> str:
+    """Return text without access tokens: the one in use, whatever looks like one, and authorization headers."""
+    from huggingface_hub.utils import get_token
+
+    token = get_token()
+    if token:
+        text = text.replace(token, "<token>")
+    text = re.sub(r"\b(hf|api|hf_oauth)_[A-Za-z0-9._-]{8,}", "<token>", text)
+    return re.sub(r"(?i)\bbearer\s+[^\s'\"]+", "Bearer <token>", text)
+
+
+def explain(error: Exception, repo_id: str) -> HubError:
+    """Return the HubError whose one sentence says what happened with repo_id and what to do next.
+
+    Source: huggingface_hub 2.4, `utils/_http.py: hf_raise_for_status` (error codes in the X-Error-Code header).
+    """
+    import httpx2
+    from huggingface_hub import constants
+    from huggingface_hub import errors as hub
+
+    status = error.response.status_code if isinstance(error, hub.HfHubHTTPError) else None
+    where = f"{constants.ENDPOINT}/{repo_id}"
+    if isinstance(error, hub.GatedRepoError):
+        sentence = f"'{repo_id}' is gated ({status}): ask for access at {where}, then use `hf auth login`"
+    elif isinstance(error, hub.RevisionNotFoundError):
+        sentence = f"'{repo_id}' has no such revision ({status}); its branches and tags are listed at {where}/tree/main"
+    elif isinstance(error, hub.DisabledRepoError):
+        sentence = f"'{repo_id}' has been disabled on the Hub ({status})"
+    elif isinstance(error, hub.RemoteEntryNotFoundError):
+        sentence = f"'{repo_id}' lacks a file that is needed ({status}): {_path_of(error)}"
+    elif isinstance(error, hub.RepositoryNotFoundError) and status == 401:
+        sentence = (
+            f"'{repo_id}' does not exist, or is private and the Hub does not accept the token (401): "
+            "check the name, and log in with `hf auth login` or set HF_TOKEN"
+        )
+    elif isinstance(error, hub.RepositoryNotFoundError):
+        sentence = f"'{repo_id}' does not exist on the Hub, or the token may not see it ({status}): check the name"
+    elif status == 401:
+        sentence = f"the Hub does not accept the token for '{repo_id}' (401): use `hf auth login` or set HF_TOKEN"
+    elif status == 403:
+        sentence = (
+            f"the token has no permission for '{repo_id}' (403): it needs write access to that user or organisation"
+            f"{_server_words(error)}"
+        )
+    elif status in (409, 412):
+        return ConflictError(
+            f"'{repo_id}' was changed by somebody else meanwhile, or exists already ({status}){_server_words(error)}: "
+            "nothing was committed; run the command again to plan against its present state"
+        )
+    elif status == 413:
+        sentence = f"the Hub refused a file of '{repo_id}' as too large (413){_server_words(error)}"
+    elif status == 429:
+        sentence = (
+            f"the Hub limits the rate of requests for '{repo_id}' (429){_retry_words(error)}: "
+            "run the command again later; what was uploaded is kept"
+        )
+    elif status is not None and status >= 500:
+        sentence = f"the Hub failed on '{repo_id}' ({status}): run the command again later; what was uploaded is kept"
+    elif status is not None:
+        sentence = f"the Hub refused the request for '{repo_id}' ({status}){_server_words(error)}"
+    elif isinstance(error, hub.OfflineModeIsEnabled):
+        sentence = f"'{repo_id}' is needed from the Hub, but HF_HUB_OFFLINE is set: unset it, or give a local folder"
+    elif isinstance(error, hub.HFValidationError):
+        sentence = f"'{repo_id}' is not a repo name: expected ORG/NAME ({_first_line(error)})"
+    elif isinstance(error, httpx2.TimeoutException):
+        sentence = f"{constants.ENDPOINT} did not answer in time about '{repo_id}': run the command again"
+    elif isinstance(error, (httpx2.TransportError, ConnectionError)):
+        sentence = (
+            f"the connection to {constants.ENDPOINT} failed for '{repo_id}' ({_first_line(error)}): "
+            "run the command again; what was uploaded is kept"
+        )
+    else:
+        sentence = f"'{repo_id}': {type(error).__name__}: {_first_line(error)}"
+    return HubError(redact(sentence))
+
+
+@contextmanager
+def hub_errors(repo_id: str) -> Iterator[None]:
+    """Raise every failure of huggingface_hub inside the block as a HubError about repo_id.
+
+    Raises:
+        HubError: the Hub refused, failed or could not be reached.
+    """
+    import httpx2
+    from huggingface_hub import errors as hub
+
+    failures = (
+        hub.HfHubHTTPError,
+        hub.HFValidationError,
+        hub.OfflineModeIsEnabled,
+        hub.LocalEntryNotFoundError,
+        hub.FileMetadataError,
+        hub.FileDuplicationError,
+        hub.LocalTokenNotFoundError,
+        httpx2.HTTPError,
+        ConnectionError,
+    )
+    try:
+        yield
+    except failures as error:
+        raise explain(error, repo_id) from None
+
+
+def with_retries(
+    function: Callable[[], Result], say: Callable[[str], None], num_attempts: int = NUM_ATTEMPTS
+) -> Result:
+    """Call function, again after rate limits, server errors and dropped connections, as long as Retry-After asks.
+
+    For the requests that huggingface_hub 2.4 sends once (create, branch, commit, duplicate, paths-info); the others it
+    repeats by itself (`http_backoff`).
+    """
+    import httpx2
+    import tenacity
+    from huggingface_hub.errors import HfHubHTTPError
+
+    def is_transient(error: BaseException) -> bool:
+        if isinstance(error, HfHubHTTPError):
+            return error.response.status_code in TRANSIENT_STATUS_CODES
+        return isinstance(error, (httpx2.TransportError, ConnectionError))
+
+    backoff = tenacity.wait_exponential(multiplier=0.5, max=30)
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = _retry_after_seconds(error) if error else None
+        return min(asked, MAX_WAIT_SECONDS) if asked is not None else backoff(state)
+
+    def announce(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        seconds = state.next_action.sleep if state.next_action else 0.0
+        say(redact(f"{_short(error)}; trying again in {seconds:.0f} s"))
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_transient),
+        wait=wait,
+        stop=tenacity.stop_after_attempt(num_attempts),
+        before_sleep=announce,
+        reraise=True,
+    )
+    return retrying(function)
+
+
+def quiet_hub_logs() -> None:
+    """Keep huggingface_hub's own warnings to errors: what they tell is said here, once and without request dumps."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def _retry_after_seconds(error: BaseException | None) -> float | None:
+    response = getattr(error, "response", None)
+    if response is None:
+        return None
+    value = response.headers.get("Retry-After", "")
+    return float(value) if re.fullmatch(r"\d+(\.\d+)?", value) else None
+
+
+def _retry_words(error: Exception) -> str:
+    seconds = _retry_after_seconds(error)
+    return f", for another {seconds:.0f} s" if seconds is not None else ""
+
+
+def _server_words(error: Exception) -> str:
+    message = getattr(error, "server_message", None)
+    return f", saying: {' '.join(str(message).split())}" if message else ""
+
+
+def _path_of(error: "HfHubHTTPError") -> str:
+    return str(error.response.request.url.path)
+
+
+def _short(error: BaseException | None) -> str:
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"the Hub answered {response.status_code}"
+    return f"the connection to the Hub failed ({_first_line(error)})"
+
+
+def _first_line(error: BaseException | None) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
