@@ -1,0 +1,313 @@
+"""A model folder read lazily: config, index, shard headers, and where each tensor's bytes lie.
+
+Only what is asked for is read, so that a 689 GB checkpoint costs its config, its index and a few headers. The bytes come
+from a ByteSource, so that a folder on disk and a repository on the Hub are read alike.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+from rewriter.errors import CheckpointError
+from rewriter.families import RouterLayout, router_layout
+
+CONFIG_NAME = "config.json"
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+LENGTH_BYTES = 8  # the header's length, little-endian, before the header
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+
+# Bits per element of the format's data types (safetensors/src/tensor.rs).
+DTYPE_BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+
+class ByteSource(Protocol):
+    """Where a checkpoint's files come from."""
+
+    name: str  # how messages call it
+
+    def size_bytes(self, file_name: str) -> int | None:
+        """Size of a file, or None when there is no such file."""
+        ...
+
+    def read(self, file_name: str, offset: int, size: int) -> bytes:
+        """Up to `size` bytes of a file from `offset`."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A folder on disk; symbolic links, as in the Hub's cache, are followed."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return str(self.path)
+
+    def size_bytes(self, file_name: str) -> int | None:
+        """Size of a file, or None when there is no such file."""
+        try:
+            return (self.path / file_name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def read(self, file_name: str, offset: int, size: int) -> bytes:
+        """Up to `size` bytes of a file from `offset`."""
+        try:
+            with (self.path / file_name).open("rb", buffering=0) as opened:
+                return os.pread(opened.fileno(), size, offset)
+        except OSError as error:
+            raise CheckpointError(f"{self.path / file_name}: cannot be read ({error.strerror})") from None
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies."""
+
+    name: str
+    shard: str
+    dtype: str  # as safetensors names it: F32, BF16, F8_E4M3, ...
+    shape: tuple[int, ...]
+    offset: int  # first byte, counted from the start of the shard
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class ShardHeader:
+    """The parsed header of one shard."""
+
+    shard: str
+    length: int  # bytes of JSON, padding included
+    document: Mapping[str, Any]  # the JSON object as it stands
+    tensors: Mapping[str, TensorEntry]
+    file_size: int
+
+    @property
+    def body_offset(self) -> int:
+        """First byte behind the header."""
+        return LENGTH_BYTES + self.length
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint and what has been read of it so far."""
+
+    source: ByteSource
+    _headers: dict[str, ShardHeader] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Checkpoint":
+        """A checkpoint in a local folder.
+
+        Raises: CheckpointError when the folder does not exist.
+        """
+        path = Path(folder)
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such folder, expected a model folder with {CONFIG_NAME}")
+        return cls(LocalFolder(path))
+
+    @cached_property
+    def config_text(self) -> str:
+        """config.json as it stands."""
+        return self._text(CONFIG_NAME)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json, key order kept."""
+        return self._object(CONFIG_NAME, self.config_text)
+
+    @cached_property
+    def layout(self) -> RouterLayout:
+        """The routers as the config describes them."""
+        return router_layout(self.config)
+
+    @cached_property
+    def weight_map(self) -> dict[str, str]:
+        """Tensor name to shard, from the index, or from the one shard's header.
+
+        Raises: CheckpointError for an index that names files it must not or that are not there.
+        """
+        if self.source.size_bytes(INDEX_NAME) is None:
+            if self.source.size_bytes(SINGLE_NAME) is None:
+                raise CheckpointError(
+                    f"{self.source.name}: neither {INDEX_NAME} nor {SINGLE_NAME} is there; only safetensors"
+                    " checkpoints can be edited"
+                )
+            return dict.fromkeys(self.header(SINGLE_NAME).tensors, SINGLE_NAME)
+        weight_map = self._object(INDEX_NAME, self._text(INDEX_NAME)).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{self._path(INDEX_NAME)}: weight_map is missing or empty")
+        for shard in dict.fromkeys(weight_map.values()):
+            self._check_shard_name(shard)
+        return weight_map
+
+    @cached_property
+    def shards(self) -> tuple[str, ...]:
+        """The shards' file names, sorted."""
+        return tuple(sorted(set(self.weight_map.values())))
+
+    def shard_size(self, shard: str) -> int:
+        """Size of a shard in bytes.
+
+        Raises: CheckpointError when it is not there.
+        """
+        size = self.source.size_bytes(shard)
+        if size is None:
+            raise CheckpointError(f"{self._path(shard)}: no such file, but {INDEX_NAME} names it")
+        return size
+
+    def header(self, shard: str) -> ShardHeader:
+        """The header of a shard, read once and checked against the format.
+
+        Raises: CheckpointError for a truncated or malformed shard.
+        """
+        if shard not in self._headers:
+            self._headers[shard] = self._read_header(shard)
+        return self._headers[shard]
+
+    def find(self, names: tuple[str, ...]) -> TensorEntry | None:
+        """The first of several possible tensor names that the checkpoint has."""
+        for name in names:
+            shard = self.weight_map.get(name)
+            if shard is not None:
+                entry = self.header(shard).tensors.get(name)
+                if entry is None:
+                    raise CheckpointError(
+                        f"{self._path(shard)}: has no tensor {name}, but {INDEX_NAME} says it is there"
+                    )
+                return entry
+        return None
+
+    def read(self, entry: TensorEntry) -> bytes:
+        """The bytes of a tensor.
+
+        Raises: CheckpointError when the file ends within it.
+        """
+        parts, position, end = [], entry.offset, entry.offset + entry.size_bytes
+        while position < end:  # one read may return less than asked for
+            part = self.source.read(entry.shard, position, end - position)
+            if not part:
+                raise CheckpointError(
+                    f"{self._path(entry.shard)}: ends at byte {position} within {entry.name}, expected {end}"
+                )
+            parts.append(part)
+            position += len(part)
+        return b"".join(parts)
+
+    def raw_header(self, shard: str) -> bytes:
+        """The header's JSON text as it stands in the file."""
+        return self.source.read(shard, LENGTH_BYTES, self.header(shard).length)
+
+    def _path(self, file_name: str) -> str:
+        return f"{self.source.name}/{file_name}"
+
+    def _text(self, file_name: str) -> str:
+        size = self.source.size_bytes(file_name)
+        if size is None:
+            raise CheckpointError(f"{self._path(file_name)}: no such file")
+        try:
+            return self.source.read(file_name, 0, size).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{self._path(file_name)}: not UTF-8 text (byte {error.start})") from None
+
+    def _object(self, file_name: str, text: str) -> dict[str, Any]:
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{self._path(file_name)}: not JSON ({error})") from None
+        if not isinstance(document, dict):
+            raise CheckpointError(
+                f"{self._path(file_name)}: holds a JSON {type(document).__name__}, expected an object"
+            )
+        return document
+
+    def _check_shard_name(self, shard: object) -> None:
+        """A shard is a plain file name in the folder: anything else could reach outside it."""
+        plain = isinstance(shard, str) and shard not in ("", ".", "..") and not set(shard) & set("/\\\0")
+        if not plain:
+            raise CheckpointError(
+                f"{self._path(INDEX_NAME)}: names the shard {shard!r}, expected a file name inside the folder"
+            )
+        self.shard_size(str(shard))
+
+    def _read_header(self, shard: str) -> ShardHeader:
+        size, path = self.shard_size(shard), self._path(shard)
+        if size < LENGTH_BYTES:
+            raise CheckpointError(f"{path}: {size} bytes long, too short for a safetensors header")
+        length = int.from_bytes(self.source.read(shard, 0, LENGTH_BYTES), "little")
+        if length > min(MAX_HEADER_BYTES, size - LENGTH_BYTES):
+            raise CheckpointError(
+                f"{path}: says its header has {length} bytes, but the file has {size} and the format allows"
+                f" {MAX_HEADER_BYTES}; it is truncated or not a safetensors file"
+            )
+        try:
+            document = json.loads(
+                self.source.read(shard, LENGTH_BYTES, length).decode("utf-8"), object_pairs_hook=_unique_keys
+            )
+        except ValueError as error:  # JSON, UTF-8 and duplicate keys alike
+            raise CheckpointError(f"{path}: the header is not a safetensors header ({error})") from None
+        if not isinstance(document, dict):
+            raise CheckpointError(f"{path}: the header is a JSON {type(document).__name__}, expected an object")
+        tensors = {
+            name: _entry(path, shard, name, value, LENGTH_BYTES + length)
+            for name, value in document.items()
+            if name != "__metadata__"
+        }
+        _check_contiguous(path, tensors, LENGTH_BYTES + length, size)
+        return ShardHeader(shard=shard, length=length, document=document, tensors=tensors, file_size=size)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """json.loads keeps the last of duplicate keys; in a header two would mean two places for one tensor."""
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        seen: set[str] = set()
+        duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {duplicate!r} stands twice")
+    return document
+
+
+def _entry(path: str, shard: str, name: str, value: Any, body_offset: int) -> TensorEntry:
+    """One tensor's line of a header, checked."""
+    try:
+        dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+        bits = DTYPE_BITS[dtype] * prod(shape)
+        well_formed = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"{path}: the header's line for {name} is {json.dumps(value)[:120]}, expected dtype, shape and data_offsets"
+        ) from None
+    if not well_formed or bits % 8 or end - begin != bits // 8:
+        raise CheckpointError(
+            f"{path}: {name} is {dtype} {list(shape)}, which needs {bits / 8:g} bytes, but its data_offsets are"
+            f" [{begin}, {end}]"
+        )
+    return TensorEntry(name, shard, dtype, shape, body_offset + begin, end - begin)
+
+
+def _check_contiguous(path: str, tensors: Mapping[str, TensorEntry], body_offset: int, file_size: int) -> None:
+    """The format allows neither holes nor overlaps nor trailing bytes."""
+    position = body_offset
+    for entry in sorted(tensors.values(), key=lambda entry: (entry.offset, entry.size_bytes)):
+        if entry.offset != position:
+            fault = "overlaps the tensor before it" if entry.offset < position else "leaves a hole before it"
+            raise CheckpointError(
+                f"{path}: {entry.name} starts at byte {entry.offset}, expected {position}: it {fault}"
+            )
+        position += entry.size_bytes
+    if position != file_size:
+        fault = "the file is truncated" if file_size < position else "bytes follow the last tensor"
+        raise CheckpointError(f"{path}: {file_size} bytes long, expected {position} by its header: {fault}")

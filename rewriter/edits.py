@@ -1,0 +1,81 @@
+"""Pure edits of tensors: the selection bias with experts suppressed or stimulated, and the values that make it certain.
+
+Legend: E routed experts (and further choices behind them, where the family has such).
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+MINUS_INFINITY = float("-inf")
+
+# The data types a selection bias comes in.
+BIAS_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F64": np.dtype("<f8"),
+}
+# The data types in which bytes of zero mean the number zero, so that zeroing an expert's output is a fill. Packed integer
+# formats with a zero point are not among them; U8 holds mxfp4 blocks, two e2m1 numbers a byte.
+ZERO_FILL_DTYPES = frozenset({"F8_E4M3", "F8_E5M2", "BF16", "F16", "F32", "F64", "F4", "U8"})
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Finite bias values that decide selection whatever the scores are (runtimes.md, "Values that are safe")."""
+
+    suppress: float  # bmin - (D + 2R + 1)
+    suppress_bound: float  # bmin - (D + 2R): a suppressed bias must lie below this
+    stimulate: float  # bmax + 2D + 4R + 2
+
+
+def decode_bias(data: bytes, dtype: str) -> NDArray[Any]:
+    """The bias [E] in its own dtype, a writable copy."""
+    return np.frombuffer(data, BIAS_DTYPES[dtype]).copy()
+
+
+def margins(bias: NDArray[Any], touched: Collection[int], score_range: float) -> Margins:
+    """Finite margins for one layer.
+
+    bias: [E] in its own dtype; touched: the experts about to be edited; score_range: R, width of the interval of the score.
+    Experts that are -inf already are nobody's rival and do not count.
+
+    Raises: ValueError when no untouched expert with a finite bias is left.
+    """
+    untouched = np.ones(bias.size, bool)
+    untouched[list(touched)] = False
+    values = bias[untouched].astype(np.float64)
+    values = values[np.isfinite(values)]
+    if not values.size:
+        raise ValueError("no untouched expert is left")
+    low, high = float(values.min()), float(values.max())
+    spread = high - low
+    bound = low - (spread + 2 * score_range)
+    return Margins(suppress=bound - 1, suppress_bound=bound, stimulate=high + 2 * spread + 4 * score_range + 2)
+
+
+def edit_bias(bias: NDArray[Any], suppress: dict[int, float], stimulate: dict[int, float]) -> NDArray[Any]:
+    """A copy of the bias [E], same dtype, with some experts' values replaced; all other elements keep their bits.
+
+    suppress, stimulate: expert to value. A value that the dtype cannot hold is rounded down where it suppresses and up where
+    it stimulates, so that it still decides.
+    """
+    edited = bias.copy()
+    for expert, value in suppress.items():
+        edited[expert] = round_toward(value, bias.dtype, MINUS_INFINITY)
+    for expert, value in stimulate.items():
+        edited[expert] = round_toward(value, bias.dtype, -MINUS_INFINITY)
+    return edited
+
+
+def round_toward(value: float, dtype: np.dtype[Any], direction: float) -> Any:
+    """`value` in `dtype`, never on the other side of it than `direction` (plus or minus infinity)."""
+    with np.errstate(over="ignore"):
+        cast = dtype.type(value)
+    wrong_side = float(cast) > value if direction < 0 else float(cast) < value
+    return np.nextafter(cast, dtype.type(direction)) if wrong_side else cast

@@ -1,0 +1,448 @@
+"""Pure: checkpoint + expert sets + options -> the exact byte patches and config changes. Nothing is written here.
+
+Legend: E routed experts.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from rewriter import __version__
+from rewriter.checkpoint import Checkpoint, TensorEntry
+from rewriter.edits import BIAS_DTYPES, MINUS_INFINITY, ZERO_FILL_DTYPES, Margins, decode_bias, edit_bias, margins
+from rewriter.errors import CheckpointError, ExpertSetError, PlanError
+from rewriter.expert_set import ExpertSet
+from rewriter.families import RouterLayout, language_config
+from rewriter.feasibility import check_feasible
+
+VARIANT_SCHEMA = "mote.variant/1"
+Semantics = Literal["reroute", "drop"]
+Pair = tuple[int, int]  # (model layer, expert)
+
+
+@dataclass(frozen=True)
+class EditOptions:
+    """What the user may choose about an edit."""
+
+    semantics: Semantics = "reroute"
+    suppress_bias: str | float = "auto"  # "auto", "-inf", "margin" or a number
+    renormalize: bool = False  # turn renormalisation on where the base was trained without
+
+
+@dataclass(frozen=True)
+class TensorPatch:
+    """New bytes for a range of one tensor: `data`, or zeros where `data` is None."""
+
+    tensor: str
+    shard: str
+    offset: int  # first byte, counted from the start of the base's shard
+    size_bytes: int
+    data: bytes | None
+    sha256_before: str
+    sha256_after: str
+
+
+@dataclass(frozen=True)
+class LayerEdit:
+    """What happens to the routed experts of one model layer."""
+
+    layer: int
+    suppressed: tuple[int, ...]
+    stimulated: tuple[int, ...]
+    suppress_value: float | None = None  # the bias given; None where the output is zeroed instead, or nothing is
+    stimulate_value: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that makes a variant out of a base."""
+
+    semantics: Semantics
+    behavior: str
+    layers: tuple[LayerEdit, ...]
+    patches: tuple[TensorPatch, ...]
+    config: dict[str, Any]  # the variant's config.json
+    base_model: str | None
+    base_revision: str | None
+    renormalization: str  # one sentence
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def changed_shards(self) -> tuple[str, ...]:
+        """The shards that hold a planned tensor, sorted."""
+        return tuple(sorted({patch.shard for patch in self.patches}))
+
+    @property
+    def patched_bytes(self) -> int:
+        """Bytes of tensors that are written anew."""
+        return sum(patch.size_bytes for patch in self.patches)
+
+    @property
+    def config_text(self) -> str:
+        """The variant's config.json."""
+        return json.dumps(self.config, indent=2, ensure_ascii=False) + "\n"
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what the edit does to the tensors; it differs between variants of one base."""
+        lines = [f"{patch.tensor} {patch.offset} {patch.sha256_after}" for patch in self.patches]
+        return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    suppress: ExpertSet | None,
+    stimulate: ExpertSet | None,
+    options: EditOptions,
+    *,
+    base_model: str | None = None,
+    base_revision: str | None = None,
+) -> Plan:
+    """Work out an edit completely.
+
+    Raises: ExpertSetError for sets that do not fit the model or contradict each other; PlanError for an edit that the model's
+    router cannot bear; CheckpointError for a checkpoint that is not what its config says.
+    """
+    sets = [chosen for chosen in (suppress, stimulate) if chosen is not None]
+    if not sets:
+        raise ExpertSetError("nothing to do: give experts to suppress or to stimulate")
+    layout = checkpoint.layout
+    suppressed = _pairs(suppress, layout) if suppress else []
+    stimulated = _pairs(stimulate, layout) if stimulate else []
+    both = sorted(set(suppressed) & set(stimulated))
+    if both:
+        raise ExpertSetError(f"layer {both[0][0]} expert {both[0][1]} is to be both suppressed and stimulated; choose one")
+    _check_semantics(layout, options, bool(suppressed), bool(stimulated))
+
+    layers, patches = [], []
+    for layer in sorted({layer for layer, _ in suppressed + stimulated}):
+        chosen = _of_layer(suppressed, layer)
+        favoured = _of_layer(stimulated, layer)
+        if options.semantics == "drop":
+            patches += _drop(checkpoint, layout, layer, chosen)
+            if not favoured:
+                layers.append(LayerEdit(layer, chosen, ()))
+                continue
+        edit, patch = _edit_layer_bias(checkpoint, layer, chosen, favoured, options)
+        layers.append(edit)
+        patches.append(patch)
+
+    renormalization, config = _edit_config(checkpoint, options)
+    notes = [layout.family.notes] if layout.family.notes else []
+    notes += [str(chosen.provenance["layer_convention"]) for chosen in sets if "layer_convention" in chosen.provenance]
+    if "mote" in checkpoint.config:
+        notes.append("The base is itself a MoTE variant; its edits stay, and its mote block is kept as mote.base.")
+    plan = Plan(
+        semantics=options.semantics,
+        behavior=_behavior(suppress, stimulate),
+        layers=tuple(layers),
+        patches=tuple(patches),
+        config=config,
+        base_model=base_model,
+        base_revision=base_revision,
+        renormalization=renormalization,
+        notes=tuple(notes),
+    )
+    config["mote"] = _mote_block(plan, options, sets, checkpoint.config.get("mote"))
+    return plan
+
+
+def inverse_patches(checkpoint: Checkpoint, plan: Plan) -> tuple[TensorPatch, ...]:
+    """The patches that give the base's bytes back when applied to the variant.
+
+    checkpoint: the base.
+    """
+    restored = []
+    for patch in plan.patches:
+        entry = checkpoint.header(patch.shard).tensors[patch.tensor]
+        start = patch.offset - entry.offset
+        data = checkpoint.read(entry)[start : start + patch.size_bytes]
+        restored.append(
+            TensorPatch(
+                patch.tensor, patch.shard, patch.offset, patch.size_bytes, data, patch.sha256_after, patch.sha256_before
+            )
+        )
+    return tuple(restored)
+
+
+def value_text(value: float | None) -> str | float | None:
+    """A bias value for JSON, which has no infinity."""
+    return "-inf" if value == MINUS_INFINITY else value
+
+
+def _pairs(expert_set: ExpertSet, layout: RouterLayout) -> list[Pair]:
+    """The set's experts as (model layer, expert), checked against the model."""
+    if not expert_set.experts:
+        raise ExpertSetError(f"expert set {expert_set.behavior!r}: holds no experts, expected at least one")
+    pairs = expert_set.model_pairs(layout.moe_layers)
+    for layer, expert in pairs:
+        if expert >= layout.num_experts:
+            raise ExpertSetError(
+                f"expert set {expert_set.behavior!r}: layer {layer} has no expert {expert}, the routed experts are"
+                f" 0..{layout.num_experts - 1}"
+            )
+    duplicates = [pair for pair in pairs if pairs.count(pair) > 1]
+    if duplicates:
+        raise ExpertSetError(
+            f"expert set {expert_set.behavior!r}: layer {duplicates[0][0]} expert {duplicates[0][1]} stands"
+            f" {pairs.count(duplicates[0])} times, expected once"
+        )
+    return pairs
+
+
+def _of_layer(pairs: Iterable[Pair], layer: int) -> tuple[int, ...]:
+    return tuple(sorted(expert for at, expert in pairs if at == layer))
+
+
+def _behavior(suppress: ExpertSet | None, stimulate: ExpertSet | None) -> str:
+    """What the variant is named after: `refusal`, `stimulate-english`, or both joined."""
+    parts = [suppress.behavior] if suppress else []
+    parts += [f"stimulate-{stimulate.behavior}"] if stimulate else []
+    return "-".join(parts)
+
+
+def _check_semantics(layout: RouterLayout, options: EditOptions, suppressing: bool, stimulating: bool) -> None:
+    """Refuse what the family's routers cannot do, naming what they can."""
+    family = layout.family
+    if not layout.has_bias and (stimulating or (suppressing and options.semantics == "reroute")):
+        what = "stimulate" if stimulating else "reroute"
+        raise PlanError(
+            f"family {family.name} has no router bias, so its checkpoints cannot {what};"
+            " --semantics drop (the experts' output zeroed, their share kept) suppresses experts of this family"
+        )
+    if stimulating and (not family.can_stimulate or layout.score_range is None):
+        raise PlanError(
+            f"family {family.name}: experts can only be suppressed, since its router bias"
+            + (" enters the expert's weight as well" if not family.can_stimulate else " is added to an unbounded score")
+        )
+    if suppressing and options.semantics == "drop" and not family.expert_outputs:
+        raise PlanError(f"family {family.name}: its row names no expert output tensors, so drop is not available")
+    if options.suppress_bias == "-inf" and not family.minus_inf_safe:
+        raise PlanError(
+            f"family {family.name}: runtimes are known to fail on a router bias of -inf; use --suppress-bias margin"
+        )
+
+
+def _edit_layer_bias(
+    checkpoint: Checkpoint, layer: int, suppressed: tuple[int, ...], stimulated: tuple[int, ...], options: EditOptions
+) -> tuple[LayerEdit, TensorPatch]:
+    """The patch of one layer's selection bias."""
+    layout = checkpoint.layout
+    entry, before = _read_bias(checkpoint, layer)
+    bias = decode_bias(before, entry.dtype)
+    if options.semantics == "drop":  # suppression zeroes outputs, the bias serves stimulation only
+        suppressed_here: tuple[int, ...] = ()
+    else:
+        suppressed_here = suppressed
+    dead_before = set(np.flatnonzero(np.isneginf(bias)).tolist())
+    revived = dead_before & set(stimulated)
+    value = _suppress_value(layer, bias, suppressed_here, stimulated, options, layout) if suppressed_here else None
+    check_feasible(
+        layer,
+        layout,
+        dead=(dead_before - revived) | set(suppressed_here),
+        stimulated=stimulated,
+        suppressed_is_finite=value is not None and value != MINUS_INFINITY and not dead_before,
+    )
+    favour = _margins(layer, bias, suppressed_here, stimulated, layout).stimulate if stimulated else None
+    edited = edit_bias(
+        bias,
+        dict.fromkeys(suppressed_here, value) if value is not None else {},
+        dict.fromkeys(stimulated, favour) if favour is not None else {},
+    )
+    if not np.isfinite(edited[list(stimulated)].astype(np.float64)).all():
+        raise PlanError(f"layer {layer}: the stimulate margin {favour:g} does not fit the bias's type {entry.dtype}")
+    edit = LayerEdit(
+        layer,
+        suppressed,
+        stimulated,
+        suppress_value=float(edited[suppressed_here[0]]) if suppressed_here else None,
+        stimulate_value=float(edited[stimulated[0]]) if stimulated else None,
+    )
+    return edit, _patch(entry, before, edited.tobytes())
+
+
+def _read_bias(checkpoint: Checkpoint, layer: int) -> tuple[TensorEntry, bytes]:
+    """The selection bias of a layer, its type and shape checked."""
+    layout, names = checkpoint.layout, checkpoint.layout.bias_names(layer)
+    entry = checkpoint.find(names)
+    where = checkpoint.source.name
+    if entry is None:
+        raise CheckpointError(
+            f"{where}: has no tensor {' or '.join(names)}, expected the selection bias of layer {layer}"
+        )
+    num_choices = layout.num_experts + layout.num_other_choices
+    if entry.dtype not in BIAS_DTYPES:
+        raise CheckpointError(
+            f"{where}/{entry.shard}: {entry.name} is {entry.dtype}, expected one of {', '.join(BIAS_DTYPES)}"
+        )
+    if entry.shape not in ((num_choices,), (1, num_choices)):
+        raise CheckpointError(
+            f"{where}/{entry.shard}: {entry.name} has shape {list(entry.shape)}, expected [{num_choices}]"
+        )
+    data = checkpoint.read(entry)
+    values = decode_bias(data, entry.dtype)
+    unfit = np.isnan(values) | np.isposinf(values)
+    if unfit.any():
+        expert = int(np.flatnonzero(unfit)[0])
+        raise CheckpointError(
+            f"{where}/{entry.shard}: {entry.name} is {values[expert]} for expert {expert}, expected a finite number"
+        )
+    return entry, data
+
+
+def _suppress_value(
+    layer: int,
+    bias: Any,
+    suppressed: tuple[int, ...],
+    stimulated: tuple[int, ...],
+    options: EditOptions,
+    layout: RouterLayout,
+) -> float:
+    """The bias that a layer's suppressed experts get."""
+    choice = options.suppress_bias
+    if choice == "-inf" or (choice == "auto" and layout.family.minus_inf_safe):
+        return MINUS_INFINITY
+    finite = _margins(layer, bias, suppressed, stimulated, layout)
+    if choice in ("auto", "margin"):
+        return finite.suppress
+    value = float(choice)
+    if not value < finite.suppress_bound:
+        raise PlanError(
+            f"layer {layer}: a suppress bias of {value:g} could still be selected, expected less than"
+            f" {finite.suppress_bound:g} (the margin is {finite.suppress:g})"
+        )
+    return value
+
+
+def _margins(
+    layer: int, bias: Any, suppressed: tuple[int, ...], stimulated: tuple[int, ...], layout: RouterLayout
+) -> Margins:
+    """The finite margins of one layer, or why there are none."""
+    if layout.score_range is None:
+        raise PlanError(
+            f"layer {layer}: family {layout.family.name} adds its bias to an unbounded score, so no finite margin is"
+            " certain; use --suppress-bias=-inf"
+        )
+    try:
+        return margins(bias, {*suppressed, *stimulated}, layout.score_range)
+    except ValueError as error:
+        raise PlanError(f"layer {layer}: {error}, so no margin can be computed; edit fewer experts") from None
+
+
+def _drop(checkpoint: Checkpoint, layout: RouterLayout, layer: int, experts: tuple[int, ...]) -> list[TensorPatch]:
+    """The patches that zero the experts' outputs."""
+    patches = []
+    for expert in experts:
+        alternatives = layout.expert_output_names(layer, expert)
+        chosen = next((names for names in alternatives if all(name in checkpoint.weight_map for name in names)), None)
+        if chosen is None:
+            expected = " or ".join(" and ".join(names) for names in alternatives)
+            raise CheckpointError(
+                f"{checkpoint.source.name}: has no tensor {expected}, expected the output of expert {expert}"
+            )
+        for name in chosen:
+            entry = checkpoint.find((name,))
+            assert entry is not None  # the weight map has it
+            patches.append(_zero(checkpoint, entry, expert, layout))
+    return patches
+
+
+def _zero(checkpoint: Checkpoint, entry: TensorEntry, expert: int, layout: RouterLayout) -> TensorPatch:
+    """The patch that zeroes one expert's part of an output tensor, which may be stacked [E, ...]."""
+    where = f"{checkpoint.source.name}/{entry.shard}: {entry.name}"
+    if entry.dtype not in ZERO_FILL_DTYPES:
+        raise CheckpointError(f"{where} is {entry.dtype}, expected one of {', '.join(sorted(ZERO_FILL_DTYPES))} for drop")
+    is_stacked = any("{expert}" not in name for names in layout.family.expert_outputs for name in names) and (
+        f".{expert}." not in entry.name
+    )
+    offset, size = entry.offset, entry.size_bytes
+    if is_stacked:
+        if not entry.shape or entry.shape[0] != layout.num_experts:
+            raise CheckpointError(
+                f"{where} has shape {list(entry.shape)}, expected one of [{layout.num_experts}, ...]"
+                " with the experts stacked in front"
+            )
+        size //= layout.num_experts
+        offset += expert * size
+    before = checkpoint.read(TensorEntry(entry.name, entry.shard, entry.dtype, (), offset, size))
+    return TensorPatch(
+        entry.name, entry.shard, offset, size, None, _sha256(before), _sha256(bytes(size))
+    )
+
+
+def _patch(entry: TensorEntry, before: bytes, after: bytes) -> TensorPatch:
+    assert len(after) == entry.size_bytes
+    return TensorPatch(
+        entry.name, entry.shard, entry.offset, entry.size_bytes, after, _sha256(before), _sha256(after)
+    )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _edit_config(checkpoint: Checkpoint, options: EditOptions) -> tuple[str, dict[str, Any]]:
+    """A copy of the config with the renormalisation flag as it must be, and a sentence that says so."""
+    config: dict[str, Any] = json.loads(checkpoint.config_text)
+    family, layout = checkpoint.layout.family, checkpoint.layout
+    if family.renormalize is None:
+        return f"family {family.name} has no renormalisation flag; nothing to set", config
+    text = language_config(config, family)
+    assert isinstance(text, dict)  # both ways of reading it come from json.loads
+    if layout.renormalize:
+        known = family.renormalize in text
+        text[family.renormalize] = True
+        return f"{family.renormalize} is true in the base and {'stays' if known else 'is written out as'} true", config
+    if options.renormalize:
+        text[family.renormalize] = True
+        return f"{family.renormalize} was false in the base and is turned on as asked, which changes every token", config
+    return f"{family.renormalize} is false in the base and stays false, since turning it on changes every token", config
+
+
+def _mote_block(plan: Plan, options: EditOptions, sets: list[ExpertSet], previous: object) -> dict[str, Any]:
+    """The record of the edit that config.json carries."""
+    zeroed = options.semantics == "drop"
+    experts = []
+    for edit in plan.layers:
+        for expert in edit.suppressed:
+            value = "zero output" if zeroed else value_text(edit.suppress_value)
+            experts.append({"layer": edit.layer, "expert": expert, "action": "suppress", "value": value})
+        for expert in edit.stimulated:
+            value = value_text(edit.stimulate_value)
+            experts.append({"layer": edit.layer, "expert": expert, "action": "stimulate", "value": value})
+    block: dict[str, Any] = {
+        "schema": VARIANT_SCHEMA,
+        "tool_version": __version__,
+        "base_model": plan.base_model,
+        "base_revision": plan.base_revision,
+        "behavior": plan.behavior,
+        "semantics": plan.semantics,
+        "suppress_bias": value_text(options.suppress_bias) if isinstance(options.suppress_bias, float) else options.suppress_bias,
+        "renormalization": plan.renormalization,
+        "layer_index": "model",
+        "experts": experts,
+        "changed_files": list(plan.changed_shards),
+        "fingerprint": plan.fingerprint,
+        "tensors": [
+            {
+                "name": patch.tensor,
+                "shard": patch.shard,
+                "offset_in_shard": patch.offset,
+                "size_bytes": patch.size_bytes,
+                "sha256_before": patch.sha256_before,
+                "sha256_after": patch.sha256_after,
+            }
+            for patch in plan.patches
+        ],
+        "expert_sets": [
+            {"behavior": chosen.behavior, "model": chosen.model, "provenance": chosen.provenance} for chosen in sets
+        ],
+    }
+    if previous is not None:
+        block["base"] = previous
+    return block
