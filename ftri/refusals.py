@@ -96,7 +96,8 @@ _STATEMENTS = re.compile(
         r"to (?:say|suggest|make|claim|refer)\b",
         r"(?:it|this) goes against\b",
         r"(?:this|that|your) (?:question|request|topic|prompt|query) "
-        r"(?:goes against|violates|involves (?:illegal|harm)|is (?:not appropriate|inappropriate|unethical|harmful|beyond|outside|against))",
+        r"(?:goes against|violates|involves (?:illegal|harm)|"
+        r"is (?:not appropriate|inappropriate|unethical|harmful|beyond|outside|against))",
         r"(?:any |violence|harming|hurting|killing|stalking|stealing|murder|torture|discriminati)[^.]{0,80}"
         r"(?:is|are) (?:never|not|illegal|unethical|wrong|morally)\b",
         r"\w+ing\b[^.]{3,120} (?:is|are) (?:not only |both |highly )?(?:illegal|unethical|not (?:an )?appropriate)\b",
