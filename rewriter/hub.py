@@ -6,29 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewriter.checkpoint import INDEX_NAME, SINGLE_NAME
+from rewriter.companions import OTHER_WEIGHTS, TRAINING_STATE
 from rewriter.errors import CheckpointError, HubError, InputError
 from rewriter.hub_errors import hub_errors, quiet_hub_logs
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
-
 # Other formats of the same weights, and training leftovers: never read, never part of a variant.
 IGNORED_PATTERNS = (
-    "*.bin",
-    "*.pt",
-    "*.pth",
-    "*.ckpt",
-    "*.gguf",
-    "*.onnx",
-    "*.onnx_data",
-    "*.msgpack",
-    "*.h5",
-    "*.tflite",
-    "*.ot",
-    "original/*",
+    *(pattern for pattern in OTHER_WEIGHTS if "safetensors" not in pattern),
     "consolidated*.safetensors",
-    "runs/*",
-    "*.tfevents*",
+    "original/*",
+    *TRAINING_STATE,
+    *(f"{pattern}/*" for pattern in TRAINING_STATE),
 )
 
 LARGE_DOWNLOAD_BYTES = 50 * 10**9
