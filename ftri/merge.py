@@ -26,7 +26,8 @@ def merged_manifest(readers: Sequence[TraceReader]) -> dict[str, Any]:
             found, expected = other.manifest.get(key), first.manifest.get(key)
             if found != expected:
                 raise TraceError(
-                    f"{other.folder} has {key} {json.dumps(found)}, expected {json.dumps(expected)} as in {first.folder}"
+                    f"{other.folder} has {key} {json.dumps(found)}, "
+                    f"expected {json.dumps(expected)} as in {first.folder}"
                 )
     sources = [{key: reader.manifest.get(key) for key in SOURCE_KEYS} for reader in readers]
     common = {
@@ -38,7 +39,7 @@ def merged_manifest(readers: Sequence[TraceReader]) -> dict[str, Any]:
 
 
 def merge_traces(folders: Sequence[str | Path], output: str | Path) -> int:
-    """Write the responses of all `folders` into the new or half-written folder `output`; one response is held at a time.
+    """Write the responses of all `folders` into the new or half-written folder `output`, one at a time.
 
     A response that several folders hold is kept once. Returns the number of responses in `output`.
 

@@ -38,6 +38,7 @@ MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.jsonl"
 LOCK_NAME = ".lock"
 REQUIRED_KEYS = ("schema", "model", "config_sha256", "moe_layers", "num_experts", "top_k")
+PLACE_KEYS = frozenset({"prompt_id", "sample", "chunk", "start", "rows", "crc32"})
 # Facts about the recording machine, which may change between a run and the one that resumes it.
 UNCOMPARED_KEYS = frozenset({"versions", "capture"})
 CHUNK_SIZE_BYTES = 32 * 1024 * 1024
@@ -56,9 +57,9 @@ class TraceError(InputError):
 class TraceRecord:
     """One response with its routing.
 
-    `experts` [T, L, K], uint8 or uint16: the expert ids each token selected, ascending within K, the layers in the order
-    of the manifest's `moe_layers`; T = prompt tokens + completion tokens - 1, as the last sampled token is never run
-    through the model. `prompt` is the user's text, `rendered_prompt` what the model was given.
+    `experts` [T, L, K], uint8 or uint16: the expert ids each token selected, ascending within K, the layers in the
+    order of the manifest's `moe_layers`; T = prompt tokens + completion tokens - 1, as the last sampled token is never
+    run through the model. `prompt` is the user's text, `rendered_prompt` what the model was given.
     """
 
     prompt_id: str
@@ -219,9 +220,11 @@ def parse_index_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """
     try:
         entry = json.loads(line)
-        entry["chunk"], entry["start"], entry["rows"], entry["crc32"]  # noqa: B018 (the keys must be there)
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise TraceError(f"{path}, line {number}: not a trace entry ({error})") from error
+    missing = PLACE_KEYS - entry.keys() if isinstance(entry, dict) else PLACE_KEYS
+    if missing:
+        raise TraceError(f"{path}, line {number}: not a trace entry (it lacks {', '.join(sorted(missing))})")
     return entry
 
 
@@ -293,7 +296,7 @@ class TraceReader:
             raise TraceError(
                 f"{path} holds rows of shape {chunk.shape} ({chunk.dtype}), at least {expected} ({self.dtype}) expected"
             )
-        found = zlib.crc32(np.ascontiguousarray(rows))
+        found = zlib.crc32(rows.tobytes())
         if found != entry["crc32"]:
             raise TraceError(
                 f"{path}: the rows of prompt {entry['prompt_id']!r} have checksum {found}, {entry['crc32']} expected"
@@ -409,16 +412,16 @@ class TraceWriter:
                 raise TraceError(f"{self.folder} already holds sample {record.sample} of prompt {record.prompt_id!r}")
             expected = (record.num_rows, *self.row_shape)
             assert record.experts.shape == expected, f"experts {record.experts.shape}, expected {expected}"
-            rows = np.ascontiguousarray(record.experts, self.dtype)
+            rows = np.ascontiguousarray(record.experts, self.dtype).tobytes()
             self._part.write(rows)
             place = {
                 "chunk": self._chunk_number,
                 "start": self._num_rows,
-                "rows": len(rows),
+                "rows": record.num_rows,
                 "crc32": zlib.crc32(rows),
             }
             lines.append(json.dumps(record.metadata() | place, ensure_ascii=False) + "\n")
-            self._num_rows += len(rows)
+            self._num_rows += record.num_rows
             self.completed.add(record.key)
         sync(self._part)
         self._index.write("".join(lines).encode())
