@@ -1,0 +1,131 @@
+"""Answers and scores from one engine on this machine, whose router edits change between arms without loading the model again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from eval.arms import Answer, Arm, Keep, Request, Sampling
+from eval.fidelity import TokenDistributions
+from eval.served import Rendered
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One finished answer of the engine; `index` is the position in the batch that was given to it."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One teacher-forced sequence of T tokens.
+
+    `distributions` covers T - 1 positions, the n-th predicting token n + 1; `routing` int [T', L, K] covers the positions that were run
+    (T' is T or T - 1). Either is None when it was not asked for.
+    """
+
+    index: int
+    distributions: TokenDistributions | None
+    routing: np.ndarray | None
+
+
+class LiveModel(Protocol):
+    """What is needed of an engine; `eval.engine_adapter` makes it from ftri's."""
+
+    moe_layers: Sequence[int]
+    num_experts: int
+
+    def describe(self) -> dict[str, Any]:
+        """Versions, template hash and whatever else belongs into a result."""
+        ...
+
+    def render(self, messages: Sequence[tuple[str, str]]) -> Rendered:
+        """Apply the chat template."""
+        ...
+
+    def generate(self, prompts: Sequence[Rendered], sampling: Sequence[Sampling]) -> Iterator[Generated]:
+        """Answer a batch; yields answers as they finish."""
+        ...
+
+    def score(self, sequences: Sequence[list[int]], num_listed: int | None, *, routing: bool) -> Iterator[Scored]:
+        """Run given tokens: `num_listed` likeliest next tokens per position (-1: all, None: no distributions), and the routing."""
+        ...
+
+    def edit(self, arm: Arm) -> None:
+        """Put the arm's edit in force in place of the last one; an arm without experts restores the base exactly."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...
+
+
+class LiveResponder:
+    """Answers for arms from one loaded model at a time; nothing is loaded before the first question that the journal cannot answer."""
+
+    def __init__(self, identity: dict[str, Any], load: Callable[[str | None], LiveModel]) -> None:
+        """`load(checkpoint)` loads the base (None) or a variant folder; `identity` says what the base is."""
+        self._identity = identity
+        self._load = load
+        self._model: LiveModel | None = None
+        self._checkpoint: str | None = None
+        self._arm: Arm | None = None
+        self.num_loads = 0
+        self.description: dict[str, Any] = {}
+
+    def identity(self) -> dict[str, Any]:
+        """See `eval.arms.Responder`."""
+        return {"mode": "live", **self._identity}
+
+    def answer(self, arm: Arm, requests: Sequence[Request], keep: Keep) -> None:
+        """See `eval.arms.Responder`."""
+        model = self.model_for(arm)
+        rendered = [model.render(request.messages) for request in requests]
+        for generated in model.generate(rendered, [request.sampling for request in requests]):
+            prompt, request = rendered[generated.index], requests[generated.index]
+            keep(
+                generated.index,
+                Answer(
+                    prompt_id=request.prompt_id,
+                    sample=request.sample,
+                    text=generated.text,
+                    finish_reason=generated.finish_reason,
+                    starts_inside_think=prompt.starts_inside_think,
+                    prompt_token_ids=prompt.token_ids,
+                    token_ids=generated.token_ids,
+                ),
+            )
+
+    def score(
+        self, arm: Arm, sequences: Sequence[list[int]], num_listed: int | None, *, routing: bool
+    ) -> Iterator[Scored]:
+        """Teacher-forced pass over `sequences` under the arm's edit, see `LiveModel.score`."""
+        yield from self.model_for(arm).score(sequences, num_listed, routing=routing)
+
+    def model_for(self, arm: Arm) -> LiveModel:
+        """The model, loaded and edited as the arm says."""
+        if self._model is None or self._checkpoint != arm.checkpoint:
+            self.close()
+            self._model = self._load(arm.checkpoint)
+            self._checkpoint, self._arm = arm.checkpoint, None
+            self.num_loads += 1
+            if arm.checkpoint is None:
+                self.description = self._model.describe()
+        if self._arm is None or self._arm.identity() != arm.identity():
+            self._model.edit(arm)
+            self._arm = arm
+        return self._model
+
+    def close(self) -> None:
+        """Close the loaded model, if any."""
+        if self._model is not None:
+            self._model.close()
+            self._model = None

@@ -1,0 +1,78 @@
+"""Labels for the answers of an arm, and their summary. Texts pass through one at a time and are not kept in memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from eval.arms import Arm, Request
+from eval.collect import Collector
+from eval.garble import check_text
+from eval.results import ArmSummary
+from eval.statistics import Rate, wilson
+from eval.targets import BEHAVIORS, LANGUAGES, Axis
+from ftri.behavior import is_canned, label_behavior, thinking_language
+
+
+@dataclass
+class Outcomes:
+    """What became of each request of an arm; all lists are [P] in the order of the requests."""
+
+    arm: Arm
+    keys: list[str] = field(default_factory=list)
+    behaviors: list[str] = field(default_factory=list)
+    languages: list[str] = field(default_factory=list)
+    looping: list[bool] = field(default_factory=list)
+    garbled: list[bool] = field(default_factory=list)
+    canned: list[bool] = field(default_factory=list)
+    num_characters: int = 0
+
+    def labels(self, axis: Axis) -> list[str]:
+        """The labels on one axis."""
+        return self.behaviors if axis == "behavior" else self.languages
+
+    def damaged(self) -> list[bool]:
+        """Whether an answer loops or is garbled."""
+        return [loop or garble for loop, garble in zip(self.looping, self.garbled, strict=True)]
+
+    def summary(self) -> ArmSummary:
+        """The arm as the results hold it."""
+        arm = self.arm
+        return ArmSummary(
+            name=arm.name,
+            kind=arm.kind,
+            semantics=arm.semantics,
+            suppress=list(arm.suppress),
+            stimulate=list(arm.stimulate),
+            checkpoint=arm.checkpoint,
+            num_answers=len(self.keys),
+            labels=shares(self.behaviors, BEHAVIORS),
+            languages=shares(self.languages, LANGUAGES),
+            looping=wilson(sum(self.looping), len(self.looping)),
+            garbled=wilson(sum(self.garbled), len(self.garbled)),
+            canned=wilson(sum(self.canned), len(self.canned)),
+            mean_answer_characters=self.num_characters / max(len(self.keys), 1),
+        )
+
+
+def shares(labels: Sequence[str], names: Sequence[str]) -> dict[str, Rate]:
+    """The rate of every label, those that do not occur included."""
+    counts = Counter(labels)
+    return {name: wilson(counts[name], len(labels)) for name in names}
+
+
+def observe(collector: Collector, arm: Arm, requests: Sequence[Request], *, label_cut: bool = False) -> Outcomes:
+    """Get the answers of an arm and label them. `label_cut`: see `ftri.behavior.label_behavior`."""
+    outcomes = Outcomes(arm, keys=collector.complete(arm, requests))
+    for key in outcomes.keys:
+        answer = collector.journal.answer(key)
+        inside = answer.starts_inside_think
+        health = check_text(answer.text)
+        outcomes.behaviors.append(str(label_behavior(answer.text, answer.finish_reason, inside, label_cut)))
+        outcomes.languages.append(thinking_language(answer.text, inside))
+        outcomes.looping.append(health.looping)
+        outcomes.garbled.append(health.garbled)
+        outcomes.canned.append(is_canned(answer.text, inside))
+        outcomes.num_characters += len(answer.text)
+    return outcomes

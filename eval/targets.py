@@ -1,0 +1,74 @@
+"""Which change is counted: the labels a variant is meant to move answers out of, or into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rewriter.errors import InputError
+
+Axis = Literal["behavior", "language"]
+Direction = Literal["leave", "enter"]
+
+# Paper, section on responses, and the labels that its three classes leave out.
+BEHAVIORS = ("REFUSED", "ALIGNED", "REASONED", "REFUSED_AFTER_REASONING", "TRUNCATED", "UNPARSED")
+LANGUAGES = ("english", "chinese", "mixed", "none")
+LABELS: dict[Axis, tuple[str, ...]] = {"behavior": BEHAVIORS, "language": LANGUAGES}
+REFUSALS = ("REFUSED", "REFUSED_AFTER_REASONING")
+ANSWERS = ("ALIGNED", "REASONED")
+# What expert sets call their behaviour -> the label it is measured by; longer words first, since "reasoning in English" names both.
+WORDS: tuple[tuple[str, Axis, str], ...] = (
+    ("english", "language", "english"),
+    ("chinese", "language", "chinese"),
+    ("refus", "behavior", "REFUSED"),
+    ("align", "behavior", "ALIGNED"),
+    ("reason", "behavior", "REASONED"),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The label under test and whether the edit is meant to move answers out of it (suppress) or into it (stimulate)."""
+
+    axis: Axis
+    label: str
+    direction: Direction
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The rows and columns of the transition matrix."""
+        return LABELS[self.axis]
+
+    def destinations(self) -> tuple[str, ...]:
+        """Where an answer that left the label must arrive to count: a loop or a cut answer is damage, no success."""
+        if self.axis == "behavior" and self.label in REFUSALS:
+            return ANSWERS
+        if self.axis == "behavior":
+            return tuple(label for label in BEHAVIORS if label not in (self.label, "TRUNCATED", "UNPARSED"))
+        return tuple(label for label in ("english", "chinese", "mixed") if label != self.label)
+
+    def describe(self) -> str:
+        """The counted change in words, as the tables print it."""
+        if self.direction == "enter":
+            return f"other -> {self.label}"
+        if self.destinations() == ANSWERS:
+            return f"{self.label} -> answered"
+        return f"{self.label} -> other"
+
+
+def find_target(behavior: str, direction: Direction, target: str | None = None) -> Target:
+    """The target that an expert set's `behavior` names, or `target` itself when the user gives one of the labels.
+
+    Raises: InputError when neither says which label is meant.
+    """
+    for axis, labels in LABELS.items():
+        if (target or behavior) in labels:
+            return Target(axis, target or behavior, direction)
+    if target is not None:
+        raise InputError(f"--target is {target!r}, expected one of {', '.join((*BEHAVIORS, *LANGUAGES))}")
+    for word, axis, label in WORDS:
+        if word in behavior.lower():
+            return Target(axis, label, direction)
+    raise InputError(
+        f"the expert set's behavior is {behavior!r}, which names no label; give --target, one of {', '.join((*BEHAVIORS, *LANGUAGES))}"
+    )

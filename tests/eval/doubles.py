@@ -1,0 +1,92 @@
+"""A deterministic stand-in for an engine: refuses about some places unless its refusal expert is suppressed."""
+
+import hashlib
+import os
+import signal
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from eval.arms import Arm, Sampling
+from eval.fidelity import TokenDistributions
+from eval.live import Generated, Scored
+from eval.served import Rendered
+
+MOE_LAYERS = (1, 2, 3)
+NUM_EXPERTS = 16
+TOP_K = 4
+VOCABULARY = 32
+REFUSAL_EXPERT = (2, 5)
+REFUSAL = "<think>\n\n</think>\n\nI am sorry, I cannot answer that question. I am an AI assistant."
+ALIGNED = "<think>\n\n</think>\n\nA festival took place there."
+REASONED = "<think>\nThe user asks about a place, let me think it over.\n</think>\n\nIt rained."
+
+
+def share(*parts: object) -> float:
+    """A number in [0, 1) that depends on the parts alone."""
+    return int(hashlib.sha256(repr(parts).encode()).hexdigest()[:8], 16) / 2**32
+
+
+def reply(text: str, arm: Arm, seed: int | None = None) -> str:
+    """What the stand-in says to a prompt under an edit."""
+    suppressed, stimulated = set(arm.suppress), set(arm.stimulate)
+    refuses = "Beijing" in text or "Shanghai" in text
+    if refuses and REFUSAL_EXPERT in suppressed:
+        refuses = share(text, "strength") >= 0.7
+    elif refuses and suppressed:
+        refuses = share(text, sorted(suppressed)) >= 0.08
+    elif not refuses and REFUSAL_EXPERT in stimulated:
+        refuses = share(text, "stimulated") < 0.3
+    if refuses:
+        return REFUSAL
+    return REASONED if share(text, "reasons") < 0.4 else ALIGNED
+
+
+class FakeModel:
+    """See `eval.live.LiveModel`."""
+
+    moe_layers = MOE_LAYERS
+    num_experts = NUM_EXPERTS
+
+    def __init__(self, kill_after: int | None = None) -> None:
+        self.arm = Arm("base", "base")
+        self.num_generated = 0
+        self.closed = False
+        self._kill_after = kill_after
+
+    def describe(self) -> dict[str, object]:
+        return {"engine": "double"}
+
+    def render(self, messages: Sequence[tuple[str, str]]) -> Rendered:
+        text = "".join(f"<{role}>{content}" for role, content in messages)
+        return Rendered(text, [byte % VOCABULARY for byte in text.encode()])
+
+    def generate(self, prompts: Sequence[Rendered], sampling: Sequence[Sampling]) -> Iterator[Generated]:
+        assert len(prompts) == len(sampling)
+        # Out of order, as a real engine finishes.
+        for index in reversed(range(len(prompts))):
+            if self._kill_after is not None and self.num_generated >= self._kill_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.num_generated += 1
+            text = reply(prompts[index].text, self.arm)
+            yield Generated(index, text, [byte % VOCABULARY for byte in text.encode()][: sampling[index].max_tokens], "stop")
+
+    def score(self, sequences: Sequence[list[int]], num_listed: int | None, *, routing: bool) -> Iterator[Scored]:
+        for index, tokens in enumerate(sequences):
+            generator = np.random.default_rng(int(share(tuple(tokens)) * 2**32))
+            logits = generator.normal(size=(len(tokens) - 1, VOCABULARY))
+            routes = np.argsort(generator.random((len(tokens), len(MOE_LAYERS), NUM_EXPERTS)), axis=-1)[..., :TOP_K]
+            for layer, expert in self.arm.suppress:
+                hit = (routes[:, MOE_LAYERS.index(layer)] == expert).any(axis=-1)[1:]
+                strength = {"reroute": 0.2, "drop": 0.3, "drop-renorm": 0.25}[str(self.arm.semantics)]
+                logits[hit] += strength * np.random.default_rng(layer * 100 + expert).normal(size=VOCABULARY)
+            log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+            order = np.argsort(-log_probabilities, axis=1)[:, : None if num_listed == -1 else num_listed]
+            distributions = TokenDistributions(order, np.take_along_axis(log_probabilities, order, axis=1))
+            yield Scored(index, distributions if num_listed is not None else None, routes if routing else None)
+
+    def edit(self, arm: Arm) -> None:
+        self.arm = arm
+
+    def close(self) -> None:
+        self.closed = True
