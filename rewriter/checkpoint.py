@@ -7,7 +7,7 @@ from a ByteSource, so that a folder on disk and a repository on the Hub are read
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -35,7 +35,10 @@ DTYPE_BITS = {
 class ByteSource(Protocol):
     """Where a checkpoint's files come from."""
 
-    name: str  # how messages call it
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        ...
 
     def size_bytes(self, file_name: str) -> int | None:
         """Size of a file, or None when there is no such file."""
@@ -83,6 +86,10 @@ class TensorEntry:
     shape: tuple[int, ...]
     offset: int  # first byte, counted from the start of the shard
     size_bytes: int
+
+    def part(self, start: int, size_bytes: int) -> "TensorEntry":
+        """A byte range of the tensor, counted from its own start, as an entry that can be read."""
+        return replace(self, shape=(), offset=self.offset + start, size_bytes=size_bytes)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class ExpertSet(BaseModel):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
-    schema_id: Annotated[Literal["mote.expert-set/1"], Field(alias="schema")] = SCHEMA_ID
+    schema_id: Annotated[Literal["mote.expert-set/1"], Field(alias="schema")] = "mote.expert-set/1"
     model: Annotated[str | None, Field(description="Hub id, or a folder relative to this file.")] = None
     revision: Annotated[str | None, Field(description="Hub revision of the model.")] = None
     layer_index: Annotated[
@@ -42,9 +42,7 @@ class ExpertSet(BaseModel):
     provenance: Annotated[dict[str, Any], Field(description="Free: how the list was made.")] = {}
 
     @classmethod
-    def load(
-        cls, path: str | Path, *, model: str | None = None, layer_index: LayerIndex | None = None
-    ) -> Self:
+    def load(cls, path: str | Path, *, model: str | None = None, layer_index: LayerIndex | None = None) -> Self:
         """Read an expert set from a JSON file, a preset (`preset:NAME`), or a bare list of [layer, expert] pairs.
 
         `layer_index` overrides what the file says; a bare list (as the paper's appendix prints them) needs it and
@@ -84,9 +82,9 @@ class ExpertSet(BaseModel):
         document["schema"] = self.schema_id
         experts = document.pop("experts")
         provenance = document.pop("provenance")
-        head = json.dumps(
-            {"schema": document.pop("schema"), **document}, indent=2, ensure_ascii=False
-        ).removesuffix("\n}")
+        head = json.dumps({"schema": document.pop("schema"), **document}, indent=2, ensure_ascii=False).removesuffix(
+            "\n}"
+        )
         lines = ",\n".join(f"    {json.dumps(entry, ensure_ascii=False)}" for entry in experts)
         listed = f"[\n{lines}\n  ]" if experts else "[]"
         tail = json.dumps({"provenance": provenance}, indent=2, ensure_ascii=False).removeprefix("{\n")

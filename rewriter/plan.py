@@ -6,7 +6,7 @@ Legend: E routed experts.
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -39,7 +39,7 @@ class TensorPatch:
 
     tensor: str
     shard: str
-    offset: int  # first byte, counted from the start of the base's shard
+    start: int  # first byte, counted from the start of the tensor
     size_bytes: int
     data: bytes | None
     sha256_before: str
@@ -66,9 +66,11 @@ class Plan:
     layers: tuple[LayerEdit, ...]
     patches: tuple[TensorPatch, ...]
     config: dict[str, Any]  # the variant's config.json
-    base_model: str | None
+    base_model: str | None  # Hub id, where the base came from the Hub
     base_revision: str | None
-    renormalization: str  # one sentence
+    base_folder: str | None  # the folder's own name, never its path
+    renormalizes: bool | None  # what the variant's config says; None where the family has no flag
+    renormalization: str  # the same in one sentence
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -89,7 +91,7 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """A hash of what the edit does to the tensors; it differs between variants of one base."""
-        lines = [f"{patch.tensor} {patch.offset} {patch.sha256_after}" for patch in self.patches]
+        lines = [f"{patch.tensor} {patch.start} {patch.sha256_after}" for patch in self.patches]
         return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
@@ -101,6 +103,7 @@ def make_plan(
     *,
     base_model: str | None = None,
     base_revision: str | None = None,
+    base_folder: str | None = None,
 ) -> Plan:
     """Work out an edit completely.
 
@@ -115,7 +118,9 @@ def make_plan(
     stimulated = _pairs(stimulate, layout) if stimulate else []
     both = sorted(set(suppressed) & set(stimulated))
     if both:
-        raise ExpertSetError(f"layer {both[0][0]} expert {both[0][1]} is to be both suppressed and stimulated; choose one")
+        raise ExpertSetError(
+            f"layer {both[0][0]} expert {both[0][1]} is to be both suppressed and stimulated; choose one"
+        )
     _check_semantics(layout, options, bool(suppressed), bool(stimulated))
 
     layers, patches = [], []
@@ -131,7 +136,7 @@ def make_plan(
         layers.append(edit)
         patches.append(patch)
 
-    renormalization, config = _edit_config(checkpoint, options)
+    renormalizes, renormalization, config = _edit_config(checkpoint, options)
     notes = [layout.family.notes] if layout.family.notes else []
     notes += [str(chosen.provenance["layer_convention"]) for chosen in sets if "layer_convention" in chosen.provenance]
     if "mote" in checkpoint.config:
@@ -144,6 +149,8 @@ def make_plan(
         config=config,
         base_model=base_model,
         base_revision=base_revision,
+        base_folder=base_folder,
+        renormalizes=renormalizes,
         renormalization=renormalization,
         notes=tuple(notes),
     )
@@ -159,13 +166,8 @@ def inverse_patches(checkpoint: Checkpoint, plan: Plan) -> tuple[TensorPatch, ..
     restored = []
     for patch in plan.patches:
         entry = checkpoint.header(patch.shard).tensors[patch.tensor]
-        start = patch.offset - entry.offset
-        data = checkpoint.read(entry)[start : start + patch.size_bytes]
-        restored.append(
-            TensorPatch(
-                patch.tensor, patch.shard, patch.offset, patch.size_bytes, data, patch.sha256_after, patch.sha256_before
-            )
-        )
+        data = checkpoint.read(entry.part(patch.start, patch.size_bytes))
+        restored.append(replace(patch, data=data, sha256_before=patch.sha256_after, sha256_after=patch.sha256_before))
     return tuple(restored)
 
 
@@ -339,69 +341,67 @@ def _drop(checkpoint: Checkpoint, layout: RouterLayout, layer: int, experts: tup
     patches = []
     for expert in experts:
         alternatives = layout.expert_output_names(layer, expert)
-        chosen = next((names for names in alternatives if all(name in checkpoint.weight_map for name in names)), None)
-        if chosen is None:
+        present = [all(name in checkpoint.weight_map for name in names) for names in alternatives]
+        if True not in present:
             expected = " or ".join(" and ".join(names) for names in alternatives)
             raise CheckpointError(
                 f"{checkpoint.source.name}: has no tensor {expected}, expected the output of expert {expert}"
             )
-        for name in chosen:
+        chosen = present.index(True)
+        for template, name in zip(layout.family.expert_outputs[chosen], alternatives[chosen], strict=True):
             entry = checkpoint.find((name,))
             assert entry is not None  # the weight map has it
-            patches.append(_zero(checkpoint, entry, expert, layout))
+            patches.append(_zero(checkpoint, entry, None if "{expert}" in template else expert, layout))
     return patches
 
 
-def _zero(checkpoint: Checkpoint, entry: TensorEntry, expert: int, layout: RouterLayout) -> TensorPatch:
-    """The patch that zeroes one expert's part of an output tensor, which may be stacked [E, ...]."""
+def _zero(checkpoint: Checkpoint, entry: TensorEntry, row: int | None, layout: RouterLayout) -> TensorPatch:
+    """The patch that zeroes an expert's output tensor, or its row where the tensor is stacked [E, ...]."""
     where = f"{checkpoint.source.name}/{entry.shard}: {entry.name}"
     if entry.dtype not in ZERO_FILL_DTYPES:
-        raise CheckpointError(f"{where} is {entry.dtype}, expected one of {', '.join(sorted(ZERO_FILL_DTYPES))} for drop")
-    is_stacked = any("{expert}" not in name for names in layout.family.expert_outputs for name in names) and (
-        f".{expert}." not in entry.name
-    )
-    offset, size = entry.offset, entry.size_bytes
-    if is_stacked:
+        raise CheckpointError(
+            f"{where} is {entry.dtype}, expected one of {', '.join(sorted(ZERO_FILL_DTYPES))} for drop"
+        )
+    start, size = 0, entry.size_bytes
+    if row is not None:
         if not entry.shape or entry.shape[0] != layout.num_experts:
             raise CheckpointError(
                 f"{where} has shape {list(entry.shape)}, expected one of [{layout.num_experts}, ...]"
                 " with the experts stacked in front"
             )
         size //= layout.num_experts
-        offset += expert * size
-    before = checkpoint.read(TensorEntry(entry.name, entry.shard, entry.dtype, (), offset, size))
-    return TensorPatch(
-        entry.name, entry.shard, offset, size, None, _sha256(before), _sha256(bytes(size))
-    )
+        start = row * size
+    before = checkpoint.read(entry.part(start, size))
+    return TensorPatch(entry.name, entry.shard, start, size, None, _sha256(before), _sha256(bytes(size)))
 
 
 def _patch(entry: TensorEntry, before: bytes, after: bytes) -> TensorPatch:
     assert len(after) == entry.size_bytes
-    return TensorPatch(
-        entry.name, entry.shard, entry.offset, entry.size_bytes, after, _sha256(before), _sha256(after)
-    )
+    return TensorPatch(entry.name, entry.shard, 0, entry.size_bytes, after, _sha256(before), _sha256(after))
 
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _edit_config(checkpoint: Checkpoint, options: EditOptions) -> tuple[str, dict[str, Any]]:
+def _edit_config(checkpoint: Checkpoint, options: EditOptions) -> tuple[bool | None, str, dict[str, Any]]:
     """A copy of the config with the renormalisation flag as it must be, and a sentence that says so."""
     config: dict[str, Any] = json.loads(checkpoint.config_text)
     family, layout = checkpoint.layout.family, checkpoint.layout
     if family.renormalize is None:
-        return f"family {family.name} has no renormalisation flag; nothing to set", config
+        return None, f"family {family.name} has no renormalisation flag; nothing to set", config
     text = language_config(config, family)
     assert isinstance(text, dict)  # both ways of reading it come from json.loads
     if layout.renormalize:
         known = family.renormalize in text
         text[family.renormalize] = True
-        return f"{family.renormalize} is true in the base and {'stays' if known else 'is written out as'} true", config
+        sentence = f"{family.renormalize} is true in the base and {'stays' if known else 'is written out as'} true"
+        return True, sentence, config
     if options.renormalize:
         text[family.renormalize] = True
-        return f"{family.renormalize} was false in the base and is turned on as asked, which changes every token", config
-    return f"{family.renormalize} is false in the base and stays false, since turning it on changes every token", config
+        sentence = f"{family.renormalize} was false in the base and is turned on as asked, which changes every token"
+        return True, sentence, config
+    return False, f"{family.renormalize} is false in the base and stays so: turning it on changes every token", config
 
 
 def _mote_block(plan: Plan, options: EditOptions, sets: list[ExpertSet], previous: object) -> dict[str, Any]:
@@ -420,9 +420,12 @@ def _mote_block(plan: Plan, options: EditOptions, sets: list[ExpertSet], previou
         "tool_version": __version__,
         "base_model": plan.base_model,
         "base_revision": plan.base_revision,
+        "base_folder": plan.base_folder,
         "behavior": plan.behavior,
         "semantics": plan.semantics,
-        "suppress_bias": value_text(options.suppress_bias) if isinstance(options.suppress_bias, float) else options.suppress_bias,
+        "suppress_bias": value_text(options.suppress_bias)
+        if isinstance(options.suppress_bias, float)
+        else options.suppress_bias,
         "renormalization": plan.renormalization,
         "layer_index": "model",
         "experts": experts,
@@ -432,7 +435,7 @@ def _mote_block(plan: Plan, options: EditOptions, sets: list[ExpertSet], previou
             {
                 "name": patch.tensor,
                 "shard": patch.shard,
-                "offset_in_shard": patch.offset,
+                "start": patch.start,
                 "size_bytes": patch.size_bytes,
                 "sha256_before": patch.sha256_before,
                 "sha256_after": patch.sha256_after,

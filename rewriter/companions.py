@@ -1,0 +1,41 @@
+"""Which of a model folder's other files belong into a variant: tokenizer and code do, other weights and training state do not."""
+
+import os
+from collections.abc import Collection
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+# Weights in other formats, or beside the index, would hold the tensors unedited, and some runtimes load whatever they find.
+OTHER_WEIGHTS = (
+    "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.h5",
+    "*.msgpack", "*.gguf", "*.onnx", "*.onnx_data", "*.npz", "*.distcp", "*.tflite", "*.ot",
+)  # fmt: skip
+TRAINING_STATE = (
+    "optimizer*", "scheduler*", "rng_state*", "trainer_state.json", "training_args*", "events.out.tfevents*",
+    "global_step*", "checkpoint-*", "runs", "wandb", "zero_to_fp32.py", "latest",
+)  # fmt: skip
+HIDDEN = (".*", "__pycache__")
+
+
+def companion_files(folder: Path, handled: Collection[str]) -> tuple[list[Path], list[Path]]:
+    """The other files of a model folder that come along, and those left out, both relative to it and sorted.
+
+    handled: files at the top that are dealt with elsewhere (shards, index, config, card).
+    """
+    taken: list[Path] = []
+    left: list[Path] = []
+    for base, folders, files in os.walk(folder):
+        here = Path(base).relative_to(folder)
+        for name in sorted(folders):
+            if _is_left_out(name):
+                left.append(here / name)
+        folders[:] = sorted(name for name in folders if not _is_left_out(name))
+        for name in sorted(files):
+            path = here / name
+            if str(path) not in handled:
+                (left if _is_left_out(name) else taken).append(path)
+    return sorted(taken), sorted(path for path in left if not path.name.startswith("."))
+
+
+def _is_left_out(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in (*OTHER_WEIGHTS, *TRAINING_STATE, *HIDDEN))

@@ -1,0 +1,228 @@
+"""Executes a plan into a new folder: unchanged shards are linked, edited ones copied by the kernel and patched in the copy."""
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rewriter.checkpoint import CONFIG_NAME, INDEX_NAME, LENGTH_BYTES, Checkpoint
+from rewriter.companions import companion_files
+from rewriter.copying import (
+    BLOCK_BYTES,
+    LinkMethod,
+    LinkMode,
+    Progress,
+    copy_range,
+    disk_bytes,
+    fsync_file,
+    place_unchanged,
+    write_fully,
+    write_zeros,
+)
+from rewriter.errors import CheckpointError, OutputError
+from rewriter.output_folder import OutputFolder
+from rewriter.plan import Plan, TensorPatch
+from rewriter.preview import preview
+from rewriter.shard_header import mark_header
+from rewriter.variant_card import CARD_NAME, serve_line, variant_card
+
+
+@dataclass
+class EmitResult:
+    """What was done, for people and for scripts."""
+
+    folder: str
+    base: str
+    behavior: str
+    semantics: str
+    num_suppressed: int
+    num_stimulated: int
+    shards: dict[str, int] = field(default_factory=dict)  # how -> number of shards
+    bytes_shared: int = 0  # reflinked
+    bytes_linked: int = 0  # hard or symbolic links
+    bytes_copied: int = 0
+    bytes_patched: int = 0
+    files_left_out: list[str] = field(default_factory=list)
+    renormalization: str = ""
+    serve: str = ""
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """As `--json` prints it."""
+        return asdict(self)
+
+
+def emit(
+    plan: Plan,
+    base: Path,
+    target: Path,
+    *,
+    link: LinkMode = "auto",
+    overwrite: bool = False,
+    progress: Callable[[int], AbstractContextManager[Progress]] | None = None,
+) -> EmitResult:
+    """Write the variant folder; it appears complete and checked, or not at all.
+
+    base: the folder the plan was made from, never opened for writing. progress: given the bytes in all, a context that takes the
+    bytes done.
+
+    Raises: OutputError for a target that exists, is in use, lies in the base, or does not fit on the disk; CheckpointError when
+    the base changed since it was planned or cannot be read.
+    """
+    started = time.monotonic()
+    checkpoint = Checkpoint.open(base)
+    with OutputFolder(target, base, overwrite=overwrite) as output:
+        seen = preview(plan, base, target, link)
+        if seen.needed_bytes > seen.free_bytes:
+            raise OutputError(
+                f"{target.parent}: has {seen.free_bytes:,} bytes free, but the variant needs {seen.needed_bytes:,}"
+                f" ({seen.num_changed} edited shards copied, {seen.num_unchanged} others by {seen.unchanged_method})"
+            )
+        result = _new_result(plan, checkpoint, base, target)
+        total = seen.unchanged_bytes + sum(checkpoint.shard_size(shard) for shard in plan.changed_shards)
+        try:
+            with progress(total) if progress else nullcontext(_ignore) as report:
+                _write_shards(plan, checkpoint, base, output.partial, link, result, report)
+            _write_companions(plan, checkpoint, base, output.partial, target, result)
+            check_patched(output.partial, plan)
+        except OSError as error:
+            raise _explain(error, base, target) from None
+        output.commit()
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def check_patched(folder: Path, plan: Plan) -> None:
+    """Read the planned bytes of a written variant back.
+
+    Raises: CheckpointError when a shard is malformed or a planned tensor is not as planned.
+    """
+    written = Checkpoint.open(folder)
+    for patch in plan.patches:
+        entry = written.header(patch.shard).tensors[patch.tensor]
+        data = written.read(entry.part(patch.start, patch.size_bytes))
+        if hashlib.sha256(data).hexdigest() != patch.sha256_after:
+            raise CheckpointError(
+                f"{folder / patch.shard}: {patch.tensor} read back differs from what was written; the disk is faulty"
+            )
+
+
+def _ignore(count: int) -> None:
+    """A progress report that nobody watches."""
+
+
+def _new_result(plan: Plan, checkpoint: Checkpoint, base: Path, target: Path) -> EmitResult:
+    size_bytes = sum(map(checkpoint.shard_size, checkpoint.shards))
+    shown = os.path.relpath(target)
+    shown = str(target) if shown.startswith("..") else f"./{shown}"
+    return EmitResult(
+        folder=str(target),
+        base=str(base),
+        behavior=plan.behavior,
+        semantics=plan.semantics,
+        num_suppressed=sum(len(edit.suppressed) for edit in plan.layers),
+        num_stimulated=sum(len(edit.stimulated) for edit in plan.layers),
+        bytes_patched=plan.patched_bytes,
+        renormalization=plan.renormalization,
+        serve=serve_line(shown, plan.config, size_bytes),
+    )
+
+
+def _write_shards(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    base: Path,
+    folder: Path,
+    link: LinkMode,
+    result: EmitResult,
+    report: Progress,
+) -> None:
+    """Put all shards into the folder, the edited ones patched."""
+    methods: Counter[str] = Counter()
+    for shard in checkpoint.shards:
+        patches = [patch for patch in plan.patches if patch.shard == shard]
+        method: LinkMethod
+        if patches:
+            method = _write_edited(checkpoint, base / shard, folder / shard, patches, plan.fingerprint, report)
+            methods["edited" if method == "copy" else "edited, blocks shared"] += 1
+        else:
+            method = place_unchanged(base / shard, folder / shard, link, report)
+            methods[method] += 1
+        size = checkpoint.shard_size(shard)
+        if method == "reflink":
+            result.bytes_shared += size
+        elif method == "copy":
+            result.bytes_copied += disk_bytes(folder / shard)
+        else:
+            result.bytes_linked += size
+    result.shards = dict(sorted(methods.items()))
+
+
+def _write_edited(
+    checkpoint: Checkpoint, source: Path, target: Path, patches: list[TensorPatch], fingerprint: str, report: Progress
+) -> LinkMethod:
+    """Copy one shard behind a marked header and patch the copy."""
+    header = checkpoint.header(source.name)
+    text = mark_header(header.document, header.length, fingerprint)
+    shift = len(text) - header.length
+    begin = header.body_offset
+    # Blocks are shared from the first whole one behind the header on; the piece before it is written.
+    aligned = min(-(-begin // BLOCK_BYTES) * BLOCK_BYTES, header.file_size)
+    with source.open("rb", buffering=0) as opened, target.open("x+b", buffering=0) as created:
+        if os.fstat(opened.fileno()).st_size != header.file_size:
+            raise CheckpointError(f"{source}: its size changed while it was read, expected {header.file_size} bytes")
+        method = copy_range(
+            opened.fileno(), created.fileno(), aligned, aligned + shift, header.file_size - aligned, report
+        )
+        report(aligned)
+        piece = os.pread(opened.fileno(), aligned - begin, begin)
+        write_fully(created.fileno(), len(text).to_bytes(LENGTH_BYTES, "little") + text + piece, 0)
+        for patch in patches:
+            at = header.tensors[patch.tensor].offset + patch.start + shift
+            if patch.data is None:
+                write_zeros(created.fileno(), at, patch.size_bytes)
+            else:
+                write_fully(created.fileno(), patch.data, at)
+        os.fsync(created.fileno())
+    return method
+
+
+def _write_companions(
+    plan: Plan, checkpoint: Checkpoint, base: Path, folder: Path, target: Path, result: EmitResult
+) -> None:
+    """Write the index, the other files, the card and, last, the config."""
+    handled = {*checkpoint.shards, INDEX_NAME, CONFIG_NAME, CARD_NAME}
+    taken, left = companion_files(base, handled)
+    if (base / INDEX_NAME).exists():
+        taken.append(Path(INDEX_NAME))
+    for path in taken:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Copied even where shards are linked: people edit these, and an edit must not reach the base.
+            shutil.copyfile(base / path, folder / path)
+        except FileNotFoundError:
+            raise CheckpointError(f"{base / path}: is a broken link, expected a file") from None
+        fsync_file(folder / path)
+    _write_text(folder / CARD_NAME, variant_card(plan, checkpoint, base, target))
+    _write_text(folder / CONFIG_NAME, plan.config_text)
+    result.files_left_out = [str(path) for path in left]
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    fsync_file(path)
+
+
+def _explain(error: OSError, base: Path, target: Path) -> OutputError:
+    """The sentence for what the operating system refused."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"{target}: the disk is full ({error.strerror}); nothing was left behind")
+    place = error.filename or base
+    return OutputError(f"{target}: writing it failed at {place} ({error.strerror}); nothing was left behind")

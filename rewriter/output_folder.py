@@ -1,0 +1,168 @@
+"""An output folder that appears all at once or not at all, even when the process is killed or two runs race.
+
+Everything is written into a hidden sibling, locked for as long as the process lives, and renamed into place at the end. A sibling
+that a killed run left behind is no longer locked, and the next run into the same output clears it away.
+"""
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rewriter.errors import OutputError
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
+
+
+class OutputFolder:
+    """Write into `.partial`, then `commit()`; leaving without a commit removes all that was written.
+
+    Raises: OutputError when the target exists (unless `overwrite`), overlaps the source, is being written by another run, or
+    cannot be created.
+    """
+
+    def __init__(self, target: Path, source: Path, *, overwrite: bool = False) -> None:
+        self.target = Path(os.path.abspath(target))
+        self.partial = self.target.with_name(f".{self.target.name}.mote-partial")
+        self._overwrite = overwrite
+        self._descriptor = -1
+        check_target(self.target, source, overwrite=overwrite)
+
+    def __enter__(self) -> Self:
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = self._lock()
+            _clear(self.partial)
+        except OSError as error:
+            self._close()
+            raise OutputError(f"{self.target.parent}: cannot be written ({error.strerror})") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After a commit the sibling is gone, or holds the variant that was replaced.
+        if self._descriptor >= 0:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self._close()
+
+    def commit(self) -> None:
+        """Make the folder durable and give it its name.
+
+        Raises: OutputError when the name was taken meanwhile.
+        """
+        for folder, _, _ in os.walk(self.partial, topdown=False):
+            fsync_folder(Path(folder))
+        try:
+            if self._overwrite and self.target.exists():
+                _exchange(self.partial, self.target)
+            else:
+                self.partial.rename(self.target)
+        except OSError as error:
+            raise OutputError(
+                f"{self.target}: cannot be created from {self.partial.name} ({error.strerror}); was it made meanwhile?"
+            ) from None
+        fsync_folder(self.target.parent)
+
+    def _lock(self) -> int:
+        """Create the sibling and hold a lock on it, which the kernel drops when this process ends however it ends."""
+        while True:
+            self.partial.mkdir(exist_ok=True)
+            descriptor = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found = os.stat(self.partial)
+            except BlockingIOError:
+                os.close(descriptor)
+                raise OutputError(
+                    f"{self.target}: another run is writing it now ({self.partial.name} is locked)"
+                ) from None
+            except FileNotFoundError:
+                os.close(descriptor)  # renamed away by the run that held it; try again with a new one
+                continue
+            if os.path.samestat(found, os.fstat(descriptor)):
+                check_target_is_free(self.target, overwrite=self._overwrite)
+                return descriptor
+            os.close(descriptor)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def check_target(target: Path, source: Path, *, overwrite: bool) -> None:
+    """Refuse an output that exists or that overlaps the source.
+
+    Raises: OutputError.
+    """
+    real_target, real_source = Path(os.path.realpath(target)), Path(os.path.realpath(source))
+    if real_target == real_source or real_source in real_target.parents:
+        raise OutputError(f"{target}: lies in the source {source}, which is never written; choose another -o")
+    if real_target in real_source.parents:
+        raise OutputError(f"{target}: holds the source {source}, which is never written; choose another -o")
+    check_target_is_free(target, overwrite=overwrite)
+
+
+def check_target_is_free(target: Path, *, overwrite: bool) -> None:
+    """Refuse an existing output, and with `overwrite` one that is not a variant.
+
+    Raises: OutputError.
+    """
+    if not os.path.lexists(target):
+        return
+    if target.is_dir() and not target.is_symlink():
+        if not any(target.iterdir()):
+            return
+        if overwrite and is_variant(target):
+            return
+        if overwrite:
+            raise OutputError(f"{target}: exists and is not a MoTE variant, so --overwrite does not replace it")
+    raise OutputError(f"{target}: exists; choose another -o, or give --overwrite to replace a variant")
+
+
+def is_variant(folder: Path) -> bool:
+    """Whether a folder's config.json carries a mote block."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and isinstance(config.get("mote"), dict)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a folder's entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a killed run left in the sibling."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _exchange(partial: Path, target: Path) -> None:
+    """Swap two folders in one step; where the filesystem cannot, move the old one aside first."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(AT_FDCWD, os.fsencode(partial), AT_FDCWD, os.fsencode(target), RENAME_EXCHANGE) == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in CANNOT_EXCHANGE:
+        raise OSError(code, os.strerror(code))
+    aside = target.with_name(f".{target.name}.mote-old")
+    target.rename(aside)
+    partial.rename(target)
+    shutil.rmtree(aside)

@@ -1,0 +1,75 @@
+"""What executing a plan would move, found out without writing the output."""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rewriter.checkpoint import Checkpoint
+from rewriter.copying import LinkMethod, LinkMode, can_hardlink, can_reflink, disk_bytes
+from rewriter.errors import OutputError
+from rewriter.plan import Plan
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What executing a plan would move, worked out without writing the output."""
+
+    unchanged_method: LinkMethod
+    num_unchanged: int
+    unchanged_bytes: int
+    changed_shares_blocks: bool
+    num_changed: int
+    changed_bytes: int  # on disk: holes of sparse files do not count
+    free_bytes: int
+
+    @property
+    def needed_bytes(self) -> int:
+        """Disk space that will be used, metadata apart."""
+        needed = 0 if self.changed_shares_blocks else self.changed_bytes
+        return needed + (self.unchanged_bytes if self.unchanged_method == "copy" else 0)
+
+
+def preview(plan: Plan, base: Path, target: Path, link: LinkMode) -> Preview:
+    """Try on small files which ways of copying work from the base to the target's filesystem, and count the bytes.
+
+    Raises: OutputError when the target's parent cannot be written, or the asked-for way does not work there.
+    """
+    parent = target.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    shards = Checkpoint.open(base).shards
+    changed = set(plan.changed_shards)
+    unchanged = [base / shard for shard in shards if shard not in changed]
+    method, shares = _probe(base, unchanged, sorted(changed), parent, link)
+    return Preview(
+        unchanged_method=method,
+        num_unchanged=len(unchanged),
+        unchanged_bytes=sum(disk_bytes(path) if method == "copy" else path.stat().st_size for path in unchanged),
+        changed_shares_blocks=shares,
+        num_changed=len(changed),
+        changed_bytes=sum(disk_bytes(base / shard) for shard in changed),
+        free_bytes=shutil.disk_usage(parent).free,
+    )
+
+
+def _probe(
+    base: Path, unchanged: list[Path], changed: list[str], parent: Path, link: LinkMode
+) -> tuple[LinkMethod, bool]:
+    """How unchanged shards will come over, and whether edited ones can share blocks, tried in a scratch folder."""
+    sample = unchanged[0] if unchanged else base / changed[0]
+    try:
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".mote-probe-") as scratch:
+            shares = can_reflink(sample, Path(scratch) / "reflink")
+            if link in ("copy", "symlink"):
+                return link, shares
+            if shares:
+                return "reflink", True
+            if link == "reflink":
+                raise OutputError(f"{parent}: cannot share blocks with {sample}; use --link auto")
+            hard = can_hardlink(sample, Path(scratch) / "hardlink")
+            if link == "hardlink" and not hard:
+                raise OutputError(f"{parent}: cannot hold a hard link to {sample}; use --link auto")
+            return ("hardlink" if hard else "copy"), False
+    except OSError as error:
+        raise OutputError(f"{parent}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,83 @@
+"""Which stock runtimes a variant is safe on: one row a runtime, from its source (docs/runtimes.md names the files).
+
+"run" means that our tests serve a variant on it; "read" that its source was read and not run.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rewriter.families import RouterLayout
+
+Verdict = Literal["safe", "not safe"]
+Check = Callable[[Mapping[str, Any], RouterLayout], str | None]  # why it is not safe, or None
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One runtime and what makes a variant unsafe on it."""
+
+    name: str
+    evidence: Literal["run", "read"]
+    check: Check
+    remark: str = ""
+
+
+def safety(block: Mapping[str, Any], layout: RouterLayout) -> list[dict[str, str]]:
+    """For each runtime whether a variant with this mote block is safe on it, and why not."""
+    rows = []
+    for runtime in RUNTIMES:
+        reason = runtime.check(block, layout)
+        verdict: Verdict = "not safe" if reason else "safe"
+        rows.append(
+            {
+                "runtime": runtime.name,
+                "verdict": verdict,
+                "evidence": runtime.evidence,
+                "reason": reason or runtime.remark,
+            }
+        )
+    return rows
+
+
+def _never(block: Mapping[str, Any], layout: RouterLayout) -> str | None:
+    return None
+
+
+def _minus_inf(block: Mapping[str, Any], layout: RouterLayout) -> str | None:
+    if any(entry["value"] == "-inf" for entry in block["experts"]):
+        return "rejects or mishandles a router bias of -inf; rewrite with --suppress-bias margin"
+    return None
+
+
+def _dead_group(block: Mapping[str, Any], layout: RouterLayout) -> str | None:
+    """AITER's kernels mishandle a group whose every expert is -inf."""
+    group_size = layout.num_experts // layout.num_groups
+    dead: dict[tuple[int, int], int] = {}
+    for entry in block["experts"]:
+        if entry["value"] == "-inf":
+            group = (entry["layer"], entry["expert"] // group_size)
+            dead[group] = dead.get(group, 0) + 1
+    for (layer, dead_group), count in dead.items():
+        if count == group_size:
+            return (
+                f"all experts of layer {layer} group {dead_group} have a bias of -inf; rewrite with --suppress-bias margin"
+            )
+    return None
+
+
+def _always_normalises(block: Mapping[str, Any], layout: RouterLayout) -> str | None:
+    if layout.family.renormalize and not layout.renormalize and layout.has_bias:
+        return "its fused kernels always normalise, but this model's config says not to (the base has the same fault there)"
+    return None
+
+
+RUNTIMES: tuple[Runtime, ...] = (
+    Runtime("vLLM", "run", _never, "CPU run, CUDA read"),
+    Runtime("transformers 5", "run", _never),
+    Runtime("SGLang", "read", _always_normalises),
+    Runtime("TensorRT-LLM", "read", _always_normalises),
+    Runtime("AITER (vLLM or SGLang on ROCm)", "read", _dead_group),
+    Runtime("llama.cpp (after conversion)", "read", _minus_inf),
+    Runtime("DeepSeek's inference code before 2025-02-14", "read", _minus_inf),
+)

@@ -1,0 +1,107 @@
+"""What mote-rewrite says of a plan and of a result, as lines for people and as documents for scripts."""
+
+from pathlib import Path
+from typing import Any
+
+from rewriter.emit import EmitResult
+from rewriter.plan import LayerEdit, Plan, value_text
+from rewriter.preview import Preview
+from rewriter.verify import VerifyResult
+
+NUM_LAYERS_SHOWN = 60
+
+
+def plan_document(plan: Plan, preview: Preview, base: Path, target: Path) -> dict[str, Any]:
+    """The plan for `--dry-run --json`: what would be written where, the free disk space, and the config's mote block."""
+    return {
+        "base": str(base),
+        "output": str(target),
+        "patched_bytes": plan.patched_bytes,
+        "changed_shards": list(plan.changed_shards),
+        "changed_bytes": preview.changed_bytes,
+        "changed_share_blocks": preview.changed_shares_blocks,
+        "unchanged_shards": preview.num_unchanged,
+        "unchanged_method": preview.unchanged_method,
+        "needed_bytes": preview.needed_bytes,
+        "free_bytes": preview.free_bytes,
+        "notes": list(plan.notes),
+        "mote": plan.config["mote"],
+    }
+
+
+def plan_lines(plan: Plan, preview: Preview, base: Path, target: Path) -> list[str]:
+    """The plan for people."""
+    lines = [f"plan: {base} -> {target} (nothing is written yet)"]
+    lines += [f"  {_layer_text(edit, plan)}" for edit in plan.layers[:NUM_LAYERS_SHOWN]]
+    if len(plan.layers) > NUM_LAYERS_SHOWN:
+        lines.append(f"  ... and {len(plan.layers) - NUM_LAYERS_SHOWN} more layers")
+    edited = (
+        "sharing blocks with the base"
+        if preview.changed_shares_blocks
+        else f"{size_text(preview.changed_bytes)} copied"
+    )
+    lines += [
+        f"  tensors: {len(plan.patches)} patched, {size_text(plan.patched_bytes)}",
+        f"  edited shards: {preview.num_changed} ({edited})",
+        f"  other shards: {preview.num_unchanged} by {preview.unchanged_method}",
+        f"  disk: {size_text(preview.needed_bytes)} needed, {size_text(preview.free_bytes)} free",
+        f"  config.json: {plan.renormalization}",
+    ]
+    return lines + [f"  note: {note}" for note in plan.notes]
+
+
+def result_lines(result: EmitResult, plan: Plan) -> list[str]:
+    """The result for people."""
+    shards = ", ".join(f"{count} {how}" for how, count in result.shards.items())
+    lines = [
+        f"{result.folder}",
+        f"  experts: {result.num_suppressed} suppressed ({result.semantics}), {result.num_stimulated} stimulated,"
+        f" in {len(plan.layers)} layers",
+        f"  shards: {shards}",
+        f"  bytes: {size_text(result.bytes_copied)} copied, {size_text(result.bytes_shared)} shared,"
+        f" {size_text(result.bytes_linked)} linked, {size_text(result.bytes_patched)} patched",
+        f"  config.json: {result.renormalization}",
+    ]
+    if result.files_left_out:
+        lines.append(f"  left out (other weights, training state): {', '.join(result.files_left_out)}")
+    if result.bytes_linked:
+        lines.append("  note: linked shards are the base's own files; do not edit them in place")
+    lines += [f"  note: {note}" for note in plan.notes]
+    return lines + [f"  seconds: {result.seconds:.2f}", f"  serve: {result.serve}"]
+
+
+def size_text(size_bytes: int) -> str:
+    """A number of bytes for people."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"
+
+
+def _layer_text(edit: LayerEdit, plan: Plan) -> str:
+    parts = []
+    if edit.suppressed:
+        how = "output zeroed" if plan.semantics == "drop" else f"bias {value_text(edit.suppress_value)}"
+        parts.append(f"suppress {', '.join(map(str, edit.suppressed))} ({how})")
+    if edit.stimulated:
+        parts.append(f"stimulate {', '.join(map(str, edit.stimulated))} (bias {value_text(edit.stimulate_value)})")
+    return f"layer {edit.layer}: {'; '.join(parts)}"
+
+
+def verify_lines(result: VerifyResult, runtimes: list[dict[str, str]]) -> list[str]:
+    """What was proven of a variant, for people."""
+    shards = ", ".join(f"{count} {how}" for how, count in result.shards.items())
+    lines = [
+        f"verified: {result.variant} is {result.base} but for {result.num_patches} planned patches and its config",
+        f"  tensors: {result.num_tensors:,}, same names, types and shapes",
+        f"  shards: {shards}",
+        f"  bytes: {size_text(result.bytes_by_inode)} equal by inode, {size_text(result.bytes_by_extent)} by shared blocks,"
+        f" {size_text(result.bytes_read)} read",
+        "  runtimes:",
+    ]
+    for row in runtimes:
+        reason = f" - {row['reason']}" if row["reason"] else ""
+        lines.append(f"    {row['verdict']:8} {row['runtime']} ({row['evidence']}){reason}")
+    return lines

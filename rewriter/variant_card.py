@@ -1,0 +1,47 @@
+"""The model card of a variant, from its plan."""
+
+from pathlib import Path
+from typing import Any
+
+from rewriter import __version__
+from rewriter.card import CardFacts, EditedExpert, build_card
+from rewriter.checkpoint import Checkpoint
+from rewriter.plan import Plan
+
+CARD_NAME = "README.md"
+# From here on one GPU does not hold the weights, and the serve line shards them over the usual eight.
+ONE_GPU_BYTES = 70 * 10**9
+
+
+def variant_card(plan: Plan, checkpoint: Checkpoint, base: Path, target: Path) -> str:
+    """The variant's model card."""
+    block = plan.config["mote"]
+    size_bytes = sum(map(checkpoint.shard_size, checkpoint.shards))
+    facts = CardFacts(
+        name=target.name,
+        semantics=plan.semantics,
+        experts=[
+            EditedExpert(entry["layer"], entry["expert"], entry["action"], str(entry["value"]))
+            for entry in block["experts"]
+        ],
+        serve_line=serve_line(f"./{target.name}", plan.config, size_bytes),
+        tool_version=__version__,
+        base_model=plan.base_model,
+        base_revision=plan.base_revision,
+        behavior=plan.behavior,
+        model_type=plan.config.get("model_type"),
+        renormalize=plan.renormalizes,
+        notes=[*plan.notes, plan.renormalization],
+    )
+    source = base / CARD_NAME
+    return build_card(facts, base_card=source.read_text(encoding="utf-8") if source.exists() else None)
+
+
+def serve_line(target: str, config: dict[str, Any], size_bytes: int) -> str:
+    """The command that serves the variant with unmodified vLLM."""
+    parts = ["vllm", "serve", target]
+    if "auto_map" in config:
+        parts.append("--trust-remote-code")
+    if size_bytes > ONE_GPU_BYTES:
+        parts.append("--tensor-parallel-size 8")
+    return " ".join(parts)
