@@ -4,15 +4,15 @@ Adding a family is adding a row to rewriter/family_rows.py; nothing else in the 
 Legend: L MoE layers, E routed experts, K selected experts (top-k), G expert groups.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from rewriter.errors import CheckpointError, UnknownFamilyError
+from rewriter.errors import CheckpointError, PlanError, UnknownFamilyError
+from rewriter.layer_rules import Config, LayerRule
 
-Config = Mapping[str, Any]
-LayerRule = Callable[[Config], tuple[int, ...]]
+Keys = str | tuple[str, ...]  # a config key, or alternatives of which the first that is present counts
 Score = Literal["sigmoid", "softmax", "sqrtsoftplus", "logit"]
 
 # The width of the interval a router score lies in, where it has one; None: no finite margin can be computed.
@@ -32,19 +32,24 @@ class Family:
     model_types: tuple[str, ...]
     source: str  # where the row's facts were read
     layers: LayerRule  # config -> the model layers that have routed experts
-    num_experts: str  # config keys
-    top_k: str
+    num_experts: Keys
+    top_k: Keys
     bias: tuple[str, ...] = ()  # selection-bias tensor; () where the router has none
+    bias_flag: str | None = None  # config key that says whether this model has the bias at all
+    bias_flag_default: bool = True  # what a config without that key means
+    unbiased_layers: LayerRule | None = None  # MoE layers that route by a token table, where no bias is read
     expert_outputs: tuple[tuple[str, ...], ...] = ()
     score: Score | None = None  # what the bias is added to
-    num_groups: str | None = None
-    groups_kept: str | None = None
+    num_groups: Keys | None = None
+    groups_kept: Keys | None = None
     renormalize: str | None = None  # config key of the renormalisation flag
-    renormalize_default: bool = False  # what a config without the key means
-    minus_inf_safe: bool = True  # runtimes of runtimes.md accept -inf in this bias
+    renormalize_default: bool = False  # what a config without the key means; what the router does where there is no key
+    minus_inf_safe: bool = True  # runtimes of docs/families.md accept -inf in this bias
     can_stimulate: bool = True  # the bias selects without entering the weight
     num_other_choices: str | None = None  # config key: further choices behind the E experts ("zero experts")
     text_config: str | None = None  # key of the nested language-model config, where there is one
+    vllm_keys: tuple[tuple[str, Any], ...] = ()  # what vLLM must find in config.json to read the bias; None: any value
+    untestable: str = ""  # why no test could prove the row on a running model; empty where one does
     notes: str = ""  # shown to the user with the plan
 
 
@@ -60,11 +65,14 @@ class RouterLayout:
     groups_kept: int
     renormalize: bool
     num_other_choices: int = 0
+    bias_enabled: bool = True  # the config does not switch the family's bias off
+    unbiased_layers: tuple[int, ...] = ()  # of moe_layers, those that route by a token table
+    missing_vllm_keys: tuple[str, ...] = ()  # "key: value" lines that vLLM needs and config.json lacks
 
     @property
     def has_bias(self) -> bool:
-        """Whether the family's checkpoints carry a selection bias."""
-        return bool(self.family.bias)
+        """Whether the model's checkpoint carries a selection bias."""
+        return bool(self.family.bias) and self.bias_enabled
 
     @cached_property
     def score_range(self) -> float | None:
@@ -72,8 +80,17 @@ class RouterLayout:
         return SCORE_RANGE[self.family.score] if self.family.score else None
 
     def bias_names(self, layer: int) -> tuple[str, ...]:
-        """The names the selection bias of a model layer may have in the checkpoint."""
-        return tuple(template.format(layer=layer) for template in self.family.bias)
+        """The names the selection bias of a model layer may have in the checkpoint.
+
+        Raises: PlanError when the layer routes by a token table, so that no bias could change its selection.
+        """
+        if layer in self.unbiased_layers:
+            raise PlanError(
+                f"layer {layer}: family {self.family.name} routes the layers {_span(self.unbiased_layers)} by a table of"
+                " tokens, where no bias is read; --semantics drop (the experts' output zeroed, their share kept)"
+                " suppresses experts there"
+            )
+        return tuple(template.format(layer=layer) for template in self.family.bias) if self.bias_enabled else ()
 
     def expert_output_names(self, layer: int, expert: int) -> tuple[tuple[str, ...], ...]:
         """The alternatives for the tensors that make an expert's output, see Family."""
@@ -91,15 +108,17 @@ def router_layout(config: Config) -> RouterLayout:
     """
     family = find_family(config)
     text = language_config(config, family)
-    num_experts = _positive(text, family.num_experts, family)
-    num_groups = _positive(text, family.num_groups, family, default=1)
     layers = family.layers(text)
     if not layers:
         raise CheckpointError(
             f"config.json: model_type {config.get('model_type')!r} is a Mixture-of-Experts family, but by its keys"
             " no layer has routed experts"
         )
+    num_experts = _positive(text, family.num_experts, family)
+    num_groups = _positive(text, family.num_groups, family, default=1)
     renormalize = text.get(family.renormalize) if family.renormalize else None
+    bias_enabled = text.get(family.bias_flag) if family.bias_flag else None
+    unbiased = family.unbiased_layers(text) if family.unbiased_layers else ()
     return RouterLayout(
         family=family,
         moe_layers=layers,
@@ -109,6 +128,13 @@ def router_layout(config: Config) -> RouterLayout:
         groups_kept=_positive(text, family.groups_kept, family, default=num_groups),
         renormalize=family.renormalize_default if renormalize is None else bool(renormalize),
         num_other_choices=int(text.get(family.num_other_choices) or 0) if family.num_other_choices else 0,
+        bias_enabled=family.bias_flag_default if bias_enabled is None else bool(bias_enabled),
+        unbiased_layers=tuple(layer for layer in unbiased if layer in layers),
+        missing_vllm_keys=tuple(
+            f"{key}: {'...' if value is None else value}"
+            for key, value in family.vllm_keys
+            if (text.get(key) is None if value is None else text.get(key) != value)
+        ),
     )
 
 
@@ -143,62 +169,21 @@ def _rows_by_model_type() -> dict[str, Family]:
     return BY_MODEL_TYPE
 
 
-def _positive(config: Config, key: str | None, family: Family, default: int | None = None) -> int:
-    """A config value that must be a positive whole number."""
-    value = config.get(key) if key else None
+def _positive(config: Config, keys: Keys | None, family: Family, default: int | None = None) -> int:
+    """A config value that must be a positive whole number, under the first of its keys that is present."""
+    names = (keys,) if isinstance(keys, str) else keys or ()
+    value = next((config[name] for name in names if config.get(name) is not None), None)
     if value is None and default is not None:
         return default
     if type(value) is not int or value < 1:
         raise CheckpointError(
-            f"config.json: {key} is {value!r}, expected a positive whole number (family {family.name})"
+            f"config.json: {' or '.join(names)} is {value!r}, expected a positive whole number (family {family.name})"
         )
     return value
 
 
-def every_layer(config: Config) -> tuple[int, ...]:
-    """All layers have routed experts."""
-    return tuple(range(_num_layers(config)))
-
-
-def after_dense(key: str) -> LayerRule:
-    """The first config[key] layers are dense; then every `moe_layer_freq`-th layer (1 unless given) has experts."""
-
-    def rule(config: Config) -> tuple[int, ...]:
-        first, step = int(config.get(key) or 0), config.get("moe_layer_freq")
-        if isinstance(step, list):  # a flag per layer
-            return tuple(layer for layer, flag in enumerate(step) if flag)
-        return tuple(layer for layer in range(first, _num_layers(config)) if layer % int(step or 1) == 0)
-
-    return rule
-
-
-def by_types(key: str, value: str, otherwise: LayerRule) -> LayerRule:
-    """config[key] lists a type per layer, `value` marks those with experts; where the key is absent, another rule."""
-
-    def rule(config: Config) -> tuple[int, ...]:
-        types = config.get(key)
-        if not isinstance(types, list):
-            return otherwise(config)
-        return tuple(layer for layer, kind in enumerate(types[: _num_layers(config)]) if kind == value)
-
-    return rule
-
-
-def by_step(step_key: str, dense_key: str) -> LayerRule:
-    """Every config[step_key]-th layer has experts, except those listed in config[dense_key] (Qwen style)."""
-
-    def rule(config: Config) -> tuple[int, ...]:
-        step, dense = int(config.get(step_key) or 1), set(config.get(dense_key) or ())
-        return tuple(
-            layer for layer in range(_num_layers(config)) if layer not in dense and (layer + 1) % step == 0
-        )
-
-    return rule
-
-
-def _num_layers(config: Config) -> int:
-    """Number of layers of the language model, without multi-token-prediction modules."""
-    value = config.get("num_hidden_layers", config.get("num_layers"))
-    if type(value) is not int or value < 1:
-        raise CheckpointError(f"config.json: num_hidden_layers is {value!r}, expected a positive whole number")
-    return value
+def _span(layers: tuple[int, ...]) -> str:
+    """Layers in few words: `0..2` where they follow one another."""
+    if len(layers) > 1 and layers == tuple(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}..{layers[-1]}"
+    return ", ".join(map(str, layers))
