@@ -426,6 +426,7 @@ def _mote_block(plan: Plan, options: EditOptions, sets: list[ExpertSet], previou
         "suppress_bias": value_text(options.suppress_bias)
         if isinstance(options.suppress_bias, float)
         else options.suppress_bias,
+        "renormalize": options.renormalize,
         "renormalization": plan.renormalization,
         "layer_index": "model",
         "experts": experts,
