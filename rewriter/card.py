@@ -246,16 +246,18 @@ def expert_table(experts: Sequence[EditedExpert]) -> str:
 def _summary(facts: CardFacts) -> str:
     base = _base_link(facts)
     num_suppressed = sum(expert.action == "suppress" for expert in facts.experts)
-    num_stimulated = len(facts.experts) - num_suppressed
-    counted = ((num_suppressed, "suppressed"), (num_stimulated, "stimulated"))
-    counts = [f"{count} {action}" for count, action in counted if count]
+    counted = (("suppressed", num_suppressed), ("stimulated", len(facts.experts) - num_suppressed))
+    counts = " and ".join(f"{action} {_experts(count)}" for action, count in counted if count)
     behavior = f" The experts were chosen for the behavior `{facts.behavior}`." if facts.behavior else ""
     provenance = f" {_one_line(facts.provenance)}" if facts.provenance else ""
     return (
-        f"A variant of {base} in which {' and '.join(counts) or 'no'} routed experts were edited by MoTE "
-        f"{facts.tool_version}. Nothing was trained: apart from the values below, every tensor is bit-identical to the "
-        f"base's.{behavior}{provenance}"
+        f"A variant of {base} in which MoTE {facts.tool_version} {counts or 'changed no experts'}. Nothing was trained: "
+        f"apart from the values below, every tensor is bit-identical to the base's.{behavior}{provenance}"
     )
+
+
+def _experts(count: int) -> str:
+    return f"{count} routed expert" + ("" if count == 1 else "s")
 
 
 def _base_link(facts: CardFacts) -> str:
@@ -267,8 +269,8 @@ def _base_link(facts: CardFacts) -> str:
 
 def _renormalization(renormalize: bool) -> str:
     if renormalize:
-        return "The weights of the selected experts are normalised to sum to one, as in the base (config.json says so)."
-    return "The weights of the selected experts are not normalised, as in the base (config.json says so)."
+        return "The weights of the selected experts are normalised to sum to one."
+    return "The weights of the selected experts are not normalised."
 
 
 def _licence(facts: CardFacts, base_data: Mapping[str, Any]) -> str:

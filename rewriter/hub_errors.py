@@ -126,6 +126,16 @@ def hub_errors(repo_id: str) -> Iterator[None]:
         raise explain(error, repo_id) from None
 
 
+def is_transient(error: BaseException) -> bool:
+    """Tell whether a failed request is worth repeating: rate limits, server errors, lost connections."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in TRANSIENT_STATUS_CODES
+    return isinstance(error, (httpx2.TransportError, ConnectionError))
+
+
 def with_retries(
     function: Callable[[], Result], say: Callable[[str], None], num_attempts: int = NUM_ATTEMPTS
 ) -> Result:
@@ -134,14 +144,7 @@ def with_retries(
     For the requests that huggingface_hub 2.4 sends once (create, branch, commit, duplicate, paths-info); the others it
     repeats by itself (`http_backoff`).
     """
-    import httpx2
     import tenacity
-    from huggingface_hub.errors import HfHubHTTPError
-
-    def is_transient(error: BaseException) -> bool:
-        if isinstance(error, HfHubHTTPError):
-            return error.response.status_code in TRANSIENT_STATUS_CODES
-        return isinstance(error, (httpx2.TransportError, ConnectionError))
 
     backoff = tenacity.wait_exponential(multiplier=0.5, max=30)
 

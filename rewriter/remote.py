@@ -7,8 +7,10 @@ from rewriter.hub import RemoteTree, files_to_download, remote_tree
 from rewriter.hub_errors import hub_errors
 
 HEADER_BLOCK_BYTES = 131_072
-"""What is fetched when the start of a shard is asked for, so that length and header cost one request: R1's headers have
-about 75 kB, and 97 % of the most used models' less than 100 kB (huggingface_hub 2.4, `parse_safetensors_file_metadata`)."""
+"""What is fetched when the start of a shard is asked for, so that length and header cost one request.
+
+R1's headers have about 75 kB, those of 97 % of the most used models less than 100 kB (huggingface_hub 2.4,
+`parse_safetensors_file_metadata`)."""
 
 
 @dataclass

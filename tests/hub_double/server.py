@@ -2,20 +2,19 @@
 
 usage: server.py ROOT [--port N]; prints its address; HF_ENDPOINT is pointed at it. State is kept under ROOT.
 
-Covered, each read from huggingface_hub 2.4 (hf_api.py, _commit_api.py, lfs.py, file_download.py, utils/_xet.py): whoami,
-create repo, model info, tree with pages, paths-info, refs, branches, preupload, commits (regular, LFS and deleted files,
-parentCommit), validate-yaml, resolve with HEAD, ranges and redirects to another origin, LFS batch with basic transfer,
-Xet tokens pointing at a local:// store (uploads, deduplication and SHA-256 are then the real hf_xet), duplication of
-files across repos and of whole repos, tokens with read and write roles, private and gated repos.
+Covered, each read from huggingface_hub 2.4 (hf_api.py, _commit_api.py, lfs.py, file_download.py, utils/_xet.py):
+whoami, create repo, model info, tree with pages, paths-info, refs, branches, preupload, commits (regular, LFS and
+deleted files, parentCommit), validate-yaml, resolve with HEAD, ranges and redirects to another origin, LFS batch with basic
+transfer, Xet tokens pointing at a local:// store (uploads, deduplication and SHA-256 are then the real hf_xet),
+duplication of files across repos and of whole repos, tokens with read and write roles, private and gated repos.
 
 Not covered: multipart LFS uploads; Xet's own network protocol (hf_xet talks to the store on disk, so nothing of a Xet
 upload passes this server and a connection cannot be dropped inside one); content validation beyond SHA-256 and size;
 pull requests, tags, datasets and Spaces; organisations other than by name; fine-grained tokens, OAuth and OIDC; quotas,
 malware scans and real rate limits (429 is injected); storage regions other than by name; the delay until a duplicated
-repo's files are there (filesCopyPending is injected). Whether the real Hub agrees in every detail can be seen on the real
-Hub only.
+repo's files are there. Whether the real Hub agrees in every detail can be seen on the real Hub only.
 
-Test controls (not of the Hub): POST /_double/seed, /_double/fault, /_double/token; GET /_double/requests, /_double/tree.
+Test controls (not of the Hub): POST /_double/seed, fault and token; GET /_double/requests and repo.
 """
 
 import argparse

@@ -1,0 +1,176 @@
+"""What a variant folder holds, file by file, and the hashes that are known without reading hundreds of gigabytes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rewriter.errors import InputError
+from rewriter.hub import RemoteTree, missing_files
+
+SMALL_FILE_BYTES = 10_000_000
+"""Below this a file is simply read; the Hub keeps larger ones, and all weights, outside of git."""
+
+WEIGHT_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file of the variant.
+
+    content is set for files that exist in memory only (the card with the repo's name in it), source for those on disk.
+    sha256 is None as long as it is unknown; blob_id, git's id, is known for small files. reason says how the hash is
+    known.
+    """
+
+    path: str
+    size_bytes: int
+    source: Path | None = None
+    content: bytes | None = None
+    sha256: str | None = None
+    blob_id: str | None = None
+    reason: str = ""
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is a shard."""
+        return self.path.endswith(WEIGHT_SUFFIX)
+
+
+def read_variant_block(folder: Path) -> dict[str, Any]:
+    """Return the `mote` block of a variant's config.json.
+
+    Raises:
+        InputError: the folder is no complete variant.
+    """
+    if not folder.is_dir():
+        raise InputError(f"'{folder}' is not a folder, expected a variant made by mote-rewrite")
+    missing = missing_files(folder)
+    if missing:
+        raise InputError(f"'{folder}' lacks {missing[0]}, expected a complete variant made by mote-rewrite")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"'{folder}/config.json' is not JSON: {error}") from error
+    block = config.get("mote") if isinstance(config, dict) else None
+    if not isinstance(block, dict) or not isinstance(block.get("changed_files"), list):
+        raise InputError(f"'{folder}/config.json' has no `mote` block, expected a variant made by mote-rewrite")
+    return block
+
+
+def list_files(folder: Path) -> list[LocalFile]:
+    """List a variant's files, hidden ones and caches apart; small ones come with their hashes.
+
+    Symbolic links to files are followed, as in a variant made with --link symlink.
+    """
+    files = []
+    for base, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
+        for name in sorted(names):
+            if name.startswith("."):
+                continue
+            source = Path(base) / name
+            if not source.is_file():
+                raise InputError(f"'{source}' is not a file, or a link to nothing, expected a complete variant")
+            path, size_bytes = source.relative_to(folder).as_posix(), source.stat().st_size
+            if path.endswith(WEIGHT_SUFFIX) or size_bytes > SMALL_FILE_BYTES:
+                files.append(LocalFile(path, size_bytes, source))
+            else:
+                files.append(replace(file_in_memory(path, source.read_bytes()), source=source, content=None))
+    return files
+
+
+def file_in_memory(path: str, content: bytes) -> LocalFile:
+    """Make a file of bytes, with its hashes."""
+    return LocalFile(
+        path,
+        len(content),
+        content=content,
+        sha256=hashlib.sha256(content).hexdigest(),
+        blob_id=hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(),
+        reason="read",
+    )
+
+
+def with_base_hashes(
+    files: Iterable[LocalFile], block: Mapping[str, Any], base: RemoteTree | None, snapshot: Path | None
+) -> list[LocalFile]:
+    """Give the unchanged shards the hashes that the base's file list on the Hub has for them.
+
+    A shard is taken to be the base's if it is the very file of the local cache's snapshot (same inode), or if the
+    `mote` block does not list it as changed and the sizes agree. What is then published is the base's own file, so the
+    result is what the block says even if the local copy were damaged.
+    """
+    changed = set(block["changed_files"])
+    known = []
+    for file in files:
+        entry = base.files.get(file.path) if base is not None else None
+        unchanged = file.is_weight and file.path not in changed and entry is not None and entry.sha256 is not None
+        if file.sha256 is None and unchanged and entry is not None and entry.size_bytes == file.size_bytes:
+            same = snapshot is not None and file.source is not None and _is_same_file(file.source, snapshot / file.path)
+            reason = "the same file as the base's" if same else "unchanged by the mote block, size as the base's"
+            file = replace(file, sha256=entry.sha256, reason=reason)
+        known.append(file)
+    return known
+
+
+def hash_files(
+    files: Iterable[LocalFile], ledger: Path, progress: Callable[[int], None] = lambda num_bytes: None
+) -> list[LocalFile]:
+    """Give every file without a hash its SHA-256, from the ledger if the file has not changed since, else by reading.
+
+    The ledger (JSON: device, inode, size and time of modification -> SHA-256) makes resuming after an interruption
+    cheap; it is written after each file. progress receives the bytes read.
+    """
+    known = _read_ledger(ledger)
+    hashed = []
+    for file in files:
+        if file.sha256 is None:
+            assert file.source is not None
+            status = file.source.stat()
+            key = f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+            if key not in known:
+                known[key] = _sha256(file.source, progress)
+                _write_ledger(ledger, known)
+            else:
+                progress(file.size_bytes)
+            file = replace(file, sha256=known[key], reason="hashed")
+        hashed.append(file)
+    return hashed
+
+
+def ledger_path() -> Path:
+    """Return where hashes are remembered: `mote/sha256.json` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mote" / "sha256.json"
+
+
+def _sha256(path: Path, progress: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as opened:
+        while part := opened.read(1 << 22):
+            digest.update(part)
+            progress(len(part))
+    return digest.hexdigest()
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    return other.exists() and os.path.samefile(one, other)
+
+
+def _read_ledger(ledger: Path) -> dict[str, str]:
+    try:
+        known = json.loads(ledger.read_text())
+    except (OSError, ValueError):
+        # A ledger that is not there or was damaged costs reading the files again, nothing else.
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _write_ledger(ledger: Path, known: Mapping[str, str]) -> None:
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    partial = ledger.with_name(f".{ledger.name}.{os.getpid()}")
+    partial.write_text(json.dumps(known))
+    partial.replace(ledger)

@@ -1,0 +1,201 @@
+"""Carries a push plan out: create what is missing, upload, copy on the server, and commit everything at once."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from rewriter.errors import HubError
+from rewriter.hub import RemoteTree, format_bytes, remote_tree
+from rewriter.hub_errors import ConflictError, hub_errors, is_transient, with_retries
+from rewriter.inventory import LocalFile
+from rewriter.push_plan import FileAction, PushPlan, same_content
+from rewriter.push_prepare import PreparedPush
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationCopy, HfApi
+
+Say = Callable[[str], None]
+Operation = Any  # CommitOperationAdd, CommitOperationCopy or CommitOperationDelete; huggingface_hub is imported late
+LARGE_UPLOAD_BYTES = 100_000_000
+MAX_COMMIT_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """Where the variant is now."""
+
+    repo_id: str
+    branch: str
+    commit: str
+    url: str
+    seconds: float
+    did_nothing: bool = False
+
+
+def execute_push(prepared: PreparedPush, message: str, say: Say) -> PushResult:
+    """Carry a plan out: create what is missing, upload, then commit everything at once.
+
+    An interrupted run leaves the target as it was (a new repo may stay, empty); running again uploads what is missing.
+
+    Raises:
+        HubError: the Hub refused, failed too often or could not be reached.
+        ConflictError: the branch moved since the plan was made.
+    """
+    from huggingface_hub import HfApi
+
+    started = time.monotonic()
+    plan, api = prepared.plan, HfApi(library_name="mote")
+    with hub_errors(plan.repo_id):
+        if plan.is_done:
+            return _result(plan, str(plan.start_commit), started, did_nothing=True)
+        start_commit = _create_repo(api, plan, say)
+        operations = _operations(plan, prepared.files)
+        _upload(api, plan, operations, say)
+        made_branch = _create_branch(api, plan, start_commit, say)
+        try:
+            commit = _commit(api, prepared, operations, start_commit, message, say)
+        except BaseException:
+            if made_branch:
+                # The branch would otherwise stay, with the base's weights under the variant's name.
+                with suppress(HubError), hub_errors(plan.repo_id):
+                    api.delete_branch(plan.repo_id, branch=plan.branch)
+            raise
+    return _result(plan, commit, started)
+
+
+def _create_repo(api: "HfApi", plan: PushPlan, say: Say) -> str | None:
+    """Create or duplicate the repo where the plan says so; return the commit that the branch starts from."""
+    if plan.create is None:
+        return plan.start_commit
+    if plan.create == "duplicate":
+        say(f"duplicating {plan.duplicate_of} as {plan.repo_id} on the server")
+        url = with_retries(lambda: api.duplicate_repo(str(plan.duplicate_of), plan.repo_id, private=plan.private), say)
+        if url.files_copy_pending:
+            say("the server goes on copying the base's files; until it is done, downloads of them may fail")
+    else:
+        say(f"creating {plan.repo_id}")
+        # A retry after a lost answer finds its own repo: exist_ok. Nobody else's: the plan saw none a moment ago.
+        with_retries(lambda: api.create_repo(plan.repo_id, private=plan.private, exist_ok=True), say)
+    return str(with_retries(lambda: api.model_info(plan.repo_id), say).sha)
+
+
+def _operations(plan: PushPlan, files: Sequence[LocalFile]) -> list[Operation]:
+    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+
+    by_path = {file.path: file for file in files}
+    operations: list[Operation] = []
+    for item in plan.actions:
+        if item.action == "upload":
+            file = by_path[item.path]
+            addition = CommitOperationAdd(item.path, file.content if file.content is not None else str(file.source))
+            if file.sha256 is not None:
+                addition.upload_info.sha256 = bytes.fromhex(file.sha256)
+            operations.append(addition)
+        elif item.action == "copy":
+            operations.append(_copy(CommitOperationCopy, item))
+        elif item.action == "delete":
+            operations.append(CommitOperationDelete(item.path, is_folder=False))
+    return operations
+
+
+def _copy(operation: "type[CommitOperationCopy]", item: FileAction) -> "CommitOperationCopy":
+    return operation(
+        src_path_in_repo=item.source_path or item.path,
+        path_in_repo=item.path,
+        src_revision=item.source_revision,
+        src_repo_id=item.source_repo,
+        src_repo_type="model" if item.source_repo else None,
+    )
+
+
+def _upload(api: "HfApi", plan: PushPlan, operations: Sequence[Operation], say: Say) -> None:
+    """Send the shards, one after the other, so that an interruption loses one of them at most."""
+    from huggingface_hub import CommitOperationAdd
+
+    # Against a branch that exists: the new one is made only when everything is there to be committed.
+    revision = "main" if plan.create_branch else plan.branch
+    large = [
+        operation
+        for operation in operations
+        if isinstance(operation, CommitOperationAdd) and operation.upload_info.size >= LARGE_UPLOAD_BYTES
+    ]
+    for number, addition in enumerate(large, 1):
+        size = format_bytes(addition.upload_info.size)
+        say(f"uploading {addition.path_in_repo} ({size}), {number} of {len(large)}")
+        with_retries(
+            lambda addition=addition: api.preupload_lfs_files(  # type: ignore[misc]
+                plan.repo_id, [addition], revision=revision, free_memory=False
+            ),
+            say,
+        )
+
+
+def _create_branch(api: "HfApi", plan: PushPlan, start_commit: str | None, say: Say) -> bool:
+    if not plan.create_branch:
+        return False
+    with_retries(lambda: api.create_branch(plan.repo_id, branch=plan.branch, revision=start_commit, exist_ok=True), say)
+    return True
+
+
+def _commit(
+    api: "HfApi",
+    prepared: PreparedPush,
+    operations: Sequence[Operation],
+    parent: str | None,
+    message: str,
+    say: Say,
+) -> str:
+    """Commit once: after a failure it is looked up whether the commit was made, before it is tried again."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    plan = prepared.plan
+    for attempt in range(1, MAX_COMMIT_ATTEMPTS + 1):
+        try:
+            made = api.create_commit(
+                plan.repo_id,
+                operations,
+                commit_message=message,
+                revision=plan.branch,
+                parent_commit=parent,
+            )
+            return str(made.oid)
+        except (HfHubHTTPError, httpx2.TransportError) as error:
+            conflict = isinstance(error, HfHubHTTPError) and error.response.status_code in (409, 412)
+            if not conflict and not is_transient(error):
+                raise
+            head = with_retries(lambda: remote_tree(plan.repo_id, plan.branch), say)
+            if head.commit != parent and _holds(head, prepared.files, operations):
+                return head.commit
+            if head.commit != parent:
+                raise ConflictError(
+                    f"'{plan.repo_id}', branch {plan.branch}, got another commit ({head.commit[:12]}) meanwhile: "
+                    "run the command again to plan against it"
+                ) from None
+            if attempt == MAX_COMMIT_ATTEMPTS or conflict:
+                raise
+            say(f"the commit failed, trying again ({attempt} of {MAX_COMMIT_ATTEMPTS - 1})")
+            time.sleep(min(30.0, 0.5 * 2**attempt))
+    raise AssertionError("the loop returns or raises")
+
+
+def _holds(tree: RemoteTree, files: Sequence[LocalFile], operations: Sequence[Operation]) -> bool:
+    """Tell whether a tree holds every file of the variant."""
+    from huggingface_hub import CommitOperationAdd
+
+    sent = {
+        operation.path_in_repo: operation.upload_info.sha256.hex()
+        for operation in operations
+        if isinstance(operation, CommitOperationAdd)
+    }
+    known = [replace(file, sha256=file.sha256 or sent.get(file.path)) for file in files]
+    return all(same_content(file, tree.files.get(file.path)) for file in known)
+
+
+def _result(plan: PushPlan, commit: str, started: float, did_nothing: bool = False) -> PushResult:
+    from huggingface_hub import constants
+
+    url = f"{constants.ENDPOINT}/{plan.repo_id}/tree/{plan.branch}"
+    return PushResult(plan.repo_id, plan.branch, commit, url, time.monotonic() - started, did_nothing)

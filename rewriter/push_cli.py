@@ -1,0 +1,116 @@
+"""mote-push: publish a variant on the Hub, moving only what changed, or a recipe of a few kilobytes."""
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rewriter.console import make_app, run, say
+from rewriter.errors import InputError
+
+if TYPE_CHECKING:
+    from rewriter.push_prepare import PushRequest
+
+app = make_app()
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Variant folder made by mote-rewrite.", metavar="DIR")],
+    repo: Annotated[str, typer.Argument(help="Repo on the Hub: ORG/NAME, or NAME in your own namespace.")],
+    revision: Annotated[
+        str,
+        typer.Option(help="Branch to push to; made if missing, from the base's commit where the repo has it."),
+    ] = "main",
+    private: Annotated[bool, typer.Option("--private", help="Make a new repo private.")] = False,
+    base_repo: Annotated[
+        str | None,
+        typer.Option(help="Copy unchanged shards from this repo on the server, such as your own copy of the base."),
+    ] = None,
+    duplicate_base: Annotated[
+        bool,
+        typer.Option("--duplicate-base", help="Make a new repo by duplicating the base, with history, on the server."),
+    ] = False,
+    recipe: Annotated[
+        bool,
+        typer.Option("--recipe", help="Publish no weights: the experts, the plan with hashes, results and card."),
+    ] = False,
+    allow_public_from_gated: Annotated[
+        bool,
+        typer.Option("--allow-public-from-gated", help="Let a variant of a gated or private base be public."),
+    ] = False,
+    hash_all: Annotated[
+        bool, typer.Option("--hash-all", help="Read every shard instead of taking the mote block's word.")
+    ] = False,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result, or the plan, as JSON.")] = False,
+) -> None:
+    """Push DIR to REPO in one commit: edited shards are uploaded, unchanged ones copied on the server or left in place.
+
+    The plan (files, bytes sent, copied, kept) is shown before anything moves. An interrupted push is repeated with the
+    same command. The token is the one of `hf auth login`, or HF_TOKEN.
+    """
+    from rewriter.push_prepare import PushRequest
+
+    request = PushRequest(
+        folder=folder,
+        repo_id=repo,
+        branch=revision,
+        private=private,
+        base_repo=base_repo,
+        duplicate_base=duplicate_base,
+        allow_public_from_gated=allow_public_from_gated,
+        hash_all=hash_all,
+        recipe=recipe,
+    )
+    push_variant(request, message, yes=yes, dry_run=dry_run, as_json=as_json)
+
+
+def push_variant(request: "PushRequest", message: str | None, *, yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Plan, ask, push and print; also what `mote-rewrite --push-to-hub` ends with."""
+    from rewriter.push import execute_push
+    from rewriter.push_plan import describe_plan
+    from rewriter.push_prepare import full_repo_id, prepare_push, variant_files
+    from rewriter.recipe import recipe_files
+
+    request = replace(request, repo_id=full_repo_id(request.repo_id))
+    files, block = (recipe_files if request.recipe else variant_files)(request, say)
+    prepared = prepare_push(request, files, block, say)
+    if dry_run:
+        print(json.dumps(prepared.plan.to_json(), indent=2) if as_json else describe_plan(prepared.plan))
+        return
+    say(describe_plan(prepared.plan))
+    if not prepared.plan.is_done and not yes:
+        _confirm()
+    result = execute_push(prepared, message or _message(block, request.recipe), say)
+    if as_json:
+        print(json.dumps({**asdict(result), "plan": prepared.plan.to_json()}, indent=2))
+        return
+    done = "nothing to do: the branch holds this variant" if result.did_nothing else f"pushed in {result.seconds:.1f} s"
+    print(f"{done}\n{result.url}\ncommit {result.commit}")
+
+
+def _confirm() -> None:
+    if not sys.stdin.isatty():
+        raise InputError("the plan above needs a yes, but there is nobody to ask: give --yes")
+    if not typer.confirm("Go on?", err=True):
+        raise InputError("not pushed: the plan was not confirmed")
+
+
+def _message(block: dict[str, object], recipe: bool) -> str:
+    what = "Add the recipe of" if recipe else "Add"
+    return f"{what} a MoTE variant: {block.get('semantics')} of {block.get('behavior')}"
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run(app)
+
+
+if __name__ == "__main__":
+    main()
