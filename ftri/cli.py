@@ -1,0 +1,183 @@
+"""The command line `mote-ftri`: find the experts behind a behaviour in recorded routing; `mote-ftri merge` adds trace folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from rewriter.console import make_app, run, say
+
+if TYPE_CHECKING:
+    from ftri.find import Findings
+    from ftri.statistics import Progress
+
+DEFAULT_COMMAND = "find"
+
+
+class DefaultCommandGroup(TyperGroup):
+    """A group whose first command may be left out: `mote-ftri TRACES` is `mote-ftri find TRACES`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Put the default command before arguments that do not begin with a command."""
+        if not args or args[0] not in self.commands:
+            args = [DEFAULT_COMMAND, *args]
+        return super().parse_args(ctx, args)  # type: ignore[arg-type]
+
+
+app = make_app(cls=DefaultCommandGroup)
+
+
+@app.command(DEFAULT_COMMAND)
+def find_command(
+    traces: Annotated[list[Path], typer.Argument(help="Trace folders that mote-record wrote.", show_default=False)],
+    behavior: Annotated[
+        str,
+        typer.Option(
+            help="The class: refused, aligned, reasoned; thinking:english, thinking:chinese; A-vs-B; or a class of --labels.",
+            show_default=False,
+        ),
+    ],
+    k: Annotated[int, typer.Option("-k", "--top", help="How many experts to name.", min=1)] = 10,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write the expert set here instead of to stdout.", show_default=False),
+    ] = None,
+    statistic: Annotated[
+        str, typer.Option(help="Ranking: paper, class-mean, rate, risk-difference, npmi, log-odds or welch.")
+    ] = "paper",
+    positions: Annotated[
+        str, typer.Option(help="Tokens that count: prompt, completion, all, shared, varying or last.")
+    ] = "prompt",
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Labels by any rule of yours: JSONL, CSV or Parquet with prompt_id, label (or behavior) and, if wanted, sample.",
+            show_default=False,
+        ),
+    ] = None,
+    label_cut: Annotated[
+        bool, typer.Option("--label-cut", help="Label responses that ran into the token limit by what is there.")
+    ] = False,
+    compare_with: Annotated[
+        Path | None,
+        typer.Option(
+            "--compare", help="An expert set of the same model to compare the result with.", show_default=False
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write report.html and its pictures into this folder.", show_default=False)
+    ] = None,
+    permutations: Annotated[int, typer.Option(help="Label shufflings for the p-values.", min=99)] = 10_000,
+    bootstraps: Annotated[int, typer.Option(help="Resamplings for stability and intervals.", min=10)] = 1_000,
+    seed: Annotated[int, typer.Option(help="Seed of both.")] = 0,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on stdout also when -o is given.")
+    ] = False,
+) -> None:
+    """Find the experts that a behaviour uses more than other responses do (functional Token Resonance Imaging).
+
+    Counts, for every prompt, how many tokens selected each expert, and ranks experts by the mean of the class minus the
+    mean of the others. With `merge` as the first word, adds trace folders instead: mote-ftri merge --help.
+
+    Example: mote-ftri traces --behavior refused -o refusal.json --report report
+    """
+    from ftri import find as finding
+    from rewriter.expert_set import ExpertSet
+
+    options = finding.FindOptions(
+        behavior=behavior,
+        k=k,
+        statistic=statistic,
+        positions=positions,
+        labels=labels,
+        label_cut=label_cut,
+        num_permutations=permutations,
+        num_bootstraps=bootstraps,
+        seed=seed,
+    )
+    other = None
+    if compare_with is not None:
+        other = ExpertSet.load(compare_with)
+        finding.check_same_model(finding.open_traces(traces)[0].manifest, other, compare_with.name)
+    findings = finding.find(traces, options, _progress)
+    expert_set = finding.expert_set_of(findings)
+    if other is not None and compare_with is not None:
+        agreement = finding.compare(findings, other)
+        expert_set.provenance["compared_with"] = {"file": compare_with.name, **agreement}
+        say(
+            f"{agreement['num_shared']} experts shared with {compare_with.name} (Jaccard {agreement['jaccard']:.2f});"
+            f" its experts rank {', '.join(map(str, agreement['ranks_here']))} here"
+        )
+    _say_summary(findings)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        expert_set.save(output)
+        say(f"wrote {output}")
+    if output is None or json_output:
+        typer.echo(expert_set.to_json(), nl=False)
+    if report is not None:
+        from ftri.report import write_report
+
+        say(f"wrote {write_report(findings, traces, report)}")
+
+
+@app.command()
+def merge(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Trace folders of one model and chat template.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.", show_default=False)],
+    json_output: Annotated[bool, typer.Option("--json", help="Print the count as JSON.")] = False,
+) -> None:
+    """Add trace folders that were recorded on different machines or in several sittings.
+
+    Example: mote-ftri merge traces-a traces-b -o traces
+    """
+    from ftri.merge import merge_traces
+
+    count = merge_traces(folders, output)
+    say(f"{output} holds {count} responses")
+    if json_output:
+        typer.echo(json.dumps({"output": str(output), "num_responses": count}))
+
+
+def _progress(name: str, total: int) -> Progress:
+    """A progress bar on stderr for one step, closed when its total is reached."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=total, desc=name, unit="", leave=False, disable=None)
+
+    def advance(count: int) -> None:
+        bar.update(count)
+        if bar.n >= total:
+            bar.close()
+
+    return advance
+
+
+def _say_summary(findings: Findings) -> None:
+    """The classes, the ranking and the warnings, for people."""
+    layers = findings.maps.moe_layers
+    counts = ", ".join(f"{label} {number}" for label, number in findings.class_counts.items())
+    left_out = ", ".join(f"{label} {number}" for label, number in sorted(findings.maps.dropped.items()))
+    say(f"responses: {counts}" + (f"; left out: {left_out}" if left_out else ""))
+    say(
+        f"{'rank':>4} {'layer':>5} {'expert':>6} {'score':>9} {'95 % interval':>21} {'max-T p':>8} {'BH q':>8} {'in top k':>8}"
+    )
+    for number, found in enumerate(findings.top, start=1):
+        interval = f"{found.interval[0]:.4g} .. {found.interval[1]:.4g}"
+        say(
+            f"{number:>4} {layers[found.layer]:>5} {found.expert:>6} {found.score:>9.4g} {interval:>21}"
+            f" {found.p_max_t:>8.2g} {found.q_benjamini_hochberg:>8.2g} {found.stability:>8.0%}"
+        )
+    for warning in findings.warnings:
+        say(f"warning: {warning}")
+
+
+def main() -> None:
+    """Entry point of `mote-ftri`."""
+    run(app)

@@ -1,0 +1,152 @@
+"""Which responses are compared with which: the classes of `--behavior`, and the rule or file that labels responses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ftri.behavior import THINK_OPEN, Behavior, label_behavior, thinking_language
+from ftri.tables import load_table
+from rewriter.errors import InputError
+
+if TYPE_CHECKING:
+    from ftri.traces import TraceRecord
+
+PAPER_CLASSES: tuple[str, ...] = (Behavior.REFUSED.value, Behavior.ALIGNED.value, Behavior.REASONED.value)
+THINKING_CLASSES = ("english", "chinese", "mixed")
+THINKING_PREFIX = "thinking:"
+VERSUS = "-vs-"
+UNION = "+"
+LABEL_COLUMNS = ("label", "behavior", "class")
+# What the labels leave out of the comparison: responses that no rule could place.
+UNLABELLED = "UNLABELLED"
+
+ResponseKey = tuple[str, int]
+Labeller = Callable[["TraceRecord"], str]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One class against the others: labels of the class, labels of the others, and what to call it."""
+
+    name: str
+    target: tuple[str, ...]
+    others: tuple[str, ...]
+    rule: str
+
+    def group(self, label: str) -> int | None:
+        """0 for the class, 1, 2, ... for the other classes in order, None for a response that takes no part."""
+        if label in self.target:
+            return 0
+        return self.others.index(label) + 1 if label in self.others else None
+
+
+def parse_contrast(behavior: str, file_classes: Iterable[str] | None = None) -> Contrast:
+    """The contrast that `--behavior` names.
+
+    `refused` is one of the paper's classes against its other two; `thinking:english` a thinking language against the
+    others; `A-vs-B` exactly two, each of which may be a sum `A+B`. With `file_classes`, the classes are those instead.
+
+    Raises:
+        InputError: a class that does not exist, or the same one on both sides.
+    """
+    known: tuple[str, ...]
+    default: tuple[str, ...] | None
+    if file_classes is not None:
+        known, default, rule = tuple(sorted(set(file_classes))), None, "label file"
+    elif behavior.lower().startswith(THINKING_PREFIX):
+        known, default, rule = (*THINKING_CLASSES, "none"), THINKING_CLASSES, "thinking language"
+    else:
+        known, default, rule = tuple(label.value for label in Behavior), PAPER_CLASSES, "behaviour"
+    sides: list[tuple[str, ...]]
+    if file_classes is not None and behavior in known:
+        sides = [(behavior,)]
+    else:
+        sides = [_classes(side, known, behavior) for side in behavior.split(VERSUS)]
+    if len(sides) > 2:
+        raise InputError(f"--behavior {behavior}: expected one class or A{VERSUS}B, found {len(sides)} sides")
+    target = sides[0]
+    others = sides[1] if len(sides) == 2 else tuple(name for name in default or known if name not in target)
+    shared = set(target) & set(others)
+    if shared:
+        raise InputError(f"--behavior {behavior}: {', '.join(sorted(shared))} stands on both sides")
+    name = UNION.join(target) + (VERSUS + UNION.join(others) if len(sides) == 2 else "")
+    return Contrast(name, target, others, rule)
+
+
+def _classes(side: str, known: tuple[str, ...], behavior: str) -> tuple[str, ...]:
+    by_lower = {name.lower(): name for name in known}
+    names = []
+    for part in side.split(UNION):
+        wanted = part.strip()
+        if wanted.lower().startswith(THINKING_PREFIX):
+            wanted = wanted[len(THINKING_PREFIX) :]
+        found = (
+            wanted if wanted in known else by_lower.get(wanted.lower().replace("-", "_"), by_lower.get(wanted.lower()))
+        )
+        if found is None:
+            raise InputError(f"--behavior {behavior}: no class {wanted!r}; the classes are {', '.join(known)}")
+        names.append(found)
+    return tuple(dict.fromkeys(names))
+
+
+def starts_inside_think(rendered_prompt: str) -> bool:
+    """Whether the chat template has opened the think block, so that the response begins inside it."""
+    return rendered_prompt.rstrip().endswith(THINK_OPEN)
+
+
+def rule_labeller(contrast: Contrast, label_cut: bool = False) -> Labeller:
+    """The labeller for the built-in rules: behaviour or thinking language."""
+    if contrast.rule == "thinking language":
+        return lambda record: thinking_language(record.text, starts_inside_think(record.rendered_prompt))
+    return lambda record: (
+        label_behavior(record.text, record.finish_reason, starts_inside_think(record.rendered_prompt), label_cut).value
+    )
+
+
+def read_labels(spec: str) -> dict[ResponseKey | str, str]:
+    """Labels by prompt id, or by (prompt id, sample) where the file has a `sample` column.
+
+    Raises:
+        InputError: no id or label column, an empty label, or two labels for one response.
+    """
+    table = load_table(spec)
+    first = table.rows[0]
+    column = next((name for name in LABEL_COLUMNS if name in first), None)
+    if "prompt_id" not in first or column is None:
+        raise InputError(
+            f"{table.name}: expected the columns prompt_id and one of {', '.join(LABEL_COLUMNS)}, found {', '.join(first)}"
+        )
+    labels: dict[ResponseKey | str, str] = {}
+    for number, row in enumerate(table.rows, start=1):
+        label = str(row.get(column) or "").strip()
+        if not label:
+            raise InputError(f"{table.name}: row {number} has no {column}")
+        prompt_id, sample = str(row["prompt_id"]), row.get("sample")
+        key = prompt_id if sample in (None, "") else (prompt_id, _sample_number(sample, table.name, number))
+        if labels.setdefault(key, label) != label:
+            raise InputError(f"{table.name}: row {number} labels {prompt_id!r} {label}, an earlier row {labels[key]}")
+    return labels
+
+
+def _sample_number(sample: object, name: str, number: int) -> int:
+    text = str(sample)
+    if not text.isdecimal():
+        raise InputError(f"{name}: row {number} has the sample {text!r}, expected a number from 0")
+    return int(text)
+
+
+def file_labeller(labels: Mapping[ResponseKey | str, str]) -> Labeller:
+    """The labeller for a label file; a response that the file does not name is left out."""
+    return lambda record: labels.get(record.key, labels.get(record.prompt_id, UNLABELLED))
+
+
+def check_labels_known(labels: Mapping[ResponseKey | str, str], keys: set[ResponseKey], name: str) -> None:
+    """Raise InputError when a label belongs to no response of the traces."""
+    prompt_ids = {prompt_id for prompt_id, _ in keys}
+    unknown = [key for key in labels if (key not in keys if isinstance(key, tuple) else key not in prompt_ids)]
+    if unknown:
+        first = unknown[0]
+        shown = f"sample {first[1]} of prompt {first[0]!r}" if isinstance(first, tuple) else f"prompt {first!r}"
+        raise InputError(f"{name}: labels {len(unknown)} responses that the traces do not hold, the first is {shown}")

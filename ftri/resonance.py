@@ -1,0 +1,178 @@
+"""The fTRI map and its alternatives: one number per expert for how much more the class uses it than the others do.
+
+Every statistic is a function of sums over groups of responses, so that the same code serves the observed labels,
+thousands of permutations and bootstrap samples, all of them as rows of one matrix product.
+
+Letters of shapes: N replicates, P responses, L MoE layers, E experts. Group 0 is the class, groups 1.. the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+# Welch's t is infinite where both groups are constant and differ; JSON knows no infinity, and rankings need no more.
+T_WITHOUT_VARIANCE = 1e6
+
+
+@dataclass(frozen=True)
+class GroupSums:
+    """Sums over the responses of one group, for N replicates.
+
+    `counts`, `rates`, `squares` [N, L * E]: tokens that selected the expert, the same per token of the response, and
+    the squared counts (the last two only where a statistic asks). `num_responses`, `num_tokens` [N, 1].
+    """
+
+    num_responses: FloatArray
+    num_tokens: FloatArray
+    counts: FloatArray
+    rates: FloatArray | None = None
+    squares: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a statistic may need besides the sums: the map's shape and the number of experts a token selects."""
+
+    num_layers: int
+    num_experts: int
+    top_k: int
+
+
+Compute = Callable[[Sequence[GroupSums], Setting], FloatArray]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One way to rank experts; `compute` gives [N, L * E], larger is more distinctive of the class."""
+
+    name: str
+    meaning: str
+    compute: Compute
+    separate_others: bool = False
+    needs_rates: bool = False
+    needs_squares: bool = False
+
+
+def _mean_difference(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
+    target, rest = groups
+    return target.counts / target.num_responses - rest.counts / rest.num_responses
+
+
+def _class_mean_difference(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
+    target, *others = groups
+    mean_of_means: FloatArray = sum(
+        (other.counts / other.num_responses for other in others[1:]), others[0].counts / others[0].num_responses
+    ) / len(others)
+    return target.counts / target.num_responses - mean_of_means
+
+
+def _rate_difference(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
+    target, rest = groups
+    assert target.rates is not None and rest.rates is not None
+    return target.rates / target.num_responses - rest.rates / rest.num_responses
+
+
+def _risk_difference(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
+    target, rest = groups
+    return target.counts / target.num_tokens - rest.counts / rest.num_tokens
+
+
+def _normalised_pointwise_information(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
+    target, rest = groups
+    num_tokens = target.num_tokens + rest.num_tokens
+    joint = target.counts / num_tokens
+    expert = (target.counts + rest.counts) / num_tokens
+    with np.errstate(divide="ignore", invalid="ignore"):
+        information = np.log2(joint / (expert * (target.num_tokens / num_tokens))) / -np.log2(joint)
+    # An expert that the class never selects is at the measure's lower end; one that nobody selects says nothing either.
+    return np.where(target.counts > 0, information, np.asarray(-1.0, information.dtype))
+
+
+def _log_odds(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
+    target, rest = groups
+    shape = (-1, setting.num_layers, setting.num_experts)
+    own, other = target.counts.reshape(shape), rest.counts.reshape(shape)
+    # The prior is the layer's own distribution over all responses, worth one selection per expert.
+    pooled = own + other + np.asarray(0.5, own.dtype)
+    prior = setting.num_experts * pooled / pooled.sum(axis=2, keepdims=True)
+    prior_total = np.asarray(setting.num_experts, own.dtype)
+    own_total = own.sum(axis=2, keepdims=True) + prior_total
+    other_total = other.sum(axis=2, keepdims=True) + prior_total
+    own, other = own + prior, other + prior
+    difference = np.log(own / (own_total - own)) - np.log(other / (other_total - other))
+    return (difference / np.sqrt(1 / own + 1 / other)).reshape(target.counts.shape)
+
+
+def _welch(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
+    target, rest = groups
+    variance = _squared_standard_error(target) + _squared_standard_error(rest)
+    difference = _mean_difference(groups, setting)
+    constant = np.sign(difference) * np.asarray(T_WITHOUT_VARIANCE, difference.dtype)
+    return np.divide(difference, np.sqrt(variance), out=constant, where=variance > 0)
+
+
+def _squared_standard_error(group: GroupSums) -> FloatArray:
+    assert group.squares is not None
+    mean = group.counts / group.num_responses
+    spread = np.maximum(group.squares / group.num_responses - mean * mean, 0)
+    # Rounding of a constant column leaves specks; they are no variance.
+    spread = np.where(spread < 1e-6 * (mean * mean + 1), 0, spread)
+    return spread / np.maximum(group.num_responses - 1, 1)
+
+
+STATISTICS = {
+    statistic.name: statistic
+    for statistic in (
+        Statistic("paper", "mean map of the class minus mean map of all other responses, pooled", _mean_difference),
+        Statistic(
+            "class-mean",
+            "mean map of the class minus the mean of the other classes' mean maps",
+            _class_mean_difference,
+            separate_others=True,
+        ),
+        Statistic(
+            "rate", "as paper, with each map divided by its number of tokens", _rate_difference, needs_rates=True
+        ),
+        Statistic(
+            "risk-difference",
+            "share of the class's tokens that select the expert minus the others' share",
+            _risk_difference,
+        ),
+        Statistic(
+            "npmi",
+            "normalised pointwise mutual information of expert and class over tokens",
+            _normalised_pointwise_information,
+        ),
+        Statistic("log-odds", "z of the log odds ratio with a Dirichlet prior per layer", _log_odds),
+        Statistic("welch", "Welch's t of the counts", _welch, needs_squares=True),
+    )
+}
+
+
+def rank(scores: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Flat expert numbers [L * E] by falling score; ties go to the lower layer, then the lower expert."""
+    return np.argsort(-scores.reshape(-1), kind="stable")
+
+
+def resonance_map(counts: npt.NDArray[Any], in_class: npt.NDArray[np.bool_]) -> FloatArray:
+    """The paper's fTRI map for maps held in memory: counts [P, L, E] tokens, in_class [P] -> [L, E] tokens per prompt.
+
+    Paper, "fTRI map": mean map of the class minus mean map of all other prompts. Sums of counts are exact in float64,
+    so the result does not depend on the order of the prompts.
+    """
+    exact = counts.astype(np.float64)
+    own, other = exact[in_class], exact[~in_class]
+    return own.sum(axis=0) / len(own) - other.sum(axis=0) / len(other)
+
+
+def top_experts(scores: npt.NDArray[Any], k: int) -> list[tuple[int, int]]:
+    """The k experts of a map [L, E] with the highest scores, as (row of the map, expert). Paper, "distinctive experts"."""
+    num_experts = scores.shape[1]
+    return [divmod(int(flat), num_experts) for flat in rank(scores)[:k]]
