@@ -48,6 +48,13 @@ def kl_per_position(left: TokenDistributions, right: TokenDistributions) -> np.n
 
     if len(left.token_ids) != len(right.token_ids):
         raise ValueError(f"{len(left.token_ids)} positions on one side, {len(right.token_ids)} on the other")
+    if left.token_ids.shape == right.token_ids.shape and np.array_equal(left.token_ids, right.token_ids):
+        return np.array(
+            [
+                _divergence(p.astype(np.float64), q.astype(np.float64))
+                for p, q in zip(left.log_probabilities, right.log_probabilities, strict=True)
+            ]
+        )
     result = np.zeros(len(left.token_ids))
     for position in range(len(result)):
         _, at_left, at_right = np.intersect1d(

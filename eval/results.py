@@ -35,6 +35,10 @@ class ArmSummary(BaseModel):
     canned: Rate
     mean_answer_characters: float
 
+    def labels_of(self, label: str, axis: str) -> Rate:
+        """The share of one label on an axis."""
+        return (self.labels if axis == "behavior" else self.languages)[label]
+
 
 class NullDistribution(BaseModel):
     """The counted change under random expert sets beside that of the variant, on the same prompts."""

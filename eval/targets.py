@@ -66,8 +66,10 @@ def find_target(behavior: str, direction: Direction, target: str | None = None) 
             return Target(axis, target or behavior, direction)
     if target is not None:
         raise InputError(f"--target is {target!r}, expected one of {', '.join((*BEHAVIORS, *LANGUAGES))}")
+    # "reasoned-vs-aligned" is about what stands first.
+    named = behavior.lower().partition("-vs-")[0]
     for word, axis, label in WORDS:
-        if word in behavior.lower():
+        if word in named:
             return Target(axis, label, direction)
     raise InputError(
         f"the expert set's behavior is {behavior!r}, which names no label; give --target, one of {', '.join((*BEHAVIORS, *LANGUAGES))}"
