@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rewriter.emit import EmitResult
     from rewriter.plan import Plan
     from rewriter.preview import Preview
+    from rewriter.rewrite import RewriteRequest
 
 EPILOG = """Examples:
 
@@ -75,12 +76,29 @@ def rewrite(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output folder that is a variant.")] = False,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORG/NAME", help="Apply a published recipe (or a file, or a folder) to the base it was made for."
+        ),
+    ] = None,
+    remote_plan: Annotated[
+        bool,
+        typer.Option("--remote-plan", help="Plan on the Hub's files by byte ranges and say what a run would download."),
+    ] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Push the variant to this repo afterwards, as mote-push does.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push-to-hub: make a new repo private.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --push-to-hub: do not ask for confirmation.")] = False,
 ) -> None:
     """Write a variant of a Mixture-of-Experts checkpoint in which experts are switched off or on.
 
     Only the tensors in the plan change; the base is never opened for writing. The variant is served by stock runtimes.
     """
     from rewriter.progress import byte_progress
+    from rewriter.push_cli import check_can_ask, push_variant
+    from rewriter.push_prepare import PushRequest
     from rewriter.rewrite import RewriteRequest, execute, prepare
 
     request = RewriteRequest(
@@ -96,12 +114,43 @@ def rewrite(
         renormalize=renormalize,
         link=link,
         overwrite=overwrite,
+        recipe=recipe,
     )
+    if remote_plan or (dry_run and _would_download(request)):
+        _print_remote_plan(request, as_json)
+        return
     prepared = prepare(request, say=say)
     if dry_run:
         _print_plan(prepared.plan, prepared.preview(), prepared.base, prepared.target, as_json)
         return
-    _print_result(execute(prepared, progress=byte_progress), prepared.plan, as_json)
+    if push_to_hub is not None:
+        check_can_ask(yes)
+    result = execute(prepared, progress=byte_progress)
+    if push_to_hub is None or not as_json:
+        _print_result(result, prepared.plan, as_json)
+    if push_to_hub is None:
+        return
+    outcome = push_variant(PushRequest(prepared.target, push_to_hub, private=private), None, yes=yes)
+    if as_json:
+        print(json.dumps({**result.to_json(), "push": outcome.to_json()}, indent=2, ensure_ascii=False))
+    else:
+        print(outcome.text())
+
+
+def _would_download(request: "RewriteRequest") -> bool:
+    from rewriter.remote_plan import would_download
+
+    return would_download(request)
+
+
+def _print_remote_plan(request: "RewriteRequest", as_json: bool) -> None:
+    from rewriter.remote_plan import prepare_remote, remote_plan_document, remote_plan_lines
+
+    remote = prepare_remote(request, say=say)
+    if as_json:
+        print(json.dumps(remote_plan_document(remote), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(remote_plan_lines(remote)))
 
 
 def _print_plan(plan: "Plan", preview: "Preview", base: Path, target: Path, as_json: bool) -> None:

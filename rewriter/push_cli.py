@@ -2,9 +2,9 @@
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,8 @@ from rewriter.console import make_app, run, say
 from rewriter.errors import InputError
 
 if TYPE_CHECKING:
+    from rewriter.push import PushResult
+    from rewriter.push_plan import PushPlan
     from rewriter.push_prepare import PushRequest
 
 app = make_app()
@@ -68,38 +70,64 @@ def push(
         hash_all=hash_all,
         recipe=recipe,
     )
-    push_variant(request, message, yes=yes, dry_run=dry_run, as_json=as_json)
+    outcome = push_variant(request, message, yes=yes, dry_run=dry_run)
+    if as_json:
+        print(json.dumps(outcome.to_json(), indent=2))
+    else:
+        print(outcome.text())
 
 
-def push_variant(request: "PushRequest", message: str | None, *, yes: bool, dry_run: bool, as_json: bool) -> None:
-    """Plan, ask, push and print; also what `mote-rewrite --push-to-hub` ends with."""
+@dataclass(frozen=True)
+class PushOutcome:
+    """The plan, and the result where it was carried out."""
+
+    plan: "PushPlan"
+    result: "PushResult | None"
+
+    def to_json(self) -> dict[str, Any]:
+        """As --json prints it."""
+        return {**(asdict(self.result) if self.result else {}), "plan": self.plan.to_json()}
+
+    def text(self) -> str:
+        """For people."""
+        from rewriter.push_plan import describe_plan
+
+        if self.result is None:
+            return describe_plan(self.plan)
+        done = f"pushed in {self.result.seconds:.1f} s"
+        if self.result.did_nothing:
+            done = "nothing to do: the branch holds this variant"
+        return f"{done}\n{self.result.url}\ncommit {self.result.commit}"
+
+
+def push_variant(request: "PushRequest", message: str | None, *, yes: bool, dry_run: bool = False) -> PushOutcome:
+    """Plan, show, ask and push; also what `mote-rewrite --push-to-hub` ends with."""
     from rewriter.push import execute_push
     from rewriter.push_plan import describe_plan
     from rewriter.push_prepare import full_repo_id, prepare_push, variant_files
-    from rewriter.recipe import recipe_files
+    from rewriter.push_recipe import recipe_files
 
     request = replace(request, repo_id=full_repo_id(request.repo_id))
     files, block = (recipe_files if request.recipe else variant_files)(request, say)
     prepared = prepare_push(request, files, block, say)
     if dry_run:
-        print(json.dumps(prepared.plan.to_json(), indent=2) if as_json else describe_plan(prepared.plan))
-        return
+        return PushOutcome(prepared.plan, None)
     say(describe_plan(prepared.plan))
-    if not prepared.plan.is_done and not yes:
-        _confirm()
-    result = execute_push(prepared, message or _message(block, request.recipe), say)
-    if as_json:
-        print(json.dumps({**asdict(result), "plan": prepared.plan.to_json()}, indent=2))
-        return
-    done = "nothing to do: the branch holds this variant" if result.did_nothing else f"pushed in {result.seconds:.1f} s"
-    print(f"{done}\n{result.url}\ncommit {result.commit}")
+    if not prepared.plan.is_done:
+        check_can_ask(yes)
+        if not yes and not typer.confirm("Go on?", err=True):
+            raise InputError("not pushed: the plan was not confirmed")
+    return PushOutcome(prepared.plan, execute_push(prepared, message or _message(block, request.recipe), say))
 
 
-def _confirm() -> None:
-    if not sys.stdin.isatty():
-        raise InputError("the plan above needs a yes, but there is nobody to ask: give --yes")
-    if not typer.confirm("Go on?", err=True):
-        raise InputError("not pushed: the plan was not confirmed")
+def check_can_ask(yes: bool) -> None:
+    """Raise unless the plan is confirmed already or there is somebody to ask.
+
+    Raises:
+        InputError: neither.
+    """
+    if not yes and not sys.stdin.isatty():
+        raise InputError("a push needs a yes to its plan, but there is nobody to ask: give --yes")
 
 
 def _message(block: dict[str, object], recipe: bool) -> str:

@@ -2,29 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rewriter.card import join_card, replace_block, split_card
 from rewriter.checkpoint import Checkpoint
 from rewriter.errors import CheckpointError, HubError, InputError, PlanError
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.hub import looks_like_repo_id
 from rewriter.hub_errors import hub_errors, quiet_hub_logs
-from rewriter.inventory import SMALL_FILE_BYTES, LocalFile, file_in_memory, list_files, read_variant_block
 from rewriter.plan import EditOptions, Plan
-from rewriter.push_card import CARD_NAME, pushed_card
-from rewriter.push_prepare import PushRequest
 
 RECIPE_SCHEMA = "mote.recipe/1"
 RECIPE_NAME = "mote-recipe.json"
-NO_WEIGHTS = (
-    "This repo holds a recipe, no weights: the experts, the values and the hashes of the base's tensors. MoTE applies it "
-    "to the base that you have, and refuses any other base."
-)
 
 
 class RecipeTensor(BaseModel):
@@ -105,8 +96,8 @@ def recipe_from_block(block: dict[str, Any]) -> Recipe:
         raise InputError(f"the `mote` block of config.json makes no recipe: {_first_problem(error)}") from None
 
 
-def load_recipe(source: str, revision: str | None = None) -> Recipe:
-    """Read a recipe from a file, from a folder with mote-recipe.json, or from a Hub repo (that one file is fetched).
+def load_recipe(source: str) -> Recipe:
+    """Read a recipe from a file, a folder with mote-recipe.json, or a Hub repo ORG/NAME[@BRANCH] (one file is fetched).
 
     Raises:
         InputError: no such file, or not a recipe.
@@ -115,8 +106,9 @@ def load_recipe(source: str, revision: str | None = None) -> Recipe:
     path = Path(source).expanduser()
     if path.is_dir():
         path = path / RECIPE_NAME
-    elif not path.exists() and looks_like_repo_id(source):
-        path = _fetch(source, revision)
+    elif not path.exists() and looks_like_repo_id(source.partition("@")[0]):
+        repo_id, _, revision = source.partition("@")
+        path = _fetch(repo_id, revision or None)
     if not path.is_file():
         raise InputError(f"'{source}' is neither a recipe file, a folder with {RECIPE_NAME}, nor a repo ORG/NAME")
     try:
@@ -165,42 +157,6 @@ def check_plan(recipe: Recipe, plan: Plan) -> None:
                 f"{place[0]}: the recipe, made by MoTE {recipe.tool_version}, gives other bytes than this version would "
                 "write; install that version to apply it"
             )
-
-
-def recipe_files(request: PushRequest, say: Callable[[str], None]) -> tuple[list[LocalFile], dict[str, Any]]:
-    """Return the files of a recipe repo made from a variant's folder, and the variant's `mote` block.
-
-    Raises:
-        InputError: the folder is no complete variant.
-    """
-    block = read_variant_block(request.folder)
-    recipe = recipe_from_block(block)
-    files = [file_in_memory(RECIPE_NAME, recipe.to_json().encode())]
-    for action in ("suppress", "stimulate"):
-        expert_set = recipe.expert_set(action)
-        if expert_set is not None:
-            files.append(file_in_memory(f"{action}.json", expert_set.to_json().encode()))
-    files += [
-        file
-        for file in list_files(request.folder)
-        if file.path.startswith("mote-") and file.path != RECIPE_NAME and file.size_bytes <= SMALL_FILE_BYTES
-    ]
-    card = pushed_card(request.folder, block, request.repo_id, request.branch, say)
-    assert card.content is not None
-    files.append(file_in_memory(CARD_NAME, recipe_card(card.content.decode(), request).encode()))
-    return files, block
-
-
-def recipe_card(card: str, request: PushRequest) -> str:
-    """Return a variant's card turned into its recipe's."""
-    data, body = split_card(card)
-    tags = [*data.get("tags", []), "mote-recipe"]
-    data |= {"tags": list(dict.fromkeys(tags)), "library_name": "mote"}
-    folder = request.repo_id.rsplit("/", 1)[-1]
-    revision = "" if request.branch == "main" else f" --revision {request.branch}"
-    commands = f"mote-rewrite --recipe {request.repo_id}{revision} -o ./{folder}\nvllm serve ./{folder}"
-    text = join_card(data, body)
-    return replace_block(text, "mote-serve", f"{NO_WEIGHTS}\n\n```bash\n{commands}\n```", "Use it")
 
 
 def _fetch(repo_id: str, revision: str | None) -> Path:

@@ -1,5 +1,6 @@
 """From what the user asked for to a prepared plan, and from there to the folder: the steps of `mote-rewrite` as a library."""
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from rewriter.preview import Preview, preview
 
 if TYPE_CHECKING:
     from rewriter.hub import ResolvedModel
+    from rewriter.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,36 @@ class RewriteRequest:
     renormalize: bool = False
     link: str = "auto"
     overwrite: bool = False
+    recipe: str | None = None  # file, folder or ORG/NAME[@BRANCH]; then nothing else says what to edit
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What to do to a model, read from the request's files."""
+
+    options: EditOptions
+    suppress: ExpertSet | None
+    stimulate: ExpertSet | None
+    recipe: "Recipe | None" = None
+
+    @property
+    def sets(self) -> list[ExpertSet]:
+        """The expert sets there are."""
+        return [chosen for chosen in (self.suppress, self.stimulate) if chosen is not None]
+
+    def plan(self, checkpoint: Checkpoint, **base: str | None) -> Plan:
+        """The plan on a base; a recipe's base is checked first, by the hashes of what would change.
+
+        Raises: as make_plan does; CheckpointError for a base that is not the recipe's.
+        """
+        if self.recipe is None:
+            return make_plan(checkpoint, self.suppress, self.stimulate, self.options, **base)
+        from rewriter.recipe import check_base, check_plan
+
+        check_base(self.recipe, checkpoint)
+        plan = make_plan(checkpoint, self.suppress, self.stimulate, self.options, **base)
+        check_plan(self.recipe, plan)
+        return plan
 
 
 @dataclass(frozen=True)
@@ -58,29 +90,36 @@ def prepare(request: RewriteRequest, *, say: Callable[[str], None]) -> Prepared:
     Raises: InputError and its kinds for arguments and expert sets; OutputError for the target; CheckpointError, PlanError,
     UnknownFamilyError and HubError for the base.
     """
-    options = _options(request)
-    layer_index = _choice("--layer-index", request.layer_index, LayerIndex) if request.layer_index else None
     link: LinkMode = _choice("--link", request.link, LinkMode)
-    suppress = _load_set(request.suppress, request, layer_index)
-    stimulate = _load_set(request.stimulate, request, layer_index)
-    given = [chosen for chosen in (suppress, stimulate) if chosen is not None]
-    if not given:
-        raise ExpertSetError("nothing to do: give --suppress FILE, --stimulate FILE or both")
-    resolved = find_base(request, given, say)
-    checkpoint = Checkpoint.open(resolved.folder)
-    plan = make_plan(
-        checkpoint,
-        suppress,
-        stimulate,
-        options,
+    edit = read_edit(request)
+    resolved = find_base(request, edit.sets, say)
+    plan = edit.plan(
+        Checkpoint.open(resolved.folder),
         base_model=resolved.repo_id,
-        base_folder=resolved.folder.absolute().name,
+        base_folder=os.path.basename(os.path.abspath(resolved.folder)),
         base_revision=resolved.revision,
     )
-    name = (resolved.repo_id or str(resolved.folder.absolute())).rsplit("/", 1)[-1]
+    name = (resolved.repo_id or os.path.abspath(resolved.folder)).rsplit("/", 1)[-1]
     target = request.output or Path(f"{name}-mote-{_file_name(plan.behavior)}")
     check_target(target.absolute(), resolved.folder, overwrite=request.overwrite)
     return Prepared(plan, resolved.folder, target, link, request.overwrite)
+
+
+def read_edit(request: RewriteRequest) -> Edit:
+    """The expert sets or the recipe of a request, checked.
+
+    Raises: InputError and its kinds for arguments and files; HubError for a recipe that cannot be fetched.
+    """
+    if request.recipe is not None:
+        return _edit_of_recipe(request)
+    options = _options(request)
+    layer_index = _choice("--layer-index", request.layer_index, LayerIndex) if request.layer_index else None
+    edit = Edit(
+        options, _load_set(request.suppress, request, layer_index), _load_set(request.stimulate, request, layer_index)
+    )
+    if not edit.sets:
+        raise ExpertSetError("nothing to do: give --suppress FILE, --stimulate FILE or both")
+    return edit
 
 
 def execute(
@@ -104,20 +143,48 @@ def find_base(request: RewriteRequest, sets: list[ExpertSet], say: Callable[[str
     """
     from rewriter.hub import resolve_model
 
+    model, revision = base_name(request, sets)
+    return resolve_model(model, revision, say=say)
+
+
+def base_name(request: RewriteRequest, sets: list[ExpertSet]) -> tuple[str, str | None]:
+    """The base as given, else as the expert sets say: a folder relative to their file, or a Hub id and its revision.
+
+    Raises: InputError when nothing names a model, or the sets name different ones.
+    """
     if request.model is not None:
-        return resolve_model(request.model, request.revision, say=say)
-    named = {(chosen.model, chosen.revision) for chosen in sets}
-    if len(named) > 1:
-        names = " and ".join(sorted(str(model) for model, _ in named))
-        raise InputError(f"the expert sets are of different models ({names}); give --model to say which to edit")
-    model, revision = named.pop()
-    if model is None:
+        return request.model, request.revision
+    models = sorted({chosen.model for chosen in sets if chosen.model is not None})
+    if not models:
         raise InputError("no expert set names its model; give --model PATH_OR_HUB_ID")
+    if len(models) > 1:
+        raise InputError(
+            f"the expert sets are of different models ({' and '.join(models)}); give --model to say which to edit"
+        )
+    revisions = sorted({chosen.revision for chosen in sets if chosen.revision is not None})
+    if len(revisions) > 1 and request.revision is None:
+        raise InputError(
+            f"the expert sets are of different revisions of {models[0]} ({' and '.join(revisions)}); give --revision to say"
+            " which to edit"
+        )
+    model, revision = models[0], revisions[0] if revisions else None
     source = request.suppress or request.stimulate or ""
     beside = Path(source).parent / model
     if not source.startswith(PRESET_PREFIX) and beside.is_dir():
-        return resolve_model(str(beside), None, say=say)
-    return resolve_model(model, request.revision or revision, say=say)
+        return str(beside), None
+    return model, request.revision or revision
+
+
+def _edit_of_recipe(request: RewriteRequest) -> Edit:
+    """A recipe says all about the edit, so options that would say otherwise are refused."""
+    from rewriter.recipe import load_recipe
+
+    unset = RewriteRequest()
+    for name in ("suppress", "stimulate", "top", "layer_index", "semantics", "suppress_bias", "renormalize"):
+        if getattr(request, name) != getattr(unset, name):
+            raise InputError(f"--recipe says what to edit, so --{name.replace('_', '-')} cannot be given with it")
+    recipe = load_recipe(str(request.recipe))
+    return Edit(recipe.options, recipe.expert_set("suppress"), recipe.expert_set("stimulate"), recipe)
 
 
 def _load_set(source: str | None, request: RewriteRequest, layer_index: LayerIndex | None) -> ExpertSet | None:

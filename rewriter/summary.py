@@ -31,23 +31,27 @@ def plan_document(plan: Plan, preview: Preview, base: Path, target: Path) -> dic
 
 def plan_lines(plan: Plan, preview: Preview, base: Path, target: Path) -> list[str]:
     """The plan for people."""
-    lines = [f"plan: {base} -> {target} (nothing is written yet)"]
-    lines += [f"  {_layer_text(edit, plan)}" for edit in plan.layers[:NUM_LAYERS_SHOWN]]
-    if len(plan.layers) > NUM_LAYERS_SHOWN:
-        lines.append(f"  ... and {len(plan.layers) - NUM_LAYERS_SHOWN} more layers")
+    lines = [f"plan: {base} -> {target} (nothing is written yet)", *edit_lines(plan)]
     edited = (
         "sharing blocks with the base"
         if preview.changed_shares_blocks
         else f"{size_text(preview.changed_bytes)} copied"
     )
     lines += [
-        f"  tensors: {len(plan.patches)} patched, {size_text(plan.patched_bytes)}",
         f"  edited shards: {preview.num_changed} ({edited})",
         f"  other shards: {preview.num_unchanged} by {preview.unchanged_method}",
         f"  disk: {size_text(preview.needed_bytes)} needed, {size_text(preview.free_bytes)} free",
         f"  config.json: {plan.renormalization}",
     ]
     return lines + [f"  note: {note}" for note in plan.notes]
+
+
+def edit_lines(plan: Plan) -> list[str]:
+    """What a plan does to which layers, and to how many tensors."""
+    lines = [f"  {_layer_text(edit, plan)}" for edit in plan.layers[:NUM_LAYERS_SHOWN]]
+    if len(plan.layers) > NUM_LAYERS_SHOWN:
+        lines.append(f"  ... and {len(plan.layers) - NUM_LAYERS_SHOWN} more layers")
+    return [*lines, f"  tensors: {len(plan.patches)} patched, {size_text(plan.patched_bytes)}"]
 
 
 def result_lines(result: EmitResult, plan: Plan) -> list[str]:
