@@ -8,6 +8,7 @@ responses.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -63,9 +64,13 @@ def parse_response(text: str, starts_inside_think: bool = False) -> ParsedRespon
 
 
 def label_behavior(
-    text: str, finish_reason: str | None, starts_inside_think: bool = False, label_cut: bool = False
+    text: str,
+    finish_reason: str | None,
+    starts_inside_think: bool = False,
+    label_cut: bool = False,
+    refuses: Callable[[str], bool] = is_refusal,
 ) -> Behavior:
-    """The behaviour of one raw response (no reasoning parser applied).
+    """The behaviour of one raw response (no reasoning parser applied); `refuses` judges its answer.
 
     With `label_cut` a response that ran into the token limit is labelled by what is there when that already decides: a
     think block that has ended, or an answer without one.
@@ -78,8 +83,8 @@ def label_behavior(
         return Behavior.UNPARSED
     if parsed.answer is None:
         # The block that the template opened was never closed: either a refusal without tags, or nothing known.
-        return Behavior.REFUSED if starts_inside_think and is_refusal(parsed.thinking or "") else Behavior.UNPARSED
-    refused = is_refusal(parsed.answer)
+        return Behavior.REFUSED if starts_inside_think and refuses(parsed.thinking or "") else Behavior.UNPARSED
+    refused = bool(parsed.answer) and refuses(parsed.answer)
     if parsed.thinking:
         return Behavior.REFUSED_AFTER_REASONING if refused else Behavior.REASONED
     if not parsed.answer:

@@ -21,7 +21,7 @@ DEFAULT_COMMAND = "find"
 class DefaultCommandGroup(TyperGroup):
     """A group whose first command may be left out: `mote-ftri TRACES` is `mote-ftri find TRACES`."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         """Put the default command before arguments that do not begin with a command."""
         if not args or args[0] not in self.commands:
             args = [DEFAULT_COMMAND, *args]
