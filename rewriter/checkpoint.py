@@ -19,6 +19,7 @@ from rewriter.families import RouterLayout, router_layout
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+SHARD_SUFFIX = ".safetensors"
 LENGTH_BYTES = 8  # the header's length, little-endian, before the header
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 
@@ -66,6 +67,8 @@ class LocalFolder:
             return (self.path / file_name).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise CheckpointError(f"{self.path / file_name}: cannot be read ({error.strerror})") from None
 
     def read(self, file_name: str, offset: int, size: int) -> bytes:
         """Up to `size` bytes of a file from `offset`."""
@@ -157,8 +160,11 @@ class Checkpoint:
         weight_map = self._object(INDEX_NAME, self._text(INDEX_NAME)).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{self._path(INDEX_NAME)}: weight_map is missing or empty")
-        for shard in dict.fromkeys(weight_map.values()):
-            self._check_shard_name(shard)
+        checked: set[str] = set()
+        for shard in weight_map.values():
+            if not isinstance(shard, str) or shard not in checked:
+                self._check_shard_name(shard)
+                checked.add(shard)
         return weight_map
 
     @cached_property
@@ -233,7 +239,7 @@ class Checkpoint:
     def _object(self, file_name: str, text: str) -> dict[str, Any]:
         try:
             document = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{self._path(file_name)}: not JSON ({error})") from None
         if not isinstance(document, dict):
             raise CheckpointError(
@@ -242,11 +248,13 @@ class Checkpoint:
         return document
 
     def _check_shard_name(self, shard: object) -> None:
-        """A shard is a plain file name in the folder: anything else could reach outside it."""
-        plain = isinstance(shard, str) and shard not in ("", ".", "..") and not set(shard) & set("/\\\0")
+        """A shard is a plain .safetensors file in the folder: a path could reach outside it, and another name could be that
+        of a file which a variant writes anew."""
+        plain = isinstance(shard, str) and shard.endswith(SHARD_SUFFIX) and not set(shard) & set("/\\\0")
         if not plain:
             raise CheckpointError(
-                f"{self._path(INDEX_NAME)}: names the shard {shard!r}, expected a file name inside the folder"
+                f"{self._path(INDEX_NAME)}: names the shard {shard!r}, expected the name of a {SHARD_SUFFIX} file inside the"
+                " folder"
             )
         self.shard_size(str(shard))
 
@@ -264,10 +272,15 @@ class Checkpoint:
             document = json.loads(
                 self.source.read(shard, LENGTH_BYTES, length).decode("utf-8"), object_pairs_hook=_unique_keys
             )
-        except ValueError as error:  # JSON, UTF-8 and duplicate keys alike
+        except (ValueError, RecursionError) as error:  # JSON, UTF-8 and duplicate keys alike
             raise CheckpointError(f"{path}: the header is not a safetensors header ({error})") from None
         if not isinstance(document, dict):
             raise CheckpointError(f"{path}: the header is a JSON {type(document).__name__}, expected an object")
+        metadata = document.get("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise CheckpointError(
+                f"{path}: the header's __metadata__ is {json.dumps(metadata)[:120]}, expected an object of strings"
+            )
         tensors = {
             name: _entry(path, shard, name, value, LENGTH_BYTES + length)
             for name, value in document.items()
@@ -291,13 +304,14 @@ def _entry(path: str, shard: str, name: str, value: Any, body_offset: int) -> Te
     """One tensor's line of a header, checked."""
     try:
         dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+        if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+            raise ValueError("expected whole numbers")
         bits = DTYPE_BITS[dtype] * prod(shape)
-        well_formed = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(
             f"{path}: the header's line for {name} is {json.dumps(value)[:120]}, expected dtype, shape and data_offsets"
         ) from None
-    if not well_formed or bits % 8 or end - begin != bits // 8:
+    if bits % 8 or end - begin != bits // 8:
         raise CheckpointError(
             f"{path}: {name} is {dtype} {list(shape)}, which needs {bits / 8:g} bytes, but its data_offsets are"
             f" [{begin}, {end}]"

@@ -26,15 +26,20 @@ def companion_files(folder: Path, handled: Collection[str]) -> tuple[list[Path],
     left: list[Path] = []
     for base, folders, files in os.walk(folder):
         here = Path(base).relative_to(folder)
-        for name in sorted(folders):
-            if _is_left_out(name):
-                left.append(here / name)
-        folders[:] = sorted(name for name in folders if not _is_left_out(name))
+        # A link to a folder is not followed, since it can lead anywhere.
+        skipped = [name for name in sorted(folders) if _is_left_out(name) or (Path(base) / name).is_symlink()]
+        left += [here / name for name in skipped]
+        folders[:] = sorted(set(folders) - set(skipped))
         for name in sorted(files):
             path = here / name
             if str(path) not in handled:
                 (left if _is_left_out(name) else taken).append(path)
     return sorted(taken), sorted(path for path in left if not path.name.startswith("."))
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a file holds weights, in whatever format."""
+    return any(fnmatchcase(path.name, pattern) for pattern in OTHER_WEIGHTS)
 
 
 def _is_left_out(name: str) -> bool:

@@ -79,7 +79,7 @@ def emit(
     started = time.monotonic()
     checkpoint = Checkpoint.open(base)
     with OutputFolder(target, base, overwrite=overwrite) as output:
-        seen = preview(plan, base, target, link)
+        seen = preview(plan, base, target, link, scratch=output.partial)
         if seen.needed_bytes > seen.free_bytes:
             raise OutputError(
                 f"{target.parent}: has {seen.free_bytes:,} bytes free, but the variant needs {seen.needed_bytes:,}"
@@ -206,7 +206,7 @@ def _write_companions(
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         try:
             # Copied even where shards are linked: people edit these, and an edit must not reach the base.
-            shutil.copyfile(base / path, folder / path)
+            _copy_file(base / path, folder / path)
         except FileNotFoundError:
             raise CheckpointError(f"{base / path}: is a broken link, expected a file") from None
         fsync_file(folder / path)
@@ -215,8 +215,15 @@ def _write_companions(
     result.files_left_out = [str(path) for path in left]
 
 
+def _copy_file(source: Path, target: Path) -> None:
+    """Copy a file into a new one; "x" since an existing one could be a link to the base's."""
+    with source.open("rb") as opened, target.open("xb") as created:
+        shutil.copyfileobj(opened, created)
+
+
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    with path.open("x", encoding="utf-8") as created:
+        created.write(text)
     fsync_file(path)
 
 

@@ -6,7 +6,7 @@ bounds, so a plan that could lead there is refused. Legend: E routed experts, G 
 """
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from rewriter.errors import PlanError
 from rewriter.families import RouterLayout
@@ -17,12 +17,11 @@ def check_feasible(
     layout: RouterLayout,
     dead: Collection[int],
     stimulated: Collection[int],
-    *,
-    suppressed_is_finite: bool,
+    edited: Sequence[float],
 ) -> None:
     """Refuse an edit of one layer that could leave the router with too few experts to choose.
 
-    dead: suppressed experts, those of the base included; suppressed_is_finite: whether they keep a finite bias.
+    dead: suppressed experts, those of the base included; edited: the layer's bias [E] as it will be.
 
     Raises: PlanError with the layer, the numbers, and what would make it feasible.
     """
@@ -34,7 +33,7 @@ def check_feasible(
     if layout.num_groups == 1:
         _check_ungrouped(layer, layout, dead)
     else:
-        _check_grouped(layer, layout, dead, stimulated, suppressed_is_finite)
+        _check_grouped(layer, layout, dead, stimulated, edited)
 
 
 def _check_ungrouped(layer: int, layout: RouterLayout, dead: Collection[int]) -> None:
@@ -48,7 +47,7 @@ def _check_ungrouped(layer: int, layout: RouterLayout, dead: Collection[int]) ->
 
 
 def _check_grouped(
-    layer: int, layout: RouterLayout, dead: Collection[int], stimulated: Collection[int], suppressed_is_finite: bool
+    layer: int, layout: RouterLayout, dead: Collection[int], stimulated: Collection[int], edited: Sequence[float]
 ) -> None:
     group_size = layout.num_experts // layout.num_groups
     dead_per_group = Counter(expert // group_size for expert in dead)
@@ -59,13 +58,9 @@ def _check_grouped(
             f"layer {layer}: the stimulated experts lie in {len(forced)} groups {forced}, but the router keeps"
             f" {layout.groups_kept} groups; stimulate experts of at most {layout.groups_kept} groups"
         )
-    lone = [group for group in forced if live[group] < 2]
-    if lone and not suppressed_is_finite:
-        raise PlanError(
-            f"layer {layer}: group {lone[0]} holds a stimulated expert and no other live one; with a bias of -inf on the"
-            " others the group's score is -inf and it is never kept; leave one of them live, or use"
-            " --suppress-bias margin"
-        )
+    for group in forced:
+        if live[group] < 2:
+            _check_lone(layer, layout, group, dead, stimulated, edited)
     others = sorted(live[group] for group in range(layout.num_groups) if group not in forced and live[group] >= 2)
     num_wanted = layout.groups_kept - len(forced)
     if len(others) < num_wanted:
@@ -80,4 +75,25 @@ def _check_grouped(
             f"layer {layer}: the {layout.groups_kept} groups that the router keeps could have only {fewest} live experts"
             f" together, but it selects {layout.top_k} (top-k); live experts per group would be {live}, so suppress"
             f" {layout.top_k - fewest} fewer"
+        )
+
+
+def _check_lone(
+    layer: int,
+    layout: RouterLayout,
+    group: int,
+    dead: Collection[int],
+    stimulated: Collection[int],
+    edited: Sequence[float],
+) -> None:
+    """A group with one stimulated expert and no other live one is kept only if a suppressed expert's bias lets it be."""
+    group_size = layout.num_experts // layout.num_groups
+    best_two = sorted(edited[group * group_size : (group + 1) * group_size])[-2:]
+    untouched = [value for expert, value in enumerate(edited) if expert not in dead and expert not in stimulated]
+    rival = 2 * (max(untouched) + (layout.score_range or 0.0))  # two experts of another group at the highest score
+    if len(best_two) < 2 or sum(best_two) <= rival:
+        raise PlanError(
+            f"layer {layer}: group {group} holds a stimulated expert and no other live one; the suppressed ones' bias of"
+            f" {best_two[0]:g} keeps the group's score below what another group can reach ({rival:g}), so it may not be kept;"
+            " leave one of them live, or use --suppress-bias margin"
         )

@@ -32,38 +32,42 @@ class OutputFolder:
         self.partial = self.target.with_name(f".{self.target.name}.mote-partial")
         self._overwrite = overwrite
         self._descriptor = -1
+        self._made: list[Path] = []  # parents of the target that were not there
+        self._committed = False
         check_target(self.target, source, overwrite=overwrite)
 
     def __enter__(self) -> Self:
         try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self._make_parents()
             self._descriptor = self._lock()
             _clear(self.partial)
+            check_target_is_free(self.target, overwrite=self._overwrite)
         except OSError as error:
-            self._close()
+            self._remove_all()
             raise OutputError(f"{self.target.parent}: cannot be written ({error.strerror})") from None
+        except OutputError:
+            self._remove_all()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After a commit the sibling is gone, or holds the variant that was replaced.
-        if self._descriptor >= 0:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            self._close()
+        self._remove_all()
 
     def commit(self) -> None:
         """Make the folder durable and give it its name.
 
         Raises: OutputError when the name was taken meanwhile.
         """
-        for folder, _, _ in os.walk(self.partial, topdown=False):
-            fsync_folder(Path(folder))
         try:
+            for folder, _, _ in os.walk(self.partial, topdown=False):
+                fsync_folder(Path(folder))
             if self._overwrite and self.target.exists():
-                _exchange(self.partial, self.target)
+                self._replace()
             else:
                 self.partial.rename(self.target)
+            self._committed = True
         except OSError as error:
             raise OutputError(
                 f"{self.target}: cannot be created from {self.partial.name} ({error.strerror}); was it made meanwhile?"
@@ -87,9 +91,40 @@ class OutputFolder:
                 os.close(descriptor)  # renamed away by the run that held it; try again with a new one
                 continue
             if os.path.samestat(found, os.fstat(descriptor)):
-                check_target_is_free(self.target, overwrite=self._overwrite)
                 return descriptor
             os.close(descriptor)
+
+    def _replace(self) -> None:
+        """Put the new folder in the old one's place, and remove the old one, which is locked so that no other run takes it for
+        a sibling of its own meanwhile."""
+        descriptor = os.open(self.target, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _exchange(self.partial, self.target)
+            shutil.rmtree(self.partial, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+    def _make_parents(self) -> None:
+        """Create the folders that lead to the target, remembering which, so that a failure leaves none of them."""
+        missing = [self.target.parent, *self.target.parent.parents]
+        for folder in reversed([folder for folder in missing if not folder.exists()]):
+            folder.mkdir(exist_ok=True)
+            self._made.append(folder)
+
+    def _remove_all(self) -> None:
+        """Without a commit, remove what was written; after one there is nothing that is ours to remove."""
+        if self._committed:
+            self._close()
+            return
+        if self._descriptor >= 0:  # else the sibling is another run's
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self._close()
+        for folder in reversed(self._made):
+            try:
+                folder.rmdir()
+            except OSError:  # another run writes there now
+                return
 
     def _close(self) -> None:
         if self._descriptor >= 0:
@@ -163,6 +198,7 @@ def _exchange(partial: Path, target: Path) -> None:
     if code not in CANNOT_EXCHANGE:
         raise OSError(code, os.strerror(code))
     aside = target.with_name(f".{target.name}.mote-old")
+    shutil.rmtree(aside, ignore_errors=True)
     target.rename(aside)
     partial.rename(target)
-    shutil.rmtree(aside)
+    aside.rename(partial)

@@ -4,7 +4,7 @@ Legend: E routed experts.
 """
 
 import hashlib
-import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -13,6 +13,7 @@ import numpy as np
 
 from rewriter import __version__
 from rewriter.checkpoint import Checkpoint, TensorEntry
+from rewriter.config_text import config_text, parse_config
 from rewriter.edits import BIAS_DTYPES, MINUS_INFINITY, ZERO_FILL_DTYPES, Margins, decode_bias, edit_bias, margins
 from rewriter.errors import CheckpointError, ExpertSetError, PlanError
 from rewriter.expert_set import ExpertSet
@@ -86,7 +87,7 @@ class Plan:
     @property
     def config_text(self) -> str:
         """The variant's config.json."""
-        return json.dumps(self.config, indent=2, ensure_ascii=False) + "\n"
+        return config_text(self.config)
 
     @property
     def fingerprint(self) -> str:
@@ -187,12 +188,11 @@ def _pairs(expert_set: ExpertSet, layout: RouterLayout) -> list[Pair]:
                 f"expert set {expert_set.behavior!r}: layer {layer} has no expert {expert}, the routed experts are"
                 f" 0..{layout.num_experts - 1}"
             )
-    duplicates = [pair for pair in pairs if pairs.count(pair) > 1]
-    if duplicates:
-        raise ExpertSetError(
-            f"expert set {expert_set.behavior!r}: layer {duplicates[0][0]} expert {duplicates[0][1]} stands"
-            f" {pairs.count(duplicates[0])} times, expected once"
-        )
+    for (layer, expert), count in Counter(pairs).items():
+        if count > 1:
+            raise ExpertSetError(
+                f"expert set {expert_set.behavior!r}: layer {layer} expert {expert} stands {count} times, expected once"
+            )
     return pairs
 
 
@@ -243,13 +243,6 @@ def _edit_layer_bias(
     dead_before = set(np.flatnonzero(np.isneginf(bias)).tolist())
     revived = dead_before & set(stimulated)
     value = _suppress_value(layer, bias, suppressed_here, stimulated, options, layout) if suppressed_here else None
-    check_feasible(
-        layer,
-        layout,
-        dead=(dead_before - revived) | set(suppressed_here),
-        stimulated=stimulated,
-        suppressed_is_finite=value is not None and value != MINUS_INFINITY and not dead_before,
-    )
     favour = _margins(layer, bias, suppressed_here, stimulated, layout).stimulate if stimulated else None
     edited = edit_bias(
         bias,
@@ -258,6 +251,18 @@ def _edit_layer_bias(
     )
     if not np.isfinite(edited[list(stimulated)].astype(np.float64)).all():
         raise PlanError(f"layer {layer}: the stimulate margin {favour:g} does not fit the bias's type {entry.dtype}")
+    if suppressed_here and value != MINUS_INFINITY and not np.isfinite(edited[suppressed_here[0]].astype(np.float64)):
+        raise PlanError(
+            f"layer {layer}: a suppress bias of {value:g} does not fit the bias's type {entry.dtype}, expected a number that"
+            " does, or -inf"
+        )
+    check_feasible(
+        layer,
+        layout,
+        dead=(dead_before - revived) | set(suppressed_here),
+        stimulated=stimulated,
+        edited=edited.astype(np.float64).ravel().tolist(),
+    )
     edit = LayerEdit(
         layer,
         suppressed,
@@ -386,7 +391,7 @@ def _sha256(data: bytes) -> str:
 
 def _edit_config(checkpoint: Checkpoint, options: EditOptions) -> tuple[bool | None, str, dict[str, Any]]:
     """A copy of the config with the renormalisation flag as it must be, and a sentence that says so."""
-    config: dict[str, Any] = json.loads(checkpoint.config_text)
+    config = parse_config(checkpoint.config_text)
     family, layout = checkpoint.layout.family, checkpoint.layout
     if family.renormalize is None:
         return None, f"family {family.name} has no renormalisation flag; nothing to set", config

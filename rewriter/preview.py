@@ -30,12 +30,14 @@ class Preview:
         return needed + (self.unchanged_bytes if self.unchanged_method == "copy" else 0)
 
 
-def preview(plan: Plan, base: Path, target: Path, link: LinkMode) -> Preview:
+def preview(plan: Plan, base: Path, target: Path, link: LinkMode, scratch: Path | None = None) -> Preview:
     """Try on small files which ways of copying work from the base to the target's filesystem, and count the bytes.
+
+    scratch: where to try; a folder of its own beside the target if not given.
 
     Raises: OutputError when the target's parent cannot be written, or the asked-for way does not work there.
     """
-    parent = target.absolute().parent
+    parent = scratch or target.absolute().parent
     while not parent.exists():
         parent = parent.parent
     shards = Checkpoint.open(base).shards

@@ -4,6 +4,7 @@ Shards that are the base's own files are known to be equal by their inode, block
 what is left is read. `full` reads everything.
 """
 
+import filecmp
 import hashlib
 import os
 from collections import defaultdict
@@ -13,13 +14,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rewriter.checkpoint import Checkpoint, ShardHeader
+from rewriter.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint, ShardHeader
+from rewriter.companions import companion_files, is_weights
 from rewriter.copying import Progress, data_ranges
 from rewriter.errors import ExpertSetError, VerificationError
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.extents import shared_ranges
 from rewriter.plan import VARIANT_SCHEMA, EditOptions, Plan, make_plan
 from rewriter.shard_header import MARK, unmarked
+from rewriter.variant_card import CARD_NAME
 
 CHUNK_BYTES = 4 << 20
 Range = tuple[int, int]
@@ -103,6 +106,7 @@ def verify(
         raise VerificationError(
             f"{variant.source.name}: its index differs from the base's, for example for {differing}"
         )
+    _check_companions(variant_folder, base_folder, base)
     result = VerifyResult(str(variant_folder), str(base_folder), len(base.weight_map), len(plan.patches))
     total = sum(map(base.shard_size, base.shards))
     methods: defaultdict[str, int] = defaultdict(int)
@@ -151,6 +155,24 @@ def _check_config(variant: Checkpoint, base: Checkpoint, plan: Plan) -> None:
             f"{variant.source.name}/config.json: {differing[0]} is {found.get(differing[0])!r},"
             f" expected {wanted.get(differing[0])!r} by the base and the plan"
         )
+
+
+def _check_companions(variant_folder: Path, base_folder: Path, base: Checkpoint) -> None:
+    """The other files must be the base's, and no further weights may lie about, since some runtimes load all they find."""
+    handled = {*base.shards, INDEX_NAME, CONFIG_NAME, CARD_NAME}
+    wanted, _ = companion_files(base_folder, handled)
+    _, left = companion_files(variant_folder, handled)
+    extra = [path for path in left if is_weights(path)]
+    if extra:
+        raise VerificationError(
+            f"{variant_folder / extra[0]}: holds weights that the index does not name, expected none: some runtimes would"
+            " load them"
+        )
+    for path in wanted:
+        if not (variant_folder / path).is_file():
+            raise VerificationError(f"{variant_folder / path}: no such file, but the base has it")
+        if not filecmp.cmp(base_folder / path, variant_folder / path, shallow=False):
+            raise VerificationError(f"{variant_folder / path}: differs from the base's, expected the same bytes")
 
 
 def _verify_shard(
