@@ -1,6 +1,7 @@
 """The expert set: the JSON artifact in which the parts of MoTE, and its users, hand each other a list of experts."""
 
 import json
+import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -53,7 +54,7 @@ class ExpertSet(BaseModel):
         text, name = _read(path)
         try:
             document = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ExpertSetError(f"{name}: not JSON ({error})") from None
         if isinstance(document, list):
             document = _document_of_pairs(document, name, model, layer_index)
@@ -202,3 +203,7 @@ def _first_problem(error: ValidationError) -> str:
     shown = json.dumps(first["input"], ensure_ascii=False, default=str)
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     return f"{place} is {shown}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(published_schema(), indent=2, ensure_ascii=False) + "\n")

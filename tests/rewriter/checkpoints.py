@@ -120,13 +120,13 @@ def write_json(path: Path, document: Any) -> Path:
     return path
 
 
-def write_set(path: Path, experts: list[tuple[int, int]], **changes: Any) -> Path:
+def write_set(path: Path, pairs: list[tuple[int, int]], /, **changes: Any) -> Path:
     """Write an expert set; returns its path."""
     document = {
         "schema": "mote.expert-set/1",
         "layer_index": "model",
         "behavior": path.stem,
-        "experts": [{"layer": layer, "expert": expert} for layer, expert in experts],
+        "experts": [{"layer": layer, "expert": expert} for layer, expert in pairs],
     }
     return write_json(path, document | changes)
 
