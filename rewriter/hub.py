@@ -9,7 +9,7 @@ from pathlib import Path
 from rewriter.checkpoint import INDEX_NAME, SINGLE_NAME
 from rewriter.companions import OTHER_WEIGHTS, TRAINING_STATE
 from rewriter.errors import CheckpointError, HubError, InputError
-from rewriter.hub_errors import hub_errors, quiet_hub_logs
+from rewriter.hub_errors import hub_errors, quiet_hub_logs, with_retries
 
 # Other formats of the same weights, and training leftovers: never read, never part of a variant.
 IGNORED_PATTERNS = (
@@ -160,7 +160,9 @@ def shard_names(index_text: str, index_name: str | Path) -> list[str]:
         raise CheckpointError(f"{index_name} is not a safetensors index: expected a weight_map of strings") from error
 
 
-def remote_tree(repo_id: str, revision: str | None = None) -> RemoteTree:
+def remote_tree(
+    repo_id: str, revision: str | None = None, say: Callable[[str], None] = lambda message: None
+) -> RemoteTree:
     """List a repo's files at one commit: two requests, no content.
 
     Raises:
@@ -172,7 +174,7 @@ def remote_tree(repo_id: str, revision: str | None = None) -> RemoteTree:
     quiet_hub_logs()
     api = HfApi(library_name="mote")
     with hub_errors(repo_id):
-        info = api.model_info(repo_id, revision=revision)
+        info = with_retries(lambda: api.model_info(repo_id, revision=revision), say)
         entries = list(api.list_repo_tree(repo_id, recursive=True, revision=info.sha))
     files = {
         entry.path: RemoteFile(
@@ -214,13 +216,13 @@ def _resolve_folder(folder: Path, revision: str | None) -> ResolvedModel:
 def _download(repo_id: str, revision: str | None, say: Callable[[str], None]) -> ResolvedModel:
     from huggingface_hub import constants, snapshot_download
 
-    tree = remote_tree(repo_id, revision)
+    tree = remote_tree(repo_id, revision, say)
     wanted = files_to_download(tree)
     if not any(file.path.endswith(".safetensors") for file in wanted):
         raise CheckpointError(f"'{repo_id}' holds no safetensors weights, expected {SINGLE_NAME} or {INDEX_NAME}")
     cache = Path(constants.HF_HUB_CACHE)
     _announce_download(repo_id, tree.commit, wanted, cache, say)
-    with hub_errors(repo_id):
+    with hub_errors(repo_id, transfer=True):
         folder = snapshot_download(
             repo_id, revision=revision, ignore_patterns=list(IGNORED_PATTERNS), library_name="mote"
         )

@@ -94,14 +94,20 @@ def explain(error: Exception, repo_id: str) -> HubError:
             f"the connection to {constants.ENDPOINT} failed for '{repo_id}' ({_first_line(error)}): "
             "run the command again; what was uploaded is kept"
         )
+    elif isinstance(error, OSError) and error.strerror:
+        place = f" at {error.filename}" if error.filename else ""
+        sentence = f"the transfer for '{repo_id}' failed ({error.strerror}{place})"
     else:
-        sentence = f"'{repo_id}': {type(error).__name__}: {_first_line(error)}"
+        sentence = f"the transfer for '{repo_id}' failed ({_first_line(error)}): run the command again; it resumes"
     return HubError(redact(sentence))
 
 
 @contextmanager
-def hub_errors(repo_id: str) -> Iterator[None]:
+def hub_errors(repo_id: str, transfer: bool = False) -> Iterator[None]:
     """Raise every failure of huggingface_hub inside the block as a HubError about repo_id.
+
+    transfer: the block moves files and nothing else, so that the plainer errors of hf_xet (RuntimeError, OSError) and of
+    malformed answers (ValueError) mean that the transfer failed.
 
     Raises:
         HubError: the Hub refused, failed or could not be reached.
@@ -109,7 +115,7 @@ def hub_errors(repo_id: str) -> Iterator[None]:
     import httpx2
     from huggingface_hub import errors as hub
 
-    failures = (
+    failures: tuple[type[Exception], ...] = (
         hub.HfHubHTTPError,
         hub.HFValidationError,
         hub.OfflineModeIsEnabled,
@@ -120,6 +126,8 @@ def hub_errors(repo_id: str) -> Iterator[None]:
         httpx2.HTTPError,
         ConnectionError,
     )
+    if transfer:
+        failures += (RuntimeError, OSError, ValueError)
     try:
         yield
     except failures as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rewriter.errors import HubError
 from rewriter.hub import RemoteTree, format_bytes, remote_tree
-from rewriter.hub_errors import ConflictError, hub_errors, is_transient, with_retries
+from rewriter.hub_errors import ConflictError, explain, hub_errors, is_transient, with_retries
 from rewriter.inventory import LocalFile
 from rewriter.push_plan import FileAction, PushPlan, same_content
 from rewriter.push_prepare import PreparedPush
@@ -124,12 +124,13 @@ def _upload(api: "HfApi", plan: PushPlan, operations: Sequence[Operation], say: 
     for number, addition in enumerate(large, 1):
         size = format_bytes(addition.upload_info.size)
         say(f"uploading {addition.path_in_repo} ({size}), {number} of {len(large)}")
-        with_retries(
-            lambda addition=addition: api.preupload_lfs_files(  # type: ignore[misc]
-                plan.repo_id, [addition], revision=revision, free_memory=False
-            ),
-            say,
-        )
+        with hub_errors(plan.repo_id, transfer=True):
+            with_retries(
+                lambda addition=addition: api.preupload_lfs_files(  # type: ignore[misc]
+                    plan.repo_id, [addition], revision=revision, free_memory=False
+                ),
+                say,
+            )
 
 
 def _create_branch(api: "HfApi", plan: PushPlan, start_commit: str | None, say: Say) -> bool:
@@ -154,14 +155,7 @@ def _commit(
     plan = prepared.plan
     for attempt in range(1, MAX_COMMIT_ATTEMPTS + 1):
         try:
-            made = api.create_commit(
-                plan.repo_id,
-                operations,
-                commit_message=message,
-                revision=plan.branch,
-                parent_commit=parent,
-            )
-            return str(made.oid)
+            return _create_commit(api, plan, operations, parent, message)
         except (HfHubHTTPError, httpx2.TransportError) as error:
             conflict = isinstance(error, HfHubHTTPError) and error.response.status_code in (409, 412)
             if not conflict and not is_transient(error):
@@ -179,6 +173,24 @@ def _commit(
             say(f"the commit failed, trying again ({attempt} of {MAX_COMMIT_ATTEMPTS - 1})")
             time.sleep(min(30.0, 0.5 * 2**attempt))
     raise AssertionError("the loop returns or raises")
+
+
+def _create_commit(
+    api: "HfApi", plan: PushPlan, operations: Sequence[Operation], parent: str | None, message: str
+) -> str:
+    """One attempt; what is not about HTTP becomes a HubError here, the rest is for the caller to judge."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        made = api.create_commit(
+            plan.repo_id, operations, commit_message=message, revision=plan.branch, parent_commit=parent
+        )
+    except (HfHubHTTPError, httpx2.HTTPError, ConnectionError):
+        raise
+    except (RuntimeError, OSError, ValueError) as error:
+        raise explain(error, plan.repo_id) from None
+    return str(made.oid)
 
 
 def _holds(tree: RemoteTree, files: Sequence[LocalFile], operations: Sequence[Operation]) -> bool:

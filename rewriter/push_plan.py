@@ -11,6 +11,8 @@ from rewriter.inventory import LocalFile
 
 Action = Literal["upload", "keep", "copy", "delete"]
 
+NUM_FILES_SHOWN = 30
+
 TERMS_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "USAGE_POLICY*")
 """Files of the base that state its terms and that a variant must not lose."""
 
@@ -148,22 +150,21 @@ def describe_plan(plan: PushPlan) -> str:
     }[plan.create]
     if plan.create_branch:
         first += f" (new, from {(plan.start_commit or 'its first commit')[:12]})"
-    rows = [
+    lines = [first]
+    for kind, meaning in (
         ("upload", "sent from here, at most: Xet leaves out the chunks that the Hub has"),
         ("copy", "copied on the server"),
         ("keep", "there already, not touched"),
         ("delete", "other weights, deleted from the branch"),
-    ]
-    lines = [first]
-    for kind, meaning in rows:
+    ):
         items = plan.files(kind)  # type: ignore[arg-type]
         if items:
             size = format_bytes(sum(item.size_bytes for item in items))
-            lines.append(f"  {kind:<7}{len(items):>5} files {size:>9}  {meaning}")
-    lines += [f"    {item.path}  {format_bytes(item.size_bytes)}" for item in plan.files("upload")]
-    lines += [f"  delete {item.path}" for item in plan.files("delete")]
-    lines += [f"  {note}" for note in plan.notes]
-    return "\n".join(lines)
+            lines.append(f"  {kind:<7}{len(items):>4} files {size:>9}  {meaning}")
+        if kind in ("upload", "delete"):
+            lines += [f"    {item.path}  {format_bytes(item.size_bytes)}" for item in items[:NUM_FILES_SHOWN]]
+            lines += [f"    ... and {len(items) - NUM_FILES_SHOWN} more"] if len(items) > NUM_FILES_SHOWN else []
+    return "\n".join([*lines, *(f"  note: {note}" for note in plan.notes)])
 
 
 def _decide(

@@ -1,5 +1,6 @@
 """A checkpoint on the Hub read in place: byte ranges of the files that a plan looks at, and nothing else."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rewriter.errors import CheckpointError
@@ -85,13 +86,15 @@ class RemoteRepo:
         return content
 
 
-def open_remote(repo_id: str, revision: str | None = None) -> RemoteRepo:
+def open_remote(
+    repo_id: str, revision: str | None = None, say: Callable[[str], None] = lambda message: None
+) -> RemoteRepo:
     """List a repo's files; content is read as it is asked for.
 
     Raises:
         HubError: the repo or revision does not exist, or the Hub refused.
     """
-    return RemoteRepo(remote_tree(repo_id, revision))
+    return RemoteRepo(remote_tree(repo_id, revision, say))
 
 
 def download_size_bytes(remote: RemoteRepo) -> tuple[int, int]:

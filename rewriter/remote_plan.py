@@ -49,7 +49,7 @@ def prepare_remote(request: RewriteRequest, *, say: Callable[[str], None]) -> Re
     if Path(model).expanduser().is_dir() or not looks_like_repo_id(model):
         raise InputError(f"--remote-plan reads a model on the Hub, but '{model}' is no Hub id; use --dry-run")
     say(f"{model}: reading config, index, headers and the tensors to edit from the Hub by byte ranges")
-    remote = open_remote(model, revision)
+    remote = open_remote(model, revision, say)
     plan = edit.plan(Checkpoint(remote), base_model=model, base_revision=remote.tree.commit)
     num_files, size_bytes = download_size_bytes(remote)
     is_cached = find_in_cache(model, remote.tree.commit) is not None

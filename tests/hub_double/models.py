@@ -52,6 +52,31 @@ def build_base(folder: Path, num_layers: int = 6, filler_bytes: int = 200_000, s
     return folder
 
 
+def build_sparse_base(folder: Path, num_shards: int, shard_bytes: int) -> Path:
+    """Write a base of R1's proportions in sparse files: each shard a layer's router bias and a hole of shard_bytes."""
+    folder.mkdir(parents=True)
+    weight_map = {}
+    for layer in range(num_shards):
+        shard, prefix = f"model-{layer + 1:05d}-of-{num_shards:05d}.safetensors", f"model.layers.{layer}"
+        bias = np.linspace(4, 9, 8, dtype=np.float32).tobytes()
+        names = {
+            f"{prefix}.mlp.gate.e_score_correction_bias": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]},
+            f"{prefix}.mlp.experts.weight": {
+                "dtype": "F8_E4M3", "shape": [shard_bytes], "data_offsets": [32, 32 + shard_bytes],
+            },
+        }  # fmt: skip
+        header = json.dumps(names).encode()
+        with (folder / shard).open("wb") as opened:
+            opened.write(len(header).to_bytes(8, "little") + header + bias)
+            opened.truncate(8 + len(header) + 32 + shard_bytes)
+        weight_map |= dict.fromkeys(names, shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    config = CONFIG | {"num_hidden_layers": num_shards, "first_k_dense_replace": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "README.md").write_text(CARD)
+    return folder
+
+
 def expert_file(folder: Path, pairs: list[tuple[int, int]], model: str | None = None) -> Path:
     """Write an expert set."""
     path = folder / "refusal.json"
@@ -71,8 +96,6 @@ def build_variant(
 
     chosen = ExpertSet.load(expert_file(target.parent, pairs))
     checkpoint = Checkpoint.open(base)
-    plan = make_plan(
-        checkpoint, chosen, None, EditOptions(), base_model=base_model, base_revision=base_revision
-    )
+    plan = make_plan(checkpoint, chosen, None, EditOptions(), base_model=base_model, base_revision=base_revision)
     emit(plan, base, target)
     return target

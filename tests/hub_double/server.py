@@ -121,6 +121,15 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
             self.close_connection = True
             return True
+        if fault.get("ignore_range"):
+            self.headers.replace_header("Range", "none")
+            return False
+        if "foreign_commit" in fault:
+            repo = self.server.store.state["repos"][fault["foreign_commit"]]
+            branch = fault.get("branch", "main")
+            files = self.server.store.files(repo, branch)
+            self.server.store.add_commit(repo, branch, files, "somebody else's", repo["branches"][branch])
+            return False
         if fault.get("lose_response"):
             self.lose_response = True  # carry the request out, then drop the answer
             return False

@@ -122,8 +122,8 @@ class Store:
         """Make a repo from a folder, in place: large files are served from where they lie.
 
         options: private, gated, readers (user names let into a gated repo), hashes ("real", or "names" for files too
-        large to read: then the SHA-256 is that of the repo's and the file's name), xet (whether the files have Xet
-        hashes), region.
+        large to read: then the SHA-256 is that of the repo's and the file's name, and the Xet hash stands for nothing
+        that could be downloaded by Xet), xet (whether the files have Xet hashes), region.
         """
         with self.lock:
             repo = self.create(repo_id, bool(options.get("private")), options.get("gated", False))
@@ -139,13 +139,27 @@ class Store:
                         with path.open("rb") as opened:
                             digest = hashlib.file_digest(opened, "sha256").hexdigest()
                     self.state["external"].setdefault(digest, str(path.resolve()))
-                    xet = hashlib.sha256(b"xet" + digest.encode()).hexdigest() if options.get("xet", True) else None
+                    xet = None
+                    if options.get("xet", True) and options.get("hashes") == "names":
+                        xet = hashlib.sha256(b"xet" + digest.encode()).hexdigest()
+                    elif options.get("xet", True):
+                        xet = self.put_xet(path)
                     files[name] = {"oid": git_blob_id(digest.encode()), "size": size, "lfs": digest, "xet": xet}
                 else:
                     content = path.read_bytes()
                     self.put_object(content)
                     files[name] = {"oid": git_blob_id(content), "size": size, "lfs": None, "xet": None}
             return self.add_commit(repo, "main", files, "seed", repo["branches"]["main"])
+
+    def put_xet(self, path: Path) -> str:
+        """Put a file into the Xet store, by hf_xet itself, and return its Xet hash."""
+        import hf_xet
+
+        session = hf_xet.XetSession()
+        endpoint = f"local://{self.root / 'cas'}"
+        with session.new_upload_commit(endpoint=endpoint, token="xet", token_expiry_unix_secs=1 << 40) as commit:
+            handle = commit.start_upload_file(str(path), sha256=hf_xet.COMPUTE_SHA256)
+        return str(handle.result().xet_info.hash)
 
     def xet_hashes(self) -> dict[str, dict[str, Any]]:
         """Return SHA-256 -> {"xet": hash, "size": bytes} of every file in the local Xet store.
