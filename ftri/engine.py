@@ -1,0 +1,456 @@
+"""An unmodified vLLM engine, with the experts of every token handed out and its routers open to edits.
+
+    with Engine("ORG/NAME", record=True, live_edits=True, engine_arguments={"max_model_len": 4096}) as engine:
+        prompts = [engine.render(prompt) for prompt in load_prompts("what-happened:listed")]
+        for generation in engine.generate(prompts, Sampling(max_tokens=512)):
+            generation.text, generation.experts        # [T, L, K]
+        engine.apply_edit(RouterEdit("drop-renorm", suppress=[(48, 176)]))
+        ...
+        engine.reset_edits()
+
+Routing comes from vLLM's own `enable_return_routed_experts` where the engine accepts it (`engine.capture` is then
+"routed_experts"), else from the worker extension of ftri.worker ("router_hook"); both give the same rows. The hook and
+live edits run Python in every step, so the engine is eager with them.
+
+Letters of shapes: T tokens run through the model, L MoE layers, K selected experts, N most likely tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ftri.live_edits import RouterEdit, worker_edit
+from ftri.prompts import PromptRecord
+from ftri.rendering import RenderedPrompt, Renderer, first_line
+from ftri.traces import Experts, expert_dtype
+from rewriter.errors import InputError, MoteError
+from rewriter.families import router_layout
+from rewriter.hub import resolve_model
+
+WORKER_EXTENSION = "ftri.worker.MoteWorkerExtension"
+# Arguments of vLLM's engine that the parts above are built on; a user's value would be overwritten.
+RESERVED_ARGUMENTS = ("model", "revision", "worker_extension_cls", "enable_return_routed_experts")
+# Without a word from the user vLLM takes nearly all of the machine's memory for the cache of a CPU engine.
+CPU_CACHE_SIZE_BYTES = 1 << 30
+
+
+class EngineError(MoteError):
+    """vLLM cannot load the model, cannot run a request, or is not what the recorder was built for."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn; temperature 0 takes the most likely token, `top_k` 0 considers all."""
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One finished response; `experts` [T, L, K] uint8 or uint16, ascending within K, or None when not recorded."""
+
+    prompt: RenderedPrompt
+    index: int  # position of the prompt among those given
+    sample: int
+    token_ids: list[int]
+    text: str  # raw: special tokens kept, no reasoning parser; without the end-of-text token
+    finish_reason: str
+    experts: Experts | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Teacher-forced log-probabilities (natural logarithm) of one token sequence of length T.
+
+    token_logprobs: [T - 1] float32, of token t + 1 given all tokens up to t. logprobs: [T - 1, N] float32 with token_ids
+    [T - 1, N] int32, most likely first; or [T - 1, V] in vocabulary order with token_ids None. remainder: [T - 1]
+    float32, the probability of all other tokens. experts: [T, L, K] when recording, else None.
+    """
+
+    token_logprobs: npt.NDArray[np.float32]
+    logprobs: npt.NDArray[np.float32]
+    token_ids: npt.NDArray[np.int32] | None
+    remainder: npt.NDArray[np.float32]
+    experts: Experts | None
+
+
+class Engine:
+    """A loaded model; use as a context manager, or call close. One at a time in a process."""
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        record: bool = True,
+        live_edits: bool = False,
+        chat_template: str | None = None,
+        engine_arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Load a local folder or Hub model; `engine_arguments` are fields of vLLM's EngineArgs.
+
+        Raises InputError for wrong engine arguments, EngineError when vLLM cannot load the model, UnknownFamilyError
+        for a model that is no known Mixture of Experts, HubError when it cannot be found.
+        """
+        resolved = resolve_model(model, revision)
+        self.folder = resolved.folder
+        self.layout = router_layout(read_config(self.folder))
+        given = dict(engine_arguments or {})
+        check_arguments(given)
+        prepare_environment()
+        arguments = choose_arguments(given, str(self.folder))
+        self.capture = choose_capture(arguments) if record else None
+        if live_edits or self.capture == "router_hook":
+            arguments |= {"worker_extension_cls": WORKER_EXTENSION, "enforce_eager": True}
+            if given.get("enforce_eager") is False:
+                raise InputError(
+                    "enforce_eager is false, but live edits and the routing hook need it true (graphs would skip them)"
+                )
+        if self.capture == "routed_experts":
+            arguments["enable_return_routed_experts"] = True
+        self.has_edits = live_edits
+        self._llm = start_engine(arguments)
+        self.renderer = Renderer(self._llm.get_tokenizer(), chat_template)
+        self.max_model_len: int = self._llm.model_config.max_model_len
+        self._in_flight_limit = 2 * self._llm.vllm_config.scheduler_config.max_num_seqs
+        self._next_request = 0
+        self._rank_layers: list[list[int]] = []
+        if self.has_edits or self.capture == "router_hook":
+            try:
+                self._install()
+            except BaseException:
+                self.close()
+                raise
+
+    def _install(self) -> None:
+        try:
+            ranks = self._llm.collective_rpc("mote_install", args=(self.capture == "router_hook",))
+        except (RuntimeError, ValueError, ImportError, AttributeError) as error:
+            raise EngineError(f"this vLLM's routers cannot be hooked into ({first_line(error)})") from error
+        self._rank_layers = [rank["layers"] for rank in ranks]
+        found = sorted({layer for layers in self._rank_layers for layer in layers})
+        if found != list(self.layout.moe_layers):
+            raise EngineError(
+                f"vLLM routes in layers {found}, expected those of config.json: {list(self.layout.moe_layers)}"
+            )
+        inside = sorted({layer for rank in ranks for layer in rank["inside_kernel"]})
+        if inside and self.has_edits:
+            raise EngineError(
+                f"layers {inside} route inside a fused kernel where no live edit reaches, expected a modular one "
+                "(choose another with the engine argument moe_backend)"
+            )
+
+    def render(self, record: PromptRecord, raw: bool = False) -> RenderedPrompt:
+        """The prompt as the model gets it: as a user's message in the chat template, or as it is when `raw`."""
+        return self.renderer.render(record, raw)
+
+    def generate(
+        self,
+        prompts: Iterable[RenderedPrompt],
+        sampling: Sampling,
+        samples: int = 1,
+        skip: Container[tuple[str, int]] = (),
+    ) -> Iterator[Generation]:
+        """Run every prompt `samples` times, but for the (prompt_id, sample) in `skip`; yields responses as they finish.
+
+        Prompts are taken from the iterable as there is room, so any number of them needs little memory.
+
+        Raises EngineError when a prompt does not fit into the model's context.
+        """
+        work = (
+            (index, sample, prompt)
+            for index, prompt in enumerate(prompts)
+            for sample in range(samples)
+            if (prompt.prompt_id, sample) not in skip
+        )
+        requests = (
+            (
+                (index, sample, prompt),
+                prompt.token_ids,
+                sampling_params(sampling, prompt.prompt_id, sample),
+                prompt.prompt_id,
+            )
+            for index, sample, prompt in work
+        )
+        for (index, sample, prompt), output, experts in self._run(requests):
+            completion = output.outputs[0]
+            yield Generation(
+                prompt=prompt,
+                index=index,
+                sample=sample,
+                token_ids=list(completion.token_ids),
+                text=completion.text,
+                finish_reason=completion.finish_reason or "unknown",
+                experts=experts,
+            )
+
+    def score(self, token_id_lists: Sequence[Sequence[int]], num_logprobs: int | None = None) -> list[Score]:
+        """Teacher-forced log-probabilities of whole token sequences: the `num_logprobs` most likely, or all, per token.
+
+        One list of Scores in the order given; the memory is that of the answer, [T - 1, N or V] floats a sequence.
+        """
+        from vllm import SamplingParams
+
+        count = -1 if num_logprobs is None else num_logprobs
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=count, flat_logprobs=True, detokenize=False
+        )
+        requests = (
+            (number, token_ids, params, f"sequence {number}") for number, token_ids in enumerate(token_id_lists)
+        )
+        scores: dict[int, Score] = {}
+        for number, output, experts in self._run(requests):
+            scores[number] = read_score(output.prompt_logprobs, token_id_lists[number], num_logprobs, experts)
+        return [scores[number] for number in range(len(token_id_lists))]
+
+    def apply_edit(self, edit: RouterEdit) -> None:
+        """Put a router edit in force instead of any other; no model is loaded again.
+
+        Raises InputError when the engine was not started with live_edits, else as worker_edit does.
+        """
+        self._check_editable()
+        told = worker_edit(edit, self.folder, self.layout)
+        self._llm.collective_rpc("mote_apply_edit", args=(told.biases, told.wrappers))
+        self._forget_cache()
+
+    def reset_edits(self) -> None:
+        """Take the edit in force back; the model is the base again, bit for bit."""
+        self._check_editable()
+        self._llm.collective_rpc("mote_reset_edits")
+        self._forget_cache()
+
+    def close(self) -> None:
+        """Stop the engine and give its memory back."""
+        stop_engine(self._llm)
+
+    def __enter__(self) -> Self:
+        """The engine itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop the engine."""
+        self.close()
+
+    def _check_editable(self) -> None:
+        if not self.has_edits:
+            raise InputError("this engine was started without live edits, expected Engine(..., live_edits=True)")
+
+    def _forget_cache(self) -> None:
+        # Cached keys and values were computed by the routers as they were.
+        assert not self._llm.has_unfinished_requests(), "edits change between runs, not within one"
+        self._llm.reset_prefix_cache()
+
+    def _run(
+        self, requests: Iterator[tuple[Any, Sequence[int], Any, str]]
+    ) -> Iterator[tuple[Any, Any, Experts | None]]:
+        """Feed requests (label, token ids, params, name) and yield (label, output, experts) as they finish."""
+        from vllm.inputs import TokensPrompt
+
+        labels: dict[str, Any] = {}
+        internal_ids: dict[str, str] = {}
+        exhausted = False
+        if self.capture == "router_hook":
+            self._llm.collective_rpc("mote_clear")
+        try:
+            while True:
+                while not exhausted and len(labels) < self._in_flight_limit:
+                    request = next(requests, None)
+                    if request is None:
+                        exhausted = True
+                        break
+                    label, token_ids, params, name = request
+                    request_id = str(self._next_request)
+                    self._next_request += 1
+                    try:
+                        prompt = TokensPrompt(prompt_token_ids=list(token_ids))
+                        internal_ids[request_id] = self._llm.add_request(request_id, prompt, params)
+                    except ValueError as error:
+                        raise EngineError(f"prompt {name!r} cannot be run: {first_line(error)}") from error
+                    labels[request_id] = label
+                if not labels:
+                    return
+                finished = [output for output in self._llm.step() if output.finished]
+                rows = self._rows_of(finished, internal_ids)
+                for output, experts in zip(finished, rows, strict=True):
+                    del internal_ids[output.request_id]
+                    yield labels.pop(output.request_id), output, experts
+        finally:
+            # The caller stopped early, or a request was refused.
+            if labels:
+                self._llm.abort_request(list(labels))
+                while self._llm.has_unfinished_requests():
+                    self._llm.step()
+
+    def _rows_of(self, outputs: Sequence[Any], internal_ids: Mapping[str, str]) -> list[Experts | None]:
+        """The experts [T, L, K] of finished requests, ascending within K."""
+        if self.capture is None or not outputs:
+            return [None] * len(outputs)
+        counts = [len(output.prompt_token_ids) + len(output.outputs[0].token_ids) - 1 for output in outputs]
+        if self.capture == "routed_experts":
+            layers = list(self.layout.moe_layers)
+            rows = [
+                output.outputs[0].routed_experts[:count, layers] for output, count in zip(outputs, counts, strict=True)
+            ]
+        else:
+            rows = self._take_rows([internal_ids[output.request_id] for output in outputs], counts)
+        # Kernels give the selected experts in an order of their own; as a set they are the same everywhere.
+        return [np.sort(one, axis=-1) for one in rows]
+
+    def _take_rows(self, request_ids: list[str], counts: list[int]) -> list[Experts]:
+        """Put the parts of all ranks together: each pipeline rank has its own layers, one data rank the request."""
+        dtype = expert_dtype(self.layout.num_experts + self.layout.num_other_choices)
+        position = {layer: number for number, layer in enumerate(self.layout.moe_layers)}
+        rows = [np.zeros((count, len(position), self.layout.top_k), dtype) for count in counts]
+        filled = [set[int]() for _ in counts]
+        answers = self._llm.collective_rpc("mote_take", args=(request_ids, counts))
+        for layers, parts in zip(self._rank_layers, answers, strict=True):
+            for number, part in enumerate(parts):
+                if part is not None and layers:
+                    shape = (counts[number], len(layers), self.layout.top_k)
+                    rows[number][:, [position[layer] for layer in layers]] = np.frombuffer(part, dtype).reshape(shape)
+                    filled[number].update(layers)
+        for request_id, layers_found in zip(request_ids, filled, strict=True):
+            assert len(layers_found) == len(position), f"no rank holds all rows of request {request_id}"
+        return rows
+
+
+def read_config(folder: Any) -> dict[str, Any]:
+    """The model's config.json.
+
+    Raises CheckpointError when it cannot be read.
+    """
+    from rewriter.checkpoint import Checkpoint
+
+    return Checkpoint.open(folder).config
+
+
+def prepare_environment() -> None:
+    """Settings that vLLM reads when it is first imported; what the user has set stays."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # Data alone goes to stdout.
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    # The hook is written for this model runner; vLLM's own capture asks for the other one where it is available.
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """Refuse engine arguments that vLLM does not have, or that are ours.
+
+    Raises InputError.
+    """
+    prepare_environment()
+    from vllm import EngineArgs
+
+    known = {field.name for field in dataclasses.fields(EngineArgs)}
+    for name in given:
+        if name in RESERVED_ARGUMENTS:
+            raise InputError(f"engine argument {name} is set by MoTE itself, expected it not to be given")
+        if name not in known:
+            raise InputError(f"{name} is not an engine argument of this vLLM, expected a field of its EngineArgs")
+
+
+def choose_arguments(given: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """The user's engine arguments with our defaults beneath."""
+    from vllm.platforms import current_platform
+
+    arguments: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False, "seed": 0, "max_logprobs": -1}
+    if current_platform.is_cpu():
+        if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+            arguments["kv_cache_memory_bytes"] = CPU_CACHE_SIZE_BYTES
+        if given.get("tensor_parallel_size", 1) * given.get("pipeline_parallel_size", 1) == 1:
+            # One process instead of three: on a CPU the imports of the others take longer than many a run.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    return arguments | dict(given) | {"model": folder}
+
+
+def choose_capture(arguments: Mapping[str, Any]) -> str:
+    """How routing can be got out of an engine of these arguments: "routed_experts" where it takes the argument, else
+    "router_hook"."""
+    from vllm import EngineArgs
+
+    if "enable_return_routed_experts" in {field.name for field in dataclasses.fields(EngineArgs)}:
+        try:
+            EngineArgs(**arguments, enable_return_routed_experts=True).create_engine_config()
+        except (ValueError, NotImplementedError):
+            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+            return "router_hook"
+        return "routed_experts"
+    return "router_hook"
+
+
+def start_engine(arguments: Mapping[str, Any]) -> Any:
+    """Start vLLM.
+
+    Raises EngineError with vLLM's own reason when it does not.
+    """
+    from vllm import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    try:
+        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+    except (ValueError, RuntimeError, OSError, KeyError, NotImplementedError, AssertionError) as error:
+        raise EngineError(f"vLLM cannot load {arguments['model']}: {first_line(error)}") from error
+
+
+def stop_engine(llm: Any) -> None:
+    """Stop vLLM and free what it holds in this process."""
+    import gc
+
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    llm.engine_core.shutdown()
+    cleanup_dist_env_and_memory()
+    gc.collect()
+
+
+def sampling_params(sampling: Sampling, prompt_id: str, sample: int) -> Any:
+    """vLLM's parameters for one response; each has a seed of its own, so the order of requests changes nothing."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    seed = None
+    if sampling.temperature > 0:
+        digest = hashlib.sha256(f"{sampling.seed}\n{sample}\n{prompt_id}".encode()).digest()
+        seed = int.from_bytes(digest[:4], "big")
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=seed,
+        # <think> is a special token in some tokenizers, and the labels need it.
+        skip_special_tokens=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def read_score(logprobs: Any, token_ids: Sequence[int], num_logprobs: int | None, experts: Experts | None) -> Score:
+    """Arrays from vLLM's flat prompt log-probabilities: per position the token's own entry, then the most likely."""
+    num_positions = len(token_ids) - 1
+    starts = np.asarray(logprobs.start_indices[1:], np.int64)
+    ids = np.asarray(logprobs.token_ids, np.int32)
+    values = np.asarray(logprobs.logprobs, np.float32)
+    own = values[starts]
+    width = int(logprobs.end_indices[-1] - logprobs.start_indices[-1]) - 1 if num_positions else 0
+    columns = starts[:, None] + 1 + np.arange(width)
+    top_ids, top = ids[columns], values[columns]
+    if num_logprobs is None:
+        full = np.empty((num_positions, width), np.float32)
+        np.put_along_axis(full, top_ids.astype(np.int64), top, axis=-1)
+        return Score(own, full, None, np.zeros(num_positions, np.float32), experts)
+    remainder = np.clip(1.0 - np.exp(top.astype(np.float64)).sum(axis=-1), 0.0, 1.0).astype(np.float32)
+    return Score(own, top, top_ids, remainder, experts)

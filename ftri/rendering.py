@@ -1,0 +1,100 @@
+"""From a user's prompt to the token ids a model is given, and the hash that tells which chat template did it.
+
+The template matters: around 9-10 February 2025 DeepSeek-R1's own began to open the think block, and with it the empty
+think block that refusals start with cannot be seen any more. So its hash is kept with every trace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ftri.prompts import PromptRecord
+from rewriter.errors import InputError
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt as the model gets it: the user's text, the rendered text, its token ids, the template's hash.
+
+    `template_sha256` is None for a raw prompt, to which no template was applied.
+    """
+
+    prompt_id: str
+    prompt: str
+    text: str
+    token_ids: list[int]
+    template_sha256: str | None = None
+    factors: Mapping[str, str] = field(default_factory=dict)
+
+
+class Renderer:
+    """Applies a chat template and tokenizes."""
+
+    def __init__(self, tokenizer: Any, chat_template: str | None = None) -> None:
+        """Use a transformers tokenizer, with its own chat template or another one (Jinja text)."""
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template if chat_template is not None else tokenizer.chat_template
+
+    @property
+    def template_sha256(self) -> str | None:
+        """SHA-256 of the chat template's text; None when the model has none."""
+        return hashlib.sha256(self.chat_template.encode()).hexdigest() if self.chat_template else None
+
+    def render(self, record: PromptRecord, raw: bool = False) -> RenderedPrompt:
+        """Render one prompt as a user's message, or as it is when `raw`.
+
+        Raises InputError when the model has no chat template, or when no token is left to run.
+        """
+        if raw:
+            text, template_sha256 = record.text, None
+            token_ids = self.tokenizer.encode(text)
+        else:
+            if not self.chat_template:
+                raise InputError(
+                    "the model's tokenizer has no chat template, expected one (give --chat-template FILE, or --raw for none)"
+                )
+            template_sha256 = self.template_sha256
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": record.text}],
+                chat_template=self.chat_template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+            # The template writes the begin-of-text token itself.
+            token_ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if not token_ids:
+            raise InputError(f"prompt {record.prompt_id!r} is empty, expected at least one token")
+        return RenderedPrompt(record.prompt_id, record.text, text, list(token_ids), template_sha256, record.factors)
+
+
+def load_chat_template(path: Path) -> str:
+    """Read a chat template's Jinja text from a file.
+
+    Raises InputError when there is none.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is no file, expected a chat template (Jinja text)")
+    return path.read_text(encoding="utf-8")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint folder, without an engine.
+
+    Raises InputError when the folder has none that transformers can load.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} has no tokenizer that transformers can load ({first_line(error)})") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, to be quoted within a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,59 @@
+"""The class that vLLM mixes into its workers (`worker_extension_cls`), so that an unmodified engine can be recorded
+and edited; the engine calls its methods on every rank by `collective_rpc`.
+
+Arguments and answers are plain lists, numbers, strings and bytes, which every transport of vLLM carries.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class MoteWorkerExtension:
+    """Methods added to a vLLM worker; all names begin with `mote_`, as they share the worker's namespace."""
+
+    def mote_install(self, record: bool) -> dict[str, Any]:
+        """Attach the editor and, when `record`, the recorder; tells what this rank holds."""
+        from ftri.worker_edits import RouterEditor
+
+        worker: Any = self
+        worker.mote_editor = RouterEditor(worker.model_runner.model)
+        worker.mote_recorder = None
+        answer: dict[str, Any] = worker.mote_editor.describe()
+        if record:
+            from ftri.worker_record import RoutingRecorder
+
+            worker.mote_recorder = RoutingRecorder(worker.model_runner, worker.vllm_config)
+            answer |= {"table_size_bytes": worker.mote_recorder.table.nbytes}
+        return answer
+
+    def mote_take(self, request_ids: list[str], num_rows: list[int]) -> list[bytes | None]:
+        """The rows of finished requests, [T, L of this rank, K] each; tensor-parallel ranks route alike, the first speaks."""
+        from vllm.distributed.parallel_state import get_tp_group
+
+        worker: Any = self
+        if not get_tp_group().is_first_rank:
+            return [None] * len(request_ids)
+        return worker.mote_recorder.take(request_ids, num_rows)
+
+    def mote_clear(self) -> None:
+        """Forget rows that were not taken."""
+        worker: Any = self
+        worker.mote_recorder.clear()
+
+    def mote_apply_edit(
+        self, biases: list[tuple[int, list[float]]], wrappers: list[tuple[int, list[int], list[int], bool]]
+    ) -> None:
+        """Take back the edit in force, then set selection biases (layer, values [E]) and wrap routers (layer, suppress,
+        stimulate, renormalize)."""
+        worker: Any = self
+        worker.mote_editor.reset()
+        for layer, values in biases:
+            worker.mote_editor.set_bias(layer, values)
+        for layer, suppress, stimulate, renormalize in wrappers:
+            worker.mote_editor.wrap(layer, suppress, stimulate, renormalize)
+
+    def mote_reset_edits(self) -> None:
+        """Take back the edit in force."""
+        worker: Any = self
+        worker.mote_editor.reset()
