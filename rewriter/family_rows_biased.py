@@ -211,7 +211,7 @@ BIASED_FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="minimax_m3",
-        model_types=("minimax_m3_vl", "minimax_m3"),
+        model_types=("minimax_m3_vl",),
         source="vllm/models/minimax_m3/nvidia/model.py; transformers/models/minimax_m3_vl",
         # Unlike M2 it has dense layers: the hub config lists them in moe_layer_freq, which after_dense reads.
         layers=by_types("mlp_layer_types", "sparse", otherwise=after_dense("first_k_dense_replace")),
