@@ -76,12 +76,11 @@ class PushPlan:
 def needs_hash(file: LocalFile, target_trees: Iterable[RemoteTree], base: RemoteTree | None) -> bool:
     """Tell whether a file's unknown hash decides anything: the target has a file of its size that is not the base's.
 
-    An edited shard differs from the base's, so a base's shard of the same size is no candidate.
+    An edited shard differs from all of the base's, so a base's shard of the same size is no candidate.
     """
     if file.sha256 is not None:
         return False
-    entry = base.files.get(file.path) if base is not None else None
-    base_hashes = {entry.sha256} if entry is not None else set()
+    base_hashes = {entry.sha256 for entry in base.files.values()} if base is not None else set()
     return any(
         other.size_bytes == file.size_bytes and other.sha256 is not None and other.sha256 not in base_hashes
         for tree in target_trees

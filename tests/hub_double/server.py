@@ -334,7 +334,7 @@ class Handler(BaseHTTPRequestHandler):
             files[value["path"]] = {"oid": git_blob_id(content), "size": len(content), "lfs": None, "xet": None}
         elif key == "lfsFile":
             sha256 = value["oid"]
-            known = self.known_large_file(stored, sha256)
+            known = self.known_large_file(stored, sha256, xet=True)
             if known is None:
                 raise Refusal(400, f"LFS pointer pointed to a file that does not exist: {value['path']}")
             if "size" in value and value["size"] != known["size"]:
@@ -346,7 +346,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             raise Refusal(400, f"unknown commit line {key}")
 
-    def known_large_file(self, stored: dict[str, Any], sha256: str) -> dict[str, Any] | None:
+    def known_large_file(self, stored: dict[str, Any], sha256: str, xet: bool = False) -> dict[str, Any] | None:
         """Return size and Xet hash of a large file that this repo may point to: its own, uploaded, or duplicated."""
         for commit in stored["commits"].values():
             for entry in commit["files"].values():
@@ -354,11 +354,11 @@ class Handler(BaseHTTPRequestHandler):
                     return {"size": entry["size"], "xet": entry["xet"]}
         if sha256 in stored.get("duplicated", {}):
             return dict(stored["duplicated"][sha256])
+        if sha256 in stored.get("uploaded", {}):
+            return {"size": stored["uploaded"][sha256], "xet": None}
+        # Xet's store does not know for which repo a file was sent.
         uploaded = self.server.store.xet_hashes().get(sha256)
-        if uploaded is not None:
-            return dict(uploaded)
-        path = self.server.store.objects / sha256
-        return {"size": path.stat().st_size, "xet": None} if path.exists() else None
+        return dict(uploaded) if uploaded is not None and xet else None
 
     def duplicate_files(self, repo: str) -> None:
         source, body = self.content_readable(repo), self.json_body()
@@ -409,16 +409,16 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def lfs_batch(self, repo: str) -> None:
-        self.writable(repo)
+        stored = self.writable(repo)
         objects = []
         for wanted in self.json_body()["objects"]:
             answer = dict(wanted)
-            if not self.server.store.has_content(wanted["oid"]):
-                answer["actions"] = {"upload": {"href": f"{self.endpoint()}/_lfs/{wanted['oid']}"}}
+            if self.known_large_file(stored, wanted["oid"]) is None:
+                answer["actions"] = {"upload": {"href": f"{self.endpoint()}/_lfs/{repo}/{wanted['oid']}"}}
             objects.append(answer)
         self.reply({"transfer": "basic", "objects": objects})
 
-    def lfs_put(self, oid: str) -> None:
+    def lfs_put(self, repo: str, oid: str) -> None:
         size, digest = int(self.headers.get("Content-Length") or 0), hashlib.sha256()
         temporary = self.server.store.objects / f"{oid}.{threading.get_ident()}.part"
         self.body_read = True
@@ -442,6 +442,8 @@ class Handler(BaseHTTPRequestHandler):
             temporary.unlink()
             raise Refusal(400, "content does not match its hash")
         temporary.rename(self.server.store.objects / oid)
+        self.server.store.state["repos"][repo].setdefault("uploaded", {})[oid] = size
+        self.server.store.save()
         self.reply({})
 
     # --- files -----------------------------------------------------------------------------------------------------
@@ -552,7 +554,7 @@ ROUTES = [
     ("POST", rf"/api/models/{REPO}/duplicate", Handler.duplicate_repo),
     ("GET", rf"/api/models/{REPO}/xet-(?P<kind>read|write)-token/(?P<revision>.+)", Handler.xet_token),
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
-    ("PUT", r"/_lfs/(?P<oid>[0-9a-f]{64})", Handler.lfs_put),
+    ("PUT", rf"/_lfs/{REPO}/(?P<oid>[0-9a-f]{{64}})", Handler.lfs_put),
     ("GET|HEAD", r"/_cdn/(?P<sha256>[0-9a-f]{64})", Handler.cdn),
     ("GET|HEAD", rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", Handler.resolve_file),
 ]

@@ -114,10 +114,6 @@ class Store:
         path = self.objects / key
         return path if path.exists() else None
 
-    def has_content(self, sha256: str) -> bool:
-        """Tell whether the bytes of a large file are here in any form."""
-        return sha256 in self.state["external"] or (self.objects / sha256).exists() or sha256 in self.xet_hashes()
-
     def seed(self, repo_id: str, folder: Path, options: dict[str, Any]) -> str:
         """Make a repo from a folder, in place: large files are served from where they lie.
 
