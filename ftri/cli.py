@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -21,11 +21,11 @@ DEFAULT_COMMAND = "find"
 class DefaultCommandGroup(TyperGroup):
     """A group whose first command may be left out: `mote-ftri TRACES` is `mote-ftri find TRACES`."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the default command before arguments that do not begin with a command."""
         if not args or args[0] not in self.commands:
             args = [DEFAULT_COMMAND, *args]
-        return super().parse_args(ctx, args)  # type: ignore[arg-type]
+        return super().parse_args(ctx, args)
 
 
 app = make_app(cls=DefaultCommandGroup)
@@ -70,6 +70,13 @@ def find_command(
     ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write report.html and its pictures into this folder.", show_default=False)
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or Hub model whose tokenizer.json shows the report's tokens as text; the traces' model if it is here.",
+            show_default=False,
+        ),
     ] = None,
     permutations: Annotated[int, typer.Option(help="Label shufflings for the p-values.", min=99)] = 10_000,
     bootstraps: Annotated[int, typer.Option(help="Resamplings for stability and intervals.", min=10)] = 1_000,
@@ -122,7 +129,7 @@ def find_command(
     if report is not None:
         from ftri.report import write_report
 
-        say(f"wrote {write_report(findings, traces, report)}")
+        say(f"wrote {write_report(findings, traces, report, tokenizer)}")
 
 
 @app.command()

@@ -6,25 +6,40 @@ import json
 from pathlib import Path
 from typing import Any
 
+TOKENIZER_NAME = "tokenizer.json"
 
-def load_tokenizer(model: str, revision: str | None) -> tuple[Any, str | None]:
-    """(tokenizer, None), or (None, why it cannot be had)."""
-    import httpx
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+def load_tokenizer(model: str, revision: str | None, download: bool = False) -> tuple[Any, str | None]:
+    """The tokenizer of a local folder or a Hub model: (tokenizer, None), or (None, why it cannot be had).
+
+    Without `download` only the local Hub cache is looked at, so that a report never waits for a network.
+    """
     try:
         from tokenizers import Tokenizer
     except ImportError:
         return None, "the package tokenizers is not installed"
-    path = Path(model) / "tokenizer.json"
-    if not path.is_file():
-        try:
-            path = Path(hf_hub_download(model, "tokenizer.json", revision=revision))
-        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError):
-            return None, f"no tokenizer.json of {model} was found"
-    # The library raises plain Exception for a malformed file, so the file is checked to be JSON with a model first.
-    document = json.loads(path.read_text(encoding="utf-8"))
+    path = _find_file(model, revision, download)
+    if path is None:
+        return None, f"no {TOKENIZER_NAME} of {model} is on this machine (name a folder or Hub model with --tokenizer)"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        document = None
+    # The library raises a bare Exception for a malformed file, so what can go wrong is looked at first.
     if not isinstance(document, dict) or "model" not in document:
-        return None, f"{path.name} of {model} is not a tokenizer file"
+        return None, f"{TOKENIZER_NAME} of {model} is not a tokenizer file"
     return Tokenizer.from_str(json.dumps(document)), None
+
+
+def _find_file(model: str, revision: str | None, download: bool) -> Path | None:
+    import httpx
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    path = Path(model) / TOKENIZER_NAME
+    if path.is_file():
+        return path
+    try:
+        return Path(hf_hub_download(model, TOKENIZER_NAME, revision=revision, local_files_only=not download))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError):
+        return None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ftri.traces import TraceReader, TraceRecord
 
 CONTEXT_TOKENS = 12
-MAX_CONTEXTS_PER_TOKEN = 3
+MAX_CONTEXTS_PER_TOKEN = 6
 MAX_CONTEXTS_KEPT = 600
 MIN_OCCURRENCES = 3
 
@@ -180,11 +180,11 @@ def _context(
 class TokenTexts:
     """Token ids as text, where the model's tokenizer can be had; otherwise as `#id`, and `problem` says why."""
 
-    def __init__(self, model: str, revision: str | None) -> None:
-        """Read tokenizer.json of a local model folder, or that one file of a model on the Hub."""
+    def __init__(self, model: str, revision: str | None, download: bool = False) -> None:
+        """Read tokenizer.json of a local model folder or of the Hub cache; with `download` fetch that one file."""
         from ftri.tokenizer_file import load_tokenizer
 
-        self._tokenizer, self.problem = load_tokenizer(model, revision)
+        self._tokenizer, self.problem = load_tokenizer(model, revision, download)
 
     def __call__(self, token_id: int) -> str:
         """The token's text; a piece of a character, which has none, as the vocabulary writes it."""

@@ -1,0 +1,271 @@
+"""The report: one HTML file that needs nothing else, with the figures as PNG files beside it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ftri import examples as example_data
+from ftri import find, plots
+from ftri.maps import POSITIONS
+from ftri.palette import DIVERGING, SEQUENTIAL, class_styles
+from ftri.resonance import STATISTICS
+from ftri.tokens import TokenTexts
+from rewriter.errors import OutputError
+
+# A token that predicts less of an expert's resonance than this is not named in the ranking.
+SHOWN_TOKEN_SHARE = 0.05
+VISIBLE_SPACES = str.maketrans({"\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d"})
+
+
+def write_report(
+    findings: find.Findings, folders: Sequence[str | Path], output: Path, tokenizer: str | None = None
+) -> Path:
+    """Write report.html and the PNG files into `output`, which is made if need be; returns the report's path.
+
+    Tokens are shown as text by the tokenizer of the traces' model where it is on this machine, or by `tokenizer`, a folder
+    or a Hub model, of which one file is then downloaded.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be made a folder for the report ({error.strerror})") from error
+    readers = find.open_traces(folders)
+    if tokenizer is None:
+        texts = TokenTexts(findings.manifest["model"], findings.manifest.get("revision"))
+    else:
+        texts = TokenTexts(tokenizer, None, download=True)
+    labels = label_order(findings)
+    chosen = example_data.load_examples(readers, findings.maps, example_data.typical_rows(findings.maps))
+    plane = example_data.lay_out(findings.maps, findings.options.seed)
+    token = _telling_token(findings, chosen[0]) if chosen else 0
+    pictures = plots.write_figures(output, findings, labels, chosen[0] if chosen else None, token, plane, texts)
+    page = render(findings, labels, chosen, token, plane, texts, [path.name for path in pictures])
+    path = output / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def label_order(findings: find.Findings) -> list[str]:
+    """The labels that take part, those of the class first."""
+    present = findings.class_counts
+    order = [*findings.contrast.target, *findings.contrast.others]
+    return [label for label in order if label in present]
+
+
+def _telling_token(findings: find.Findings, example: example_data.Example) -> int:
+    """The token of the prompt that selects most of the top experts; on a tie the last, which has seen the whole prompt."""
+    experts = example.experts[: example.num_prompt]
+    hits = np.zeros(len(experts), np.int64)
+    for found in findings.top:
+        hits += (experts[:, found.layer] == found.expert).any(axis=1)
+    return int(len(hits) - 1 - np.argmax(hits[::-1]))
+
+
+def render(
+    findings: find.Findings,
+    labels: list[str],
+    chosen: Sequence[example_data.Example],
+    token: int,
+    plane: example_data.Plane | None,
+    texts: TokenTexts,
+    pictures: Sequence[str],
+) -> str:
+    """The page as text."""
+    import jinja2
+
+    templates = resources.files("ftri") / "templates"
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string((templates / "report.html.j2").read_text(encoding="utf-8"))
+    expert_set = find.expert_set_of(findings)
+    return template.render(
+        style=(templates / "report.css").read_text(encoding="utf-8"),
+        script=(templates / "report.js").read_text(encoding="utf-8"),
+        data=_script_json(page_data(findings, labels, chosen, token, plane, texts)),
+        name=findings.contrast.name,
+        manifest=findings.manifest,
+        options=findings.options,
+        meaning=STATISTICS[findings.options.statistic].meaning,
+        where=POSITIONS[findings.options.positions],
+        rows=_rows(findings, texts),
+        gap=findings.gap,
+        ranking=_ranking_geometry(findings),
+        classes=_class_rows(findings, labels),
+        folds={factor: find.fold_summary(folds) for factor, folds in findings.folds.items()},
+        cards=[_card(findings, number, texts) for number in range(len(findings.top))],
+        warnings=findings.warnings,
+        token_problem=texts.problem,
+        plane=plane,
+        pictures=pictures,
+        provenance=json.dumps(
+            {key: value for key, value in expert_set.provenance.items() if key != "prompt_sha256"}, indent=2
+        ),
+        num_hashes=len(expert_set.provenance["prompt_sha256"]),
+    )
+
+
+def page_data(
+    findings: find.Findings,
+    labels: list[str],
+    chosen: Sequence[example_data.Example],
+    token: int,
+    plane: example_data.Plane | None,
+    texts: TokenTexts,
+) -> dict[str, Any]:
+    """What the page's script draws: maps as base64 float32 [L * E], experts of example tokens as base64 uint16 [T * L * K]."""
+    observations = findings.maps.observations
+    return {
+        "layers": list(findings.maps.moe_layers),
+        "numExperts": findings.maps.num_experts,
+        "topK": findings.maps.top_k,
+        "k": len(findings.top),
+        "statistic": findings.options.statistic,
+        "labels": labels,
+        "styles": class_styles(labels),
+        "diverging": DIVERGING,
+        "sequential": SEQUENTIAL,
+        "limit": plots.color_limit(findings),
+        "maps": {
+            "score": _packed(findings.scores, np.float32),
+            "class": _packed(findings.means[0], np.float32),
+            "others": _packed(findings.means[1], np.float32),
+        },
+        "top": [[found.layer, found.expert] for found in findings.top],
+        "token": token,
+        "examples": [
+            {
+                "prompt": example.observation.prompt,
+                "label": example.observation.label,
+                "numPrompt": min(example.num_prompt, len(example.token_ids)),
+                "tokens": [visible(texts(token_id)) for token_id in example.token_ids],
+                "experts": _packed(example.experts, np.uint16),
+            }
+            for example in chosen
+        ],
+        "plane": None
+        if plane is None
+        else {
+            "x": plane.positions[:, 0].round(3).tolist(),
+            "y": plane.positions[:, 1].round(3).tolist(),
+            "label": [labels.index(observations[row].label) for row in plane.rows],
+            "prompt": [observations[row].prompt for row in plane.rows],
+            "answer": [observations[row].answer[:160] for row in plane.rows],
+        },
+    }
+
+
+def _packed(values: npt.NDArray[Any], dtype: type[np.generic]) -> str:
+    little_endian = np.dtype(dtype).newbyteorder("<")
+    return base64.b64encode(np.ascontiguousarray(values, little_endian).tobytes()).decode("ascii")
+
+
+def _script_json(data: dict[str, Any]) -> str:
+    # A script element ends at the first "</", wherever that stands.
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def visible(text: str) -> str:
+    """Token text with line ends and tabs made visible."""
+    return text.translate(VISIBLE_SPACES)
+
+
+def _rows(findings: find.Findings, texts: TokenTexts) -> list[dict[str, Any]]:
+    layers = findings.maps.moe_layers
+    return [
+        asdict(found)
+        | {
+            "rank": number,
+            "model_layer": layers[found.layer],
+            "length_percent": round(100 * found.length_share),
+            "token_percent": round(100 * found.token_share),
+            "top_token_text": visible(texts(found.top_token)) if found.top_token_share >= SHOWN_TOKEN_SHARE else "",
+            "top_token_percent": round(100 * found.top_token_share),
+        }
+        for number, found in enumerate(findings.experts, start=1)
+    ]
+
+
+def _ranking_geometry(findings: find.Findings) -> dict[str, Any]:
+    """Positions in per cent of the axis for the ranking's dots and intervals."""
+    ends = [end for found in findings.experts for end in (*found.interval, found.score)]
+    low, high = min(0.0, *ends), max(ends)
+    width = (high - low) or 1.0
+
+    def place(value: float) -> float:
+        return round(100 * (value - low) / width, 2)
+
+    return {
+        "zero": place(0.0),
+        "low": low,
+        "high": high,
+        "dots": [
+            {
+                "at": place(found.score),
+                "from": place(found.interval[0]),
+                "width": round(place(found.interval[1]) - place(found.interval[0]), 2),
+            }
+            for found in findings.experts
+        ],
+    }
+
+
+def _class_rows(findings: find.Findings, labels: Sequence[str]) -> list[dict[str, Any]]:
+    styles = class_styles(labels)
+    rows = []
+    for label in labels:
+        members = [row for row, observation in enumerate(findings.maps.observations) if observation.label == label]
+        rows.append(
+            {
+                "label": label,
+                "color": styles[label][0],
+                "mark": styles[label][1],
+                "side": "class" if label in findings.contrast.target else "others",
+                "num_responses": len(members),
+                "num_prompts": findings.prompt_counts[label],
+                "mean_tokens": float(findings.maps.num_tokens[members].mean()),
+            }
+        )
+    left_out = sorted(findings.maps.dropped.items())
+    return rows + [{"label": label, "side": "left out", "num_responses": number} for label, number in left_out]
+
+
+def _card(findings: find.Findings, number: int, texts: TokenTexts) -> dict[str, Any]:
+    """What one expert's card shows: tokens far above their base rate, and contexts."""
+    study = findings.study
+    lifts = study.lifts(number)
+    highest = max((lift.lift for lift in lifts), default=1.0)
+    # Texts bring their own spaces, ids do not.
+    gap = " " if texts.problem else ""
+    return {
+        "number": number,
+        "base_rate": float(study.base_rates()[number]),
+        "tokens": [
+            asdict(lift) | {"text": visible(texts(lift.token_id)), "bar": round(100 * lift.lift / highest, 1)}
+            for lift in lifts
+        ],
+        "contexts": [
+            {
+                "label": context.label,
+                "tokens": [
+                    {"text": visible(texts(token_id)) + gap, "selected": selected, "focus": position == context.focus}
+                    for position, (token_id, selected) in enumerate(
+                        zip(context.token_ids, context.selected, strict=True)
+                    )
+                ],
+            }
+            for context in study.best_contexts(number)
+        ],
+    }
