@@ -204,3 +204,31 @@ def tree_state(folder: Path) -> dict[str, tuple[Any, ...]]:
             status.st_ino,
         )
     return state
+
+
+class MemoryFolder:
+    """A checkpoint folder in memory, for properties tried on hundreds of them (a ByteSource)."""
+
+    name = "memory"
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+
+    def size_bytes(self, file_name: str) -> int | None:
+        """Size of a file, or None when there is no such file."""
+        return len(self.files[file_name]) if file_name in self.files else None
+
+    def read(self, file_name: str, offset: int, size: int) -> bytes:
+        """Up to `size` bytes of a file from `offset`."""
+        return self.files[file_name][offset : offset + size]
+
+
+def one_router(bias: Any, dtype: str, **config: Any) -> MemoryFolder:
+    """A checkpoint in memory whose only MoE layer, 1, has this bias [E]."""
+    data = np.asarray(bias, NUMPY_DTYPES[dtype]).tobytes()
+    header = {bias_name(1): {"dtype": dtype, "shape": [len(bias)], "data_offsets": [0, len(data)]}}
+    text = json.dumps(header).encode()
+    full = CONFIG | {"num_hidden_layers": 2, "n_routed_experts": len(bias)} | config
+    return MemoryFolder(
+        {"config.json": json.dumps(full).encode(), "model.safetensors": struct.pack("<Q", len(text)) + text + data}
+    )
