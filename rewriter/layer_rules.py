@@ -5,20 +5,39 @@ Multi-token-prediction modules behind the last layer are never among them.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rewriter.errors import CheckpointError
 
 Config = Mapping[str, Any]
-LayerRule = Callable[[Config], tuple[int, ...]]
 
 # A layer's letter in the pattern of a hybrid model (Nemotron-H): E has routed experts, M is Mamba, * attention, - an MLP.
 EXPERTS_LETTER = "E"
 
 
-def every_layer(config: Config) -> tuple[int, ...]:
-    """All layers have routed experts."""
-    return tuple(range(num_layers(config)))
+@dataclass(frozen=True)
+class LayerRule:
+    """A rule, and how docs/families.md puts it."""
+
+    text: str
+    find: Callable[[Config], tuple[int, ...]]
+
+    def __call__(self, config: Config) -> tuple[int, ...]:
+        """The model layers that the rule names for this config."""
+        return self.find(config)
+
+
+def num_layers(config: Config) -> int:
+    """Number of layers of the language model, without multi-token-prediction modules.
+
+    Raises: CheckpointError when the config does not say.
+    """
+    return _positive(config, "num_hidden_layers")
+
+
+# All layers have routed experts.
+every_layer = LayerRule("all", lambda config: tuple(range(num_layers(config))))
 
 
 def every_layer_of(key: str) -> LayerRule:
@@ -27,7 +46,7 @@ def every_layer_of(key: str) -> LayerRule:
     def rule(config: Config) -> tuple[int, ...]:
         return tuple(range(_positive(config, key)))
 
-    return rule
+    return LayerRule(f"all, counted by `{key}`", rule)
 
 
 def no_layer_unless(key: str, rule_if_set: LayerRule) -> LayerRule:
@@ -36,7 +55,7 @@ def no_layer_unless(key: str, rule_if_set: LayerRule) -> LayerRule:
     def rule(config: Config) -> tuple[int, ...]:
         return rule_if_set(config) if config.get(key) else ()
 
-    return rule
+    return LayerRule(f"{rule_if_set.text}, if `{key}`", rule)
 
 
 def after_dense(*keys: str, default: int = 0) -> LayerRule:
@@ -52,7 +71,7 @@ def after_dense(*keys: str, default: int = 0) -> LayerRule:
             return _where(step, config, bool)
         return tuple(layer for layer in range(int(first), num_layers(config)) if layer % int(step or 1) == 0)
 
-    return rule
+    return LayerRule(f"from {_code(keys)} on (default {default}), by `moe_layer_freq`", rule)
 
 
 def by_types(key: str, *values: str, otherwise: LayerRule) -> LayerRule:
@@ -62,7 +81,7 @@ def by_types(key: str, *values: str, otherwise: LayerRule) -> LayerRule:
         types = config.get(key)
         return _where(types, config, lambda kind: kind in values) if isinstance(types, list) else otherwise(config)
 
-    return rule
+    return LayerRule(f"{_code(values)} in `{key}`; else {otherwise.text}", rule)
 
 
 def by_flags(key: str, otherwise: LayerRule) -> LayerRule:
@@ -72,7 +91,7 @@ def by_flags(key: str, otherwise: LayerRule) -> LayerRule:
         flags = config.get(key)
         return _where(flags, config, bool) if isinstance(flags, list) else otherwise(config)
 
-    return rule
+    return LayerRule(f"true in `{key}`; else {otherwise.text}", rule)
 
 
 def by_list(key: str, otherwise: LayerRule) -> LayerRule:
@@ -89,7 +108,7 @@ def by_list(key: str, otherwise: LayerRule) -> LayerRule:
             raise CheckpointError(f"config.json: {key} is {listed!r}, expected a list of layer numbers") from None
         return tuple(sorted(layer for layer in layers if layer < num_layers(config)))
 
-    return rule
+    return LayerRule(f"listed in `{key}`; else {otherwise.text}", rule)
 
 
 def by_step(step_key: str, dense_key: str | None = None) -> LayerRule:
@@ -100,7 +119,7 @@ def by_step(step_key: str, dense_key: str | None = None) -> LayerRule:
         dense = set(config.get(dense_key) or ()) if dense_key else set()
         return tuple(layer for layer in range(num_layers(config)) if layer not in dense and (layer + 1) % step == 0)
 
-    return rule
+    return LayerRule(f"every `{step_key}`-th" + (f", none of `{dense_key}`" if dense_key else ""), rule)
 
 
 def between(first_key: str, last_key: str, interval_key: str) -> LayerRule:
@@ -114,7 +133,7 @@ def between(first_key: str, last_key: str, interval_key: str) -> LayerRule:
             layer for layer in range(num_layers(config)) if first <= layer <= last and (layer + 1) % interval == 0
         )
 
-    return rule
+    return LayerRule(f"`{first_key}` to `{last_key}`, every `{interval_key}`-th", rule)
 
 
 def by_pattern(key: str) -> LayerRule:
@@ -126,7 +145,7 @@ def by_pattern(key: str) -> LayerRule:
             raise CheckpointError(f"config.json: {key} is {pattern!r}, expected a letter for each layer")
         return tuple(layer for layer, letter in enumerate(pattern) if letter == EXPERTS_LETTER)
 
-    return rule
+    return LayerRule(f"`{EXPERTS_LETTER}` in `{key}`", rule)
 
 
 def first_layers(key: str) -> LayerRule:
@@ -135,15 +154,7 @@ def first_layers(key: str) -> LayerRule:
     def rule(config: Config) -> tuple[int, ...]:
         return tuple(range(min(int(config.get(key) or 0), num_layers(config))))
 
-    return rule
-
-
-def num_layers(config: Config) -> int:
-    """Number of layers of the language model, without multi-token-prediction modules.
-
-    Raises: CheckpointError when the config does not say.
-    """
-    return _positive(config, "num_hidden_layers")
+    return LayerRule(f"the first `{key}`", rule)
 
 
 def _where(marks: list[Any], config: Config, has_experts: Callable[[Any], bool]) -> tuple[int, ...]:
@@ -158,3 +169,7 @@ def _positive(config: Config, key: str) -> int:
     if type(value) is not int or value < 1:
         raise CheckpointError(f"config.json: {key} is {value!r}, expected a positive whole number")
     return value
+
+
+def _code(keys: tuple[str, ...]) -> str:
+    return " or ".join(f"`{key}`" for key in keys)

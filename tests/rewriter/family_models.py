@@ -72,6 +72,14 @@ GEMMA4: dict[str, Any] = {
     "global_head_dim": 8,
     "vocab_size_per_layer_input": VOCABULARY,
 }
+LINEAR_ATTENTION: dict[str, Any] = {
+    "shared_expert_intermediate_size": 16,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 DEEPSEEK_V4: dict[str, Any] = (
     BASE
     | {
@@ -258,22 +266,7 @@ TINY_MODELS: tuple[TinyModel, ...] = (
         BASE | NUM_EXPERTS_NAMES | {"shared_expert_intermediate_size": 16, "mlp_only_layers": [0]},
     ),
     _model("qwen3_moe", "Qwen3Moe", BASE | NUM_EXPERTS_NAMES | {"mlp_only_layers": [1]}),
-    _model(
-        "qwen3_next",
-        "Qwen3Next",
-        BASE
-        | NUM_EXPERTS_NAMES
-        | {
-            "shared_expert_intermediate_size": 16,
-            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-        }
-        | {
-            "linear_key_head_dim": 8,
-            "linear_value_head_dim": 8,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-        },
-    ),
+    _model("qwen3_next", "Qwen3Next", BASE | NUM_EXPERTS_NAMES | LINEAR_ATTENTION),
     _model("olmoe", "Olmoe", BASE | {"num_experts": NUM_EXPERTS, "num_experts_per_tok": TOP_K}),
     _model("deepseek_v2", "DeepseekV2", BASE | LATENT_ATTENTION | GROUPED | {"topk_method": "group_limited_greedy"}),
     _model(
@@ -295,6 +288,15 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     TinyModel("llama4_text", "Llama4ForCausalLM", "Llama4TextConfig", BASE | LLAMA4),
     TinyModel("gemma4_text", "Gemma4ForCausalLM", "Gemma4TextConfig", BASE | GEMMA4),
     _model("granitemoe", "GraniteMoe", BASE | LOCAL_EXPERTS),
+    _model("granitemoeshared", "GraniteMoeShared", BASE | LOCAL_EXPERTS | {"shared_intermediate_size": 16}),
+    _model(
+        "granitemoehybrid",
+        "GraniteMoeHybrid",
+        BASE
+        | LOCAL_EXPERTS
+        | {"shared_intermediate_size": 16, "layer_types": ["mamba", "attention", "mamba"], "mamba_n_heads": 4}
+        | {"mamba_d_state": 8, "mamba_d_head": 16, "mamba_chunk_size": 16},
+    ),
     _model(
         "qwen3_vl_moe",
         "Qwen3VLMoe",
@@ -305,6 +307,27 @@ TINY_MODELS: tuple[TinyModel, ...] = (
             VISION | {"deepstack_visual_indexes": [0]},
         ),
         "ForConditionalGeneration",
+    ),
+    _model(
+        "qwen3_5_moe",
+        "Qwen3_5Moe",
+        _nested(
+            BASE
+            | NUM_EXPERTS_NAMES
+            | LINEAR_ATTENTION
+            | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}},
+            VISION,
+        ),
+        "ForConditionalGeneration",
+    ),
+    TinyModel(
+        "qwen3_5_moe_text",
+        "Qwen3_5MoeForCausalLM",
+        "Qwen3_5MoeTextConfig",
+        BASE
+        | NUM_EXPERTS_NAMES
+        | LINEAR_ATTENTION
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}},
     ),
     _model(
         "gemma4",

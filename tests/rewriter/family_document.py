@@ -1,0 +1,153 @@
+"""Renders the tables of docs/families.md from the family table; run it to bring the document up to date.
+
+python tests/rewriter/family_document.py
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from family_models import TINY_MODELS
+
+from rewriter.families import Family, Keys
+from rewriter.family_rows import FAMILIES
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
+# vLLM 0.32's CPU build, run by tests/rewriter/test_family_serving.py.
+VLLM_PROVEN: dict[str, str] = {}
+
+
+def routers_table() -> str:
+    """Where each family keeps its routers, and how they score."""
+    header = (
+        "family",
+        "model types",
+        "router bias (alternatives)",
+        "score",
+        "groups: number, kept",
+        "experts, top-k",
+        "MoE layers",
+    )
+    return _table(
+        header,
+        (
+            (
+                family.name,
+                ", ".join(family.model_types),
+                _lines(family.bias) or "none",
+                family.score or "-",
+                f"{_keys(family.num_groups)}, {_keys(family.groups_kept)}" if family.num_groups else "none",
+                f"{_keys(family.num_experts)}, {_keys(family.top_k)}"
+                + (f"; zero experts: `{family.num_other_choices}`" if family.num_other_choices else ""),
+                family.layers.text
+                + (f"; by token table: {family.unbiased_layers.text}" if family.unbiased_layers else ""),
+            )
+            for family in FAMILIES
+        ),
+    )
+
+
+def edits_table() -> str:
+    """What can be done to each family, and what was proven."""
+    header = (
+        "family",
+        "reroute",
+        "stimulate",
+        "renormalises",
+        "drop zeroes (alternatives)",
+        "proven on transformers 5.19",
+        "on vLLM 0.32 CPU",
+    )
+    return _table(
+        header,
+        (
+            (
+                family.name,
+                _reroute(family),
+                _stimulate(family),
+                _renormalises(family),
+                _lines(" and ".join(names) for names in family.expert_outputs),
+                _proven(family),
+                VLLM_PROVEN.get(family.name, "not run"),
+            )
+            for family in FAMILIES
+        ),
+    )
+
+
+def sources_table() -> str:
+    """Where each row was read."""
+    return _table(("family", "source", "remarks"), ((family.name, family.source, family.notes) for family in FAMILIES))
+
+
+TABLES = {"routers": routers_table, "edits": edits_table, "sources": sources_table}
+
+
+def updated(text: str) -> str:
+    """The document with its tables rendered anew."""
+    for name, render in TABLES.items():
+        marks = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
+        block = re.compile(re.escape(marks[0]) + ".*?" + re.escape(marks[1]), re.DOTALL)
+        assert len(block.findall(text)) == 1, f"docs/families.md: expected one block {marks[0]} ... {marks[1]}"
+        rendered = f"{marks[0]}\n{render()}\n{marks[1]}"
+        text = block.sub(lambda _, rendered=rendered: rendered, text)
+    return text
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    header = tuple(header)
+    lines = [header, tuple("---" for _ in header), *map(tuple, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _lines(names: Iterable[str]) -> str:
+    """Alternatives, one a line; those that differ by the prefix only share a line."""
+    prefixes: dict[str, list[str]] = {}
+    for name in names:
+        prefix, layers, tail = name.partition("layers.{layer}.")
+        prefixes.setdefault(layers + tail, []).append(prefix)
+    lines = []
+    for tail, (first, *others) in prefixes.items():
+        name = re.sub(r"([^\s]*\.[^\s]*)", r"`\1`", first + tail)
+        below = ", ".join(f"`{prefix}`" if prefix else "no prefix" for prefix in others)
+        lines.append(name + (f" (or below {below})" if others else ""))
+    return "<br>".join(lines)
+
+
+def _keys(keys: Keys | None) -> str:
+    return " or ".join(f"`{key}`" for key in ((keys,) if isinstance(keys, str) else keys or ()))
+
+
+def _reroute(family: Family) -> str:
+    if not family.bias:
+        return "no"
+    values = []
+    if family.minus_inf_safe:
+        values.append("-inf")
+    if family.score in ("sigmoid", "softmax"):
+        values.append("margin")
+    only_if = f", if `{family.bias_flag}` (default {str(family.bias_flag_default).lower()})" if family.bias_flag else ""
+    return " or ".join(values) + only_if
+
+
+def _stimulate(family: Family) -> str:
+    return "yes" if family.bias and family.can_stimulate and family.score in ("sigmoid", "softmax") else "no"
+
+
+def _renormalises(family: Family) -> str:
+    if family.renormalize:
+        return f"`{family.renormalize}` (default {str(family.renormalize_default).lower()})"
+    return "always" if family.renormalize_default else "never"
+
+
+def _proven(family: Family) -> str:
+    if family.untestable:
+        return f"no: {family.untestable}"
+    tested = {tiny.model_type for tiny in TINY_MODELS}
+    others = [name for name in family.model_types if name not in tested]
+    what = "reroute, drop" if family.bias else "drop"
+    return what + (f"; not as {', '.join(others)}" if others else "")
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(updated(DOCUMENT.read_text()))
