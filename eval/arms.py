@@ -1,6 +1,7 @@
 """What is asked of whom: arms (the base, a variant, a control) and requests, each with a key that survives a restart.
 
-A key depends on everything that decides an answer and on nothing else, so a rerun finds what it has, an arm under another name is not
+A key depends on everything that decides an answer and on nothing else, so a rerun finds what it has, an arm
+under another name is not
 run twice, and a changed option never picks up an old answer.
 """
 
@@ -56,7 +57,8 @@ class Sampling:
     seed: int = 0
 
     def with_seed_for(self, repeat: int, prompt_id: str, sample: int) -> Sampling:
-        """The same with a seed of this one answer, alike in every arm of the same `repeat`, so that arms differ by their edit alone."""
+        """The same with a seed of this one answer, alike in every arm of the same `repeat`, so that arms differ
+        by their edit alone."""
         seed = int(digest([self.seed, repeat, prompt_id, sample])[:8], 16) % 2**31
         return Sampling(self.max_tokens, self.temperature, self.top_p, seed)
 

@@ -11,7 +11,7 @@ from eval.card import results_section, safety_section
 from eval.journal import Journal
 from eval.paper import numbers_for
 from eval.report import render_report
-from eval.results import FILE_NAME, Results, write_text
+from eval.results import FILE_NAME, SCHEMA_ID, Results, write_text
 from eval.run import Inputs, Measured
 from eval.splits import HeldOut
 from eval.transcripts import FILE_NAME as TRANSCRIPTS
@@ -48,6 +48,7 @@ def assemble(
     if held_out.status in ("overlap", "unknown"):
         warnings.insert(0, held_out.sentence)
     return Results(
+        schema=SCHEMA_ID,
         tool_version=rewriter.__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         mode=mode,

@@ -40,7 +40,9 @@ def results_section(results: Results) -> str:
                 )
     primary, base = results.arm(results.primary), results.arm("base")
     lines.append(f"| looping or garbled answers, before | {rate_words(base.looping)}; {rate_words(base.garbled)} |")
-    lines.append(f"| looping or garbled answers, after | {rate_words(primary.looping)}; {rate_words(primary.garbled)} |")
+    lines.append(
+        f"| looping or garbled answers, after | {rate_words(primary.looping)}; {rate_words(primary.garbled)} |"
+    )
     if results.mt_bench is not None:
         overall = results.mt_bench.overall
         lines.append(
@@ -54,8 +56,8 @@ def results_section(results: Results) -> str:
 def safety_section(results: Results) -> str:
     """Refusals on prompts where they protect people, and where they should not happen."""
     lines = [
-        "Refusals of the base and of this variant, measured by mote-eval; read a fall among prompts that should be refused as a loss of"
-        " protection.",
+        "Refusals of the base and of this variant, measured by mote-eval; read a fall among prompts that should be"
+        " refused as a loss of protection.",
         "",
         "| set | prompts | base | variant | change (95 % CI) |",
         "|---|---|---|---|---|",

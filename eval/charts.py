@@ -1,4 +1,5 @@
-"""Diagrams of the report as SVG text. Pure. Colours are Okabe and Ito's, told apart by colour-blind readers; shapes and words say the same."""
+"""Diagrams of the report as SVG text. Pure. Colours are Okabe and Ito's, told apart by colour-blind readers;
+shapes and words say the same."""
 
 from __future__ import annotations
 
@@ -55,12 +56,15 @@ def transition_diagram(matrix: TransitionMatrix, before: str, after: str) -> str
             right_used[j] += thick
             path = (
                 f"M{left_x + bar},{y0:.1f} C{middle},{y0:.1f} {middle},{y1:.1f} {right_x},{y1:.1f}"
-                f" L{right_x},{y1 + thick:.1f} C{middle},{y1 + thick:.1f} {middle},{y0 + thick:.1f} {left_x + bar},{y0 + thick:.1f} Z"
+                f" L{right_x},{y1 + thick:.1f} C{middle},{y1 + thick:.1f} {middle},{y0 + thick:.1f}"
+                f" {left_x + bar},{y0 + thick:.1f} Z"
             )
             source, destination = matrix.labels[i], matrix.labels[j]
             opacity = 0.28 if i == j else 0.6
             title = f"{source} -> {destination}: {count} of {row_sums[i]} ({percent(count / row_sums[i])})"
-            parts.append(f'<path d="{path}" fill="{COLOURS[source]}" fill-opacity="{opacity}"><title>{escape(title)}</title></path>')
+            parts.append(
+                f'<path d="{path}" fill="{COLOURS[source]}" fill-opacity="{opacity}"><title>{escape(title)}</title></path>'
+            )
     for x, starts, sums, anchor, text_x in (
         (left_x, left, row_sums, "end", left_x - 8),
         (right_x, right, column_sums, "start", right_x + bar + 8),
@@ -68,7 +72,9 @@ def transition_diagram(matrix: TransitionMatrix, before: str, after: str) -> str
         label_y = _spread([start + size * scale / 2 for start, size in zip(starts, sums, strict=True)], sums)
         for label, start, size, y in zip(matrix.labels, starts, sums, label_y, strict=True):
             if size:
-                parts.append(f'<rect x="{x}" y="{start:.1f}" width="{bar}" height="{max(size * scale, 1):.1f}" fill="{COLOURS[label]}"/>')
+                parts.append(
+                    f'<rect x="{x}" y="{start:.1f}" width="{bar}" height="{max(size * scale, 1):.1f}" fill="{COLOURS[label]}"/>'
+                )
                 words = f"{label_words(label)} {size} ({percent(size / total, 0)})"
                 parts.append(_text(text_x, y + 4, words, anchor, size=12))
     return "".join(parts) + "</svg>"
@@ -93,15 +99,27 @@ def null_histogram(control: NullDistribution) -> str:
             tall = plot_height * count / tallest
             title = f"{percent(number * limit / num_bins)} to {percent((number + 1) * limit / num_bins)}: {count} sets"
             parts.append(
-                f'<rect x="{x + 1:.1f}" y="{top + plot_height - tall:.1f}" width="{plot_width / num_bins - 2:.1f}" height="{tall:.1f}"'
+                f'<rect x="{x + 1:.1f}" y="{top + plot_height - tall:.1f}" width="{plot_width / num_bins - 2:.1f}"'
+                f' height="{tall:.1f}"'
                 f' fill="{NULL}"><title>{title}</title></rect>'
             )
     parts += _x_ticks(left, top + plot_height, plot_width, [limit * k / 5 for k in range(6)], limit, percent)
-    parts.append(_text(left + plot_width / 2, height - 6, f"{control.statistic}, share of those at risk", "middle", size=12, colour=MUTED))
+    parts.append(
+        _text(
+            left + plot_width / 2,
+            height - 6,
+            f"{control.statistic}, share of those at risk",
+            "middle",
+            size=12,
+            colour=MUTED,
+        )
+    )
     x = left + plot_width * control.observed / limit
     anchor = "end" if x > width / 2 else "start"
     offset = -6 if anchor == "end" else 6
-    parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 16}" y2="{top + plot_height}" stroke="{OBSERVED}" stroke-width="2.5"/>')
+    parts.append(
+        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 16}" y2="{top + plot_height}" stroke="{OBSERVED}" stroke-width="2.5"/>'
+    )
     words = f"variant {percent(control.observed)}, p = {control.p_value:.3g}"
     parts.append(_text(x + offset, top - 6, words, anchor, size=13, colour=OBSERVED, bold=True))
     return "".join(parts) + "</svg>"
@@ -111,7 +129,13 @@ def sweep_chart(points: Sequence[SweepPoint], change: str) -> str:
     """The counted change against k, and below it both costs: other answers changed, and KL per token."""
     width, left, plot_width = 760, 70, 520
     panels: list[tuple[str, list[float], list[tuple[float, float] | None], str, bool]] = [
-        (change, [p.moved.rate.rate or 0 for p in points], [_bounds(p.moved.rate.low, p.moved.rate.high) for p in points], GAIN, True),
+        (
+            change,
+            [p.moved.rate.rate or 0 for p in points],
+            [_bounds(p.moved.rate.low, p.moved.rate.high) for p in points],
+            GAIN,
+            True,
+        ),
         (
             "cost: other answers changed",
             [p.others_changed.rate or 0 for p in points],
@@ -122,7 +146,15 @@ def sweep_chart(points: Sequence[SweepPoint], change: str) -> str:
     ]
     if all(p.kl_per_token is not None for p in points):
         kl = [p.kl_per_token for p in points if p.kl_per_token is not None]
-        panels.append(("cost: KL per token, nats", [one.estimate or 0 for one in kl], [_bounds(one.low, one.high) for one in kl], COST, False))
+        panels.append(
+            (
+                "cost: KL per token, nats",
+                [one.estimate or 0 for one in kl],
+                [_bounds(one.low, one.high) for one in kl],
+                COST,
+                False,
+            )
+        )
     panel_height, gap, top = 100, 46, 26
     height = top + len(panels) * (panel_height + gap) + 10
     parts = [_svg_open(width, height, f"Sweep over the number of experts: {change} and its costs")]
@@ -133,7 +165,9 @@ def sweep_chart(points: Sequence[SweepPoint], change: str) -> str:
         limit = min(1.0, highest * 1.1) if is_share else highest * 1.1
         show = percent if is_share else (lambda value, digits=3: f"{value:.{digits}g}")
         parts.append(_text(left, y0 - 8, name, "start", size=13, bold=True, colour=colour))
-        parts += _y_axis(left, y0, plot_width, panel_height, [0, limit / 2, limit], [show(v) for v in (0.0, limit / 2, limit)], "")
+        parts += _y_axis(
+            left, y0, plot_width, panel_height, [0, limit / 2, limit], [show(v) for v in (0.0, limit / 2, limit)], ""
+        )
         xs = [left + step * k if len(points) > 1 else left + plot_width / 2 for k in range(len(points))]
         ys = [y0 + panel_height * (1 - value / limit) for value in values]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
@@ -141,13 +175,17 @@ def sweep_chart(points: Sequence[SweepPoint], change: str) -> str:
         for x, y, value, pair, point in zip(xs, ys, values, bounds, points, strict=True):
             if pair:
                 low, high = (y0 + panel_height * (1 - min(bound, limit) / limit) for bound in pair)
-                parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}" stroke-width="1.2"/>')
+                parts.append(
+                    f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}" stroke-width="1.2"/>'
+                )
             marker = (
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{colour}">'
                 if number == 0
                 else f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="{colour}">'
             )
-            parts.append(f"{marker}<title>k = {point.num_experts}: {show(value)}</title></{'circle' if number == 0 else 'rect'}>")
+            parts.append(
+                f"{marker}<title>k = {point.num_experts}: {show(value)}</title></{'circle' if number == 0 else 'rect'}>"
+            )
             parts.append(_text(x, y0 + panel_height + 16, f"k = {point.num_experts}", "middle", size=11, colour=MUTED))
         parts.append(_text(left + plot_width + 14, ys[-1] + 4, show(values[-1]), "start", size=12, colour=colour))
     return "".join(parts) + "</svg>"
@@ -171,9 +209,12 @@ def dumbbell(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
         x0, x1 = left + plot_width * before, left + plot_width * after
         parts.append(f'<line x1="{x0:.1f}" x2="{x1:.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="{MUTED}" stroke-width="2"/>')
         parts.append(
-            f'<circle cx="{x0:.1f}" cy="{y:.1f}" r="6" fill="white" stroke="{GAIN}" stroke-width="2.5"><title>before {percent(before)}</title></circle>'
+            f'<circle cx="{x0:.1f}" cy="{y:.1f}" r="6" fill="white" stroke="{GAIN}" stroke-width="2.5">'
+            f"<title>before {percent(before)}</title></circle>"
         )
-        parts.append(f'<circle cx="{x1:.1f}" cy="{y:.1f}" r="6" fill="{COST}"><title>after {percent(after)}</title></circle>')
+        parts.append(
+            f'<circle cx="{x1:.1f}" cy="{y:.1f}" r="6" fill="{COST}"><title>after {percent(after)}</title></circle>'
+        )
     return "".join(parts) + "</svg>"
 
 
@@ -215,7 +256,8 @@ def _svg_open(width: float, height: float, title: str) -> str:
 
 def _text(x: float, y: float, words: str, anchor: str, *, size: int = 14, colour: str = INK, bold: bool = False) -> str:
     weight = ' font-weight="600"' if bold else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{colour}"{weight}>{escape(words)}</text>'
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"'
+    return f'<text {place} fill="{colour}"{weight}>{escape(words)}</text>'
 
 
 def _y_axis(
@@ -234,4 +276,6 @@ def _y_axis(
 
 def _x_ticks(left: float, y: float, width: float, values: Sequence[float], limit: float, show: object) -> list[str]:
     assert callable(show)
-    return [_text(left + width * value / limit, y + 16, show(value), "middle", size=11, colour=MUTED) for value in values]
+    return [
+        _text(left + width * value / limit, y + 16, show(value), "middle", size=11, colour=MUTED) for value in values
+    ]

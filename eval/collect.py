@@ -13,7 +13,9 @@ Progress = Callable[[str, int, int], None]
 class Collector:
     """Answers that are asked for once and kept for ever."""
 
-    def __init__(self, responder: Responder, journal: Journal, progress: Progress = lambda name, done, total: None) -> None:
+    def __init__(
+        self, responder: Responder, journal: Journal, progress: Progress = lambda name, done, total: None
+    ) -> None:
         """`progress(arm name, answers there, answers wanted)` is called as they come."""
         self.responder = responder
         self.journal = journal

@@ -36,7 +36,8 @@ def random_sets(
     """Draw `num_sets` different sets of as many experts as `target`, none of them in it.
 
     `uniform`: any MoE layer; `layer`: as many in each layer as the target has; `frequency`: in each layer, for each target expert
-    one of the experts that fire about as often, without replacement. `frequency` maps a model layer to float [E], selections per token.
+    one of the experts that fire about as often, without replacement. `frequency` maps a model layer to float
+    [E], selections per token.
     A set that `is_feasible` rejects (a layer would run out of experts) is drawn again.
 
     Raises: InputError when the model has too few other experts for that many different sets.
@@ -73,11 +74,15 @@ def _draw(
 ) -> list[Pair]:
     """One random set; its n-th expert stands in for the target's n-th."""
     if matching == "uniform":
-        others = [(layer, expert) for layer in layers for expert in range(num_experts) if (layer, expert) not in excluded]
+        others = [
+            (layer, expert) for layer in layers for expert in range(num_experts) if (layer, expert) not in excluded
+        ]
         _require(len(others) >= len(target), len(target), "the model", len(others))
         return generator.sample(others, len(target))
     if matching == "frequency" and frequency is None:
-        raise InputError("controls matched by activation frequency need the recorded routing of the base model, found none")
+        raise InputError(
+            "controls matched by activation frequency need the recorded routing of the base model, found none"
+        )
     chosen: dict[Pair, Pair] = {}
     # A random order of the targets, so that the first of a layer does not always get the best match.
     for layer, expert in generator.sample(list(target), len(target)):
@@ -94,12 +99,17 @@ def _draw(
 
 
 def frequency_gap(sets: Sequence[Sequence[Pair]], target: Sequence[Pair], frequency: Mapping[int, np.ndarray]) -> float:
-    """How well sets match the target: the mean over sets of |mean rate of the set - mean rate of the target|, selections per token."""
+    """How well sets match the target: the mean over sets of |mean rate of the set - mean rate of the target|,
+    selections per token."""
     wanted = sum(float(frequency[layer][expert]) for layer, expert in target) / len(target)
-    gaps = [abs(sum(float(frequency[layer][expert]) for layer, expert in chosen) / len(chosen) - wanted) for chosen in sets]
+    gaps = [
+        abs(sum(float(frequency[layer][expert]) for layer, expert in chosen) / len(chosen) - wanted) for chosen in sets
+    ]
     return sum(gaps) / len(gaps)
 
 
 def _require(enough: bool, wanted: int, place: str, available: int) -> None:
     if not enough:
-        raise InputError(f"{wanted} random experts wanted in {place}, which has {available} besides the ones under test")
+        raise InputError(
+            f"{wanted} random experts wanted in {place}, which has {available} besides the ones under test"
+        )

@@ -53,8 +53,11 @@ def measure_fidelity(
     num_listed: int,
     seed: int,
 ) -> Fidelity:
-    """KL per token between the base and every arm, and among the arms, both ways round; and the routing that the experts take part in."""
-    key = digest(["fidelity", live.identity(), [arm.identity() for arm in arms], text.fingerprint(), num_listed, seed])[:32]
+    """KL per token between the base and every arm, and among the arms, both ways round; and the routing that the
+    experts take part in."""
+    key = digest(["fidelity", live.identity(), [arm.identity() for arm in arms], text.fingerprint(), num_listed, seed])[
+        :32
+    ]
     if key not in collector.journal:
         measured = _measure(live, arms, base, text, action, num_listed, seed)
         collector.journal.add_value(key, measured.model_dump(mode="json"))

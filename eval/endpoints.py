@@ -1,4 +1,5 @@
-"""Questions to any OpenAI-compatible server: many at once, tried again where that can help, and one clear sentence where it cannot."""
+"""Questions to any OpenAI-compatible server: many at once, tried again where that can help, and one clear
+sentence where it cannot."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ class Endpoint:
             return {}
         key = os.environ.get(self.api_key_variable)
         if not key:
-            raise EndpointError(f"the environment variable {self.api_key_variable}, which should hold the key for {self.url}, is not set")
+            raise EndpointError(
+                f"the environment variable {self.api_key_variable}, which should hold the key for {self.url}, is not set"
+            )
         return {"Authorization": f"Bearer {key}"}
 
 
@@ -72,7 +75,9 @@ async def find_model(client: httpx.AsyncClient, endpoint: Endpoint) -> str:
         names = ", ".join(map(str, served)) or "nothing"
         raise EndpointError(f"{endpoint.url} lists {names}; name the model to ask for")
     if served and endpoint.model not in served:
-        raise EndpointError(f"{endpoint.url} does not serve a model {endpoint.model!r}; it serves {', '.join(map(str, served))}")
+        raise EndpointError(
+            f"{endpoint.url} does not serve a model {endpoint.model!r}; it serves {', '.join(map(str, served))}"
+        )
     return endpoint.model
 
 
@@ -111,19 +116,30 @@ async def call(
 
 
 async def _call_once(
-    client: httpx.AsyncClient, endpoint: Endpoint, method: str, path: str, body: dict[str, Any] | None, missing_is_none: bool
+    client: httpx.AsyncClient,
+    endpoint: Endpoint,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None,
+    missing_is_none: bool,
 ) -> dict[str, Any]:
     import httpx
 
     url = endpoint.base + path
     try:
         response = await client.request(
-            method, url, json=body, headers=endpoint.headers(), timeout=httpx.Timeout(endpoint.timeout_seconds, connect=10)
+            method,
+            url,
+            json=body,
+            headers=endpoint.headers(),
+            timeout=httpx.Timeout(endpoint.timeout_seconds, connect=10),
         )
     except httpx.TimeoutException:
         raise _Retryable(f"{endpoint.url} did not answer within {endpoint.timeout_seconds:g} s") from None
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise EndpointError(f"{endpoint.url!r} is not a server address ({error}), expected something like http://localhost:8000") from None
+        raise EndpointError(
+            f"{endpoint.url!r} is not a server address ({error}), expected something like http://localhost:8000"
+        ) from None
     except httpx.TransportError as error:
         reason = str(error).strip() or type(error).__name__
         raise _Retryable(f"{endpoint.url} cannot be reached ({reason}); is the server running?") from None
@@ -173,7 +189,8 @@ def retry_after(header: str | None) -> float | None:
 
 
 async def for_all(items: Sequence[Item], work: Callable[[int, Item], Awaitable[None]], concurrency: int) -> None:
-    """Run `work(position, item)` over all items, at most `concurrency` at a time; the first failure stops the rest and is raised."""
+    """Run `work(position, item)` over all items, at most `concurrency` at a time; the first failure stops the
+    rest and is raised."""
     positions = iter(range(len(items)))
 
     async def worker() -> None:

@@ -15,15 +15,16 @@ from ftri.rendering import RenderedPrompt
 if TYPE_CHECKING:
     from ftri.engine import Engine
 
-# Log probabilities of this many positions are held at a time; a whole vocabulary at each would be far more than the model's own memory.
-SCORED_AT_A_TIME = 8
+# Log probabilities are held for batches of about this many; a whole vocabulary at every position would be far more.
+LISTED_AT_A_TIME = 4_000_000
 
 
 class VllmModel:
     """One unmodified vLLM engine that records routing and takes live edits."""
 
     def __init__(self, engine: Engine, render: Render, template_sha256: str) -> None:
-        """Use a running engine; `render` applies the base model's template, also for variants, so that all read the same tokens."""
+        """Use a running engine; `render` applies the base model's template, also for variants, so that all read
+        the same tokens."""
         self._engine = engine
         self._render = render
         self._template_sha256 = template_sha256
@@ -82,15 +83,17 @@ class VllmModel:
 
         # The engine gives log probabilities with every score; one is the least when only the routing is wanted.
         wanted = None if num_listed == -1 else num_listed or 1
-        for start in range(0, len(sequences), SCORED_AT_A_TIME):
-            for offset, score in enumerate(self._engine.score(list(sequences[start : start + SCORED_AT_A_TIME]), num_logprobs=wanted)):
+        per_position = wanted or len(self._engine.renderer.tokenizer)
+        for batch in batches([len(sequence) * per_position for sequence in sequences], LISTED_AT_A_TIME):
+            scores = self._engine.score([sequences[position] for position in batch], num_logprobs=wanted)
+            for position, score in zip(batch, scores, strict=True):
                 distributions = None
                 if num_listed is not None:
                     ids = score.token_ids
                     if ids is None:
                         ids = np.broadcast_to(np.arange(score.logprobs.shape[1], dtype=np.int32), score.logprobs.shape)
                     distributions = TokenDistributions(ids, score.logprobs)
-                yield Scored(start + offset, distributions, score.experts if routing else None)
+                yield Scored(position, distributions, score.experts if routing else None)
 
     def edit(self, arm: Arm) -> None:
         """See `LiveModel`."""
@@ -100,21 +103,48 @@ class VllmModel:
             self._engine.reset_edits()
             return
         assert arm.semantics is not None
-        self._engine.apply_edit(RouterEdit(semantics=arm.semantics, suppress=list(arm.suppress), stimulate=list(arm.stimulate)))
+        self._engine.apply_edit(
+            RouterEdit(semantics=arm.semantics, suppress=list(arm.suppress), stimulate=list(arm.stimulate))
+        )
 
     def close(self) -> None:
         """See `LiveModel`."""
         self._engine.close()
 
 
+def batches(sizes: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Positions in batches whose sizes add up to at most `limit`, or single ones that are larger."""
+    batch: list[int] = []
+    total = 0
+    for position, size in enumerate(sizes):
+        if batch and total + size > limit:
+            yield batch
+            batch, total = [], 0
+        batch.append(position)
+        total += size
+    if batch:
+        yield batch
+
+
 def load_model(
-    model: str, revision: str | None, render: Render, template_sha256: str, engine_arguments: dict[str, Any], *, live_edits: bool
+    model: str,
+    revision: str | None,
+    render: Render,
+    template_sha256: str,
+    engine_arguments: dict[str, Any],
+    *,
+    live_edits: bool,
 ) -> VllmModel:
     """Start the engine for a model. Raises: MoteError of its own that says what was wrong."""
     from ftri.engine import Engine
 
     engine = Engine(
-        model, revision=revision, record=True, live_edits=live_edits, chat_template=None, engine_arguments=engine_arguments
+        model,
+        revision=revision,
+        record=True,
+        live_edits=live_edits,
+        chat_template=None,
+        engine_arguments=engine_arguments,
     )
     return VllmModel(engine, render, template_sha256)
 

@@ -39,7 +39,8 @@ class TouchedShares(BaseModel):
 def kl_per_position(left: TokenDistributions, right: TokenDistributions) -> np.ndarray:
     """KL(left || right) at every position, float64 [T], in nats.
 
-    Exact when both list the whole vocabulary. Otherwise the tokens that not both list are pooled into one outcome; merging outcomes never
+    Exact when both list the whole vocabulary. Otherwise the tokens that not both list are pooled into one
+    outcome; merging outcomes never
     raises a divergence, so the result is then a lower bound.
 
     Raises: ValueError when the two cover different numbers of positions.
@@ -80,7 +81,9 @@ def _divergence(p_log: np.ndarray, q_log: np.ndarray) -> float:
     return max(total, 0.0)
 
 
-def touched_shares(routings: Iterable[np.ndarray], layers: Sequence[int], experts: Iterable[tuple[int, int]]) -> TouchedShares:
+def touched_shares(
+    routings: Iterable[np.ndarray], layers: Sequence[int], experts: Iterable[tuple[int, int]]
+) -> TouchedShares:
     """The share of router slots that the experts hold and of tokens with at least one such slot.
 
     `routings`: arrays int [T, L, K] of selected expert ids, L in the order of `layers`; `experts`: (model layer, expert).
@@ -110,7 +113,9 @@ def touched_shares(routings: Iterable[np.ndarray], layers: Sequence[int], expert
     )
 
 
-def selection_frequency(routings: Iterable[np.ndarray], layers: Sequence[int], num_experts: int) -> dict[int, np.ndarray]:
+def selection_frequency(
+    routings: Iterable[np.ndarray], layers: Sequence[int], num_experts: int
+) -> dict[int, np.ndarray]:
     """Selections per token of every expert: model layer -> float [E]. `routings` as in `touched_shares`."""
     import numpy as np
 

@@ -79,7 +79,12 @@ def repeated_tail(text: str) -> int:
         length = period
         while length < len(text) and text[-1 - length] == text[-1 - length + period]:
             length += 1
-        if length >= MIN_REPEATS * period and length >= MIN_LOOP_CHARACTERS and length > best and _says_something(text, period):
+        if (
+            length >= MIN_REPEATS * period
+            and length >= MIN_LOOP_CHARACTERS
+            and length > best
+            and _says_something(text, period)
+        ):
             best = length
     return best
 

@@ -1,6 +1,8 @@
-"""An append-only file of everything that was answered or computed, one JSON object a line, so that a killed run goes on where it was.
+"""An append-only file of everything that was answered or computed, one JSON object a line, so that a killed
+run goes on where it was.
 
-A line is written whole, flushed and fsynced before it counts. A kill can leave at most one torn last line, which is cut off on opening.
+A line is written whole, flushed and fsynced before it counts. A kill can leave at most one torn last line,
+which is cut off on opening.
 Only offsets are kept in memory: a thousand expert sets make more text than a machine may have room for.
 """
 
@@ -39,7 +41,9 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
-            raise JournalError(f"{self.path}: another run is writing to it; wait for it or choose another output folder") from None
+            raise JournalError(
+                f"{self.path}: another run is writing to it; wait for it or choose another output folder"
+            ) from None
         self._offsets: dict[str, int] = {}
         self._synced_at = time.monotonic()
         try:
@@ -54,7 +58,9 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __contains__(self, key: str) -> bool:
@@ -132,7 +138,9 @@ class Journal:
             except (ValueError, KeyError, TypeError):
                 raise JournalError(f"{self.path}: line {number} is damaged, expected a record of {SCHEMA}") from None
             if number == 1 and record.get("schema") != SCHEMA:
-                raise JournalError(f"{self.path}: is not a journal of {SCHEMA}, its first line says {record.get('schema')!r}")
+                raise JournalError(
+                    f"{self.path}: is not a journal of {SCHEMA}, its first line says {record.get('schema')!r}"
+                )
             if number > 1:
                 self._offsets.setdefault(key, offset)
             offset += len(line)

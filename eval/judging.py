@@ -1,4 +1,5 @@
-"""Runs MT-Bench: both arms answer two turns, a judge behind any OpenAI-compatible server rates them, and every judgement is kept."""
+"""Runs MT-Bench: both arms answer two turns, a judge behind any OpenAI-compatible server rates them, and every
+judgement is kept."""
 
 from __future__ import annotations
 
@@ -13,7 +14,6 @@ from eval.endpoints import Endpoint, call, find_model, for_all
 from eval.errors import EndpointError, JudgeError
 from eval.mt_bench import (
     TEMPERATURES,
-    JudgePrompt,
     Question,
     judge_messages,
     load_judge_prompts,
@@ -79,9 +79,12 @@ def measure_mt_bench(
     judge_name, ratings, unrated = asyncio.run(judge_all(collector, todo, options))
     warnings = []
     if unrated:
-        shown = ", ".join(item.name for item in unrated[:3]) + (f" and {len(unrated) - 3} more" if len(unrated) > 3 else "")
+        shown = ", ".join(item.name for item in unrated[:3]) + (
+            f" and {len(unrated) - 3} more" if len(unrated) > 3 else ""
+        )
         sentence = (
-            f"the judge {judge_name} at {options.judge.url} gave no rating such as [[7]] in {len(unrated)} of {len(todo)} judgements"
+            f"the judge {judge_name} at {options.judge.url} gave no rating such as [[7]]"
+            f" in {len(unrated)} of {len(todo)} judgements"
             f" ({shown})"
         )
         if len(unrated) > MAX_UNRATED_SHARE * len(todo):
@@ -92,8 +95,16 @@ def measure_mt_bench(
     result = MtBench(
         judge=judge_name,
         arm=variant.name,
-        question_source={"spec": options.questions, "sha256": question_table.sha256, "revision": question_table.revision},
-        judge_prompt_source={"spec": options.judge_prompts, "sha256": prompt_table.sha256, "revision": prompt_table.revision},
+        question_source={
+            "spec": options.questions,
+            "sha256": question_table.sha256,
+            "revision": question_table.revision,
+        },
+        judge_prompt_source={
+            "spec": options.judge_prompts,
+            "sha256": prompt_table.sha256,
+            "revision": prompt_table.revision,
+        },
         num_questions=len(questions),
         categories=by_category,
         overall=overall,
@@ -106,7 +117,8 @@ def measure_mt_bench(
 def answer_two_turns(
     collector: Collector, arm: Arm, questions: Sequence[Question], sampling: Sampling
 ) -> dict[str, tuple[str, str]]:
-    """Both visible answers to every question; the second turn sees the first answer without its think block, as R1's template has it."""
+    """Both visible answers to every question; the second turn sees the first answer without its think block, as
+    R1's template has it."""
 
     def request(question: Question, turn: int, messages: tuple[tuple[str, str], ...]) -> Request:
         identifier = f"mt-bench/{question.question_id}/{turn + 1}"
@@ -178,6 +190,7 @@ async def _ask(
         if rating is not None:
             return {"item": item.name, "model": model, "rating": rating, "text": texts[-1]}
     collector.journal.add_value(
-        digest(["nonsense", judge.base, model, item.messages, texts])[:32], {"item": item.name, "rating": None, "texts": texts}
+        digest(["nonsense", judge.base, model, item.messages, texts])[:32],
+        {"item": item.name, "rating": None, "texts": texts},
     )
     return None

@@ -28,7 +28,8 @@ class Generated:
 class Scored:
     """One teacher-forced sequence of T tokens.
 
-    `distributions` covers T - 1 positions, the n-th predicting token n + 1; `routing` int [T', L, K] covers the positions that were run
+    `distributions` covers T - 1 positions, the n-th predicting token n + 1; `routing` int [T', L, K] covers
+    the positions that were run
     (T' is T or T - 1). Either is None when it was not asked for.
     """
 
@@ -56,7 +57,8 @@ class LiveModel(Protocol):
         ...
 
     def score(self, sequences: Sequence[list[int]], num_listed: int | None, *, routing: bool) -> Iterator[Scored]:
-        """Run given tokens: `num_listed` likeliest next tokens per position (-1: all, None: no distributions), and the routing."""
+        """Run given tokens: `num_listed` likeliest next tokens per position (-1: all, None: no distributions),
+        and the routing."""
         ...
 
     def edit(self, arm: Arm) -> None:
@@ -69,7 +71,8 @@ class LiveModel(Protocol):
 
 
 class LiveResponder:
-    """Answers for arms from one loaded model at a time; nothing is loaded before the first question that the journal cannot answer."""
+    """Answers for arms from one loaded model at a time; nothing is loaded before the first question that the
+    journal cannot answer."""
 
     def __init__(self, identity: dict[str, Any], load: Callable[[str | None], LiveModel]) -> None:
         """`load(checkpoint)` loads the base (None) or a variant folder; `identity` says what the base is."""

@@ -1,6 +1,8 @@
-"""MT-Bench's questions, judge prompts and ratings: reading the published files, filling the prompts, and scoring. No network here.
+"""MT-Bench's questions, judge prompts and ratings: reading the published files, filling the prompts, and
+scoring. No network here.
 
-Files as FastChat publishes them: question.jsonl (question_id, category, turns, reference), reference answers (question_id, choices), and
+Files as FastChat publishes them: question.jsonl (question_id, category, turns, reference), reference answers
+(question_id, choices), and
 judge_prompts.jsonl, of which the `single-v1` rows are used: two turns, each plain or with reference answers.
 """
 
@@ -73,7 +75,9 @@ def load_questions(spec: str, references: str | None = None) -> tuple[list[Quest
             raise InputError(f"{table.name}: row {number} lacks question_id or category")
         own = row.get("reference") or ()
         chosen = given.get(str(identifier), tuple(own) if isinstance(own, list | tuple) else (str(own),))
-        questions.append(Question(str(identifier), str(row["category"]), (turns[0], turns[1]), tuple(filter(None, chosen))))
+        questions.append(
+            Question(str(identifier), str(row["category"]), (turns[0], turns[1]), tuple(filter(None, chosen)))
+        )
     return questions, table
 
 
@@ -84,7 +88,9 @@ def _load_references(spec: str) -> dict[str, tuple[str, ...]]:
         try:
             references[str(row["question_id"])] = tuple(map(str, row["choices"][0]["turns"]))
         except (KeyError, IndexError, TypeError):
-            raise InputError(f"{table.name}: row {number} lacks question_id or choices[0].turns, as reference answers have") from None
+            raise InputError(
+                f"{table.name}: row {number} lacks question_id or choices[0].turns, as reference answers have"
+            ) from None
     return references
 
 
@@ -98,7 +104,9 @@ def load_judge_prompts(spec: str) -> tuple[dict[str, JudgePrompt], Table]:
     }
     lacking = [name for name in JUDGE_PROMPTS.values() if name not in prompts]
     if lacking:
-        raise InputError(f"{table.name}: has no judge prompt named {', '.join(lacking)}, as FastChat's judge_prompts.jsonl has")
+        raise InputError(
+            f"{table.name}: has no judge prompt named {', '.join(lacking)}, as FastChat's judge_prompts.jsonl has"
+        )
     return prompts, table
 
 
@@ -116,7 +124,12 @@ def judge_messages(
     """The messages to the judge about one turn, from the published prompt that fits the question."""
     with_reference = question.category in REFERENCE_CATEGORIES and len(question.references) > int(second_turn)
     prompt = prompts[JUDGE_PROMPTS[second_turn, with_reference]]
-    values = {"question": question.turns[0], "answer": answers[0], "question_1": question.turns[0], "answer_1": answers[0]}
+    values = {
+        "question": question.turns[0],
+        "answer": answers[0],
+        "question_1": question.turns[0],
+        "answer_1": answers[0],
+    }
     if second_turn:
         values |= {"question_2": question.turns[1], "answer_2": answers[1]}
     for number, reference in enumerate(question.references, start=1):
@@ -150,7 +163,8 @@ def read_rating(judgement: str) -> float | None:
 def score(
     questions: Sequence[Question], before: Mapping[tuple[str, int], float], after: Mapping[tuple[str, int], float]
 ) -> tuple[list[CategoryScore], CategoryScore]:
-    """(scores by category, overall); ratings are by (question id, turn 0 or 1), and a question counts with the turns that both arms have."""
+    """(scores by category, overall); ratings are by (question id, turn 0 or 1), and a question counts with the
+    turns that both arms have."""
     categories = sorted({question.category for question in questions})
     by_category = [
         _score(category, [q for q in questions if q.category == category], before, after, MT_BENCH.get(category))
@@ -168,7 +182,9 @@ def _score(
 ) -> CategoryScore:
     then, now = [], []
     for question in questions:
-        turns = [turn for turn in (0, 1) if (question.question_id, turn) in before and (question.question_id, turn) in after]
+        turns = [
+            turn for turn in (0, 1) if (question.question_id, turn) in before and (question.question_id, turn) in after
+        ]
         if turns:
             then.append(sum(before[question.question_id, turn] for turn in turns) / len(turns))
             now.append(sum(after[question.question_id, turn] for turn in turns) / len(turns))

@@ -43,12 +43,16 @@ class RunOptions(BaseModel):
     def check(self) -> None:
         """Raises: InputError for values that cannot be meant."""
         if self.samples > 1 and self.temperature == 0:
-            raise InputError(f"--samples {self.samples} at --temperature 0 gives the same answer each time; set a temperature")
+            raise InputError(
+                f"--samples {self.samples} at --temperature 0 gives the same answer each time; set a temperature"
+            )
         for name in ("samples", "max_tokens", "kl_tokens", "control_prompts"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected at least 1")
         if self.kl_listed < 1 and self.kl_listed != -1:
-            raise InputError(f"--kl-listed is {self.kl_listed}, expected a positive number, or -1 for the whole vocabulary")
+            raise InputError(
+                f"--kl-listed is {self.kl_listed}, expected a positive number, or -1 for the whole vocabulary"
+            )
         if self.temperature < 0:
             raise InputError(f"--temperature is {self.temperature:g}, expected 0 or more")
         if not self.semantics:
@@ -98,7 +102,12 @@ class Plan:
 
 
 def plan_live(options: RunOptions, edit: NamedEdit, others: Sequence[NamedEdit | Path]) -> Plan:
-    """Arms of one engine: the base twice, the edit under every semantics, other sets under the first, variant folders as they are."""
+    """Arms of one engine: the base twice, the edit under every semantics, other sets under the first, variant
+    folders as they are."""
+    # Without anything to suppress, drop is reroute under another name: both stimulate by the bias.
+    semantics_to_run = [one for one in options.semantics if edit.suppress or one != "drop"]
+    if not semantics_to_run:
+        raise InputError("--semantics drop has no stimulation of its own, expected reroute or drop-renorm")
     variants = [
         Arm(
             name=VARIANT if number == 0 else f"{VARIANT}-{semantics}",
@@ -107,7 +116,7 @@ def plan_live(options: RunOptions, edit: NamedEdit, others: Sequence[NamedEdit |
             suppress=edit.suppress,
             stimulate=edit.stimulate,
         )
-        for number, semantics in enumerate(options.semantics)
+        for number, semantics in enumerate(semantics_to_run)
     ]
     more = [
         Arm(name=other.name or str(other), kind="other", checkpoint=str(other))
@@ -115,7 +124,7 @@ def plan_live(options: RunOptions, edit: NamedEdit, others: Sequence[NamedEdit |
         else Arm(
             name=other.name,
             kind="other",
-            semantics=options.semantics[0],
+            semantics=semantics_to_run[0],
             suppress=other.suppress,
             stimulate=other.stimulate,
         )
@@ -141,7 +150,9 @@ def requests_for(prompts: Sequence[PromptRecord], options: RunOptions, *, repeat
     """One request for each prompt and sample, prompt-major."""
     sampling = options.sampling()
     return [
-        Request(prompt.prompt_id, sample, (("user", prompt.text),), sampling.with_seed_for(repeat, prompt.prompt_id, sample))
+        Request(
+            prompt.prompt_id, sample, (("user", prompt.text),), sampling.with_seed_for(repeat, prompt.prompt_id, sample)
+        )
         for prompt in prompts
         for sample in range(options.samples)
     ]

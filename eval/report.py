@@ -16,7 +16,9 @@ def render_report(results: Results) -> str:
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((resources.files("eval") / "templates" / "report.html.j2").read_text(encoding="utf-8"))
+    template = environment.from_string(
+        (resources.files("eval") / "templates" / "report.html.j2").read_text(encoding="utf-8")
+    )
     primary = results.primary_comparison()
     diagrams = [
         (comparison, Markup(transition_diagram(comparison.matrix, comparison.before, comparison.after)))
@@ -58,5 +60,6 @@ def divergence_table(fidelity: Fidelity) -> tuple[list[str], list[tuple[str, lis
     names = list(dict.fromkeys(one.left for one in fidelity.divergences))
     cells = {(one.left, one.right): one.answer_tokens for one in fidelity.divergences}
     return names, [
-        (row, [words.NONE if row == column else words.interval_words(cells[row, column], 4) for column in names]) for row in names
+        (row, [words.NONE if row == column else words.interval_words(cells[row, column], 4) for column in names])
+        for row in names
     ]

@@ -96,7 +96,8 @@ class Fidelity(BaseModel):
     divergences: list[Divergence]
     touched: TouchedShares | None
     slots_changed: dict[str, float] = Field(
-        default_factory=dict, description="Semantics -> share of the base's router slots that hold another expert under the edit."
+        default_factory=dict,
+        description="Semantics -> share of the base's router slots that hold another expert under the edit.",
     )
 
 
@@ -133,7 +134,9 @@ class CategoryScore(BaseModel):
     before: Interval
     after: Interval
     difference: Interval
-    paper: tuple[float, float] | None = Field(None, description="The paper's (suppressed, original), for reference only.")
+    paper: tuple[float, float] | None = Field(
+        None, description="The paper's (suppressed, original), for reference only."
+    )
 
 
 class MtBench(BaseModel):

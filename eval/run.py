@@ -1,12 +1,14 @@
-"""Runs a whole evaluation: part after part, each kept in the journal, and what fails named in the result instead of losing the rest."""
+"""Runs a whole evaluation: part after part, each kept in the journal, and what fails named in the result instead
+of losing the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from eval.arms import Arm, Request, Sampling
+from eval.arms import Arm, Request, Sampling, digest
 from eval.collect import Collector
 from eval.divergence import NeutralText, kl_from_base, measure_fidelity
 from eval.fidelity import TokenDistributions, selection_frequency
@@ -96,12 +98,16 @@ class Run:
         self.say(f"{len(self.requests)} answers of the base")
         base = self._observe(plan.base)
         for arm in plan.variants:
-            self._attempt(f"variant {arm.name}", lambda arm=arm: self._compare(base, self._observe(arm)), fatal=arm is plan.primary)
+            self._attempt(
+                f"variant {arm.name}",
+                partial(self._observe_and_compare, base, arm),
+                fatal=arm is plan.primary,
+            )
         if plan.repeat is not None:
             repeat = plan.repeat
             self._attempt("A/A repeat", lambda: self._repeat(base, repeat))
         for arm in plan.others:
-            self._attempt(f"variant {arm.name}", lambda arm=arm: self._compare(base, self._observe(arm)))
+            self._attempt(f"variant {arm.name}", partial(self._observe_and_compare, base, arm))
         if self.live is not None:
             live = self.live
             if inputs.neutral is not None:
@@ -111,7 +117,7 @@ class Run:
             if inputs.options.controls:
                 self._attempt("random controls", lambda: self._controls(live, base))
         for safety in inputs.safety:
-            self._attempt(safety.name, lambda safety=safety: self._safety(safety))
+            self._attempt(safety.name, partial(self._safety, safety))
         if inputs.mt_bench is not None:
             options = inputs.mt_bench
             self._attempt("MT-Bench", lambda: self._mt_bench(options))
@@ -135,6 +141,9 @@ class Run:
         outcomes = observe(self.collector, arm, requests, label_cut=self.inputs.options.label_cut)
         self.found.outcomes[arm.name] = outcomes
         return outcomes
+
+    def _observe_and_compare(self, base: Outcomes, arm: Arm) -> None:
+        self._compare(base, self._observe(arm))
 
     def _compare(self, base: Outcomes, after: Outcomes) -> None:
         self.found.comparisons.append(self._comparison(self.inputs.target, base, after))
@@ -293,8 +302,6 @@ class Run:
     ) -> tuple[list[int], int, Mapping[int, np.ndarray]]:
         """MoE layers, experts per layer and selections per token over the base's own answers to the control prompts."""
         import numpy as np
-
-        from eval.arms import digest
 
         keys = [base.keys[position] for position in positions]
         name = digest(["frequency", live.identity(), keys])[:32]

@@ -52,7 +52,15 @@ def measure_safety(
     refused_before = [label in REFUSALS for label in before.behaviors]
     refused_after = [label in REFUSALS for label in after.behaviors]
     measured = [
-        _group(name, [p for p, group in enumerate(groups) if group == wanted], refused_before, refused_after, prompts, wanted, seed)
+        _group(
+            name,
+            [p for p, group in enumerate(groups) if group == wanted],
+            refused_before,
+            refused_after,
+            prompts,
+            wanted,
+            seed,
+        )
         for wanted in sorted(set(groups))
     ]
     damaged_before, damaged_after = before.damaged(), after.damaged()
@@ -88,7 +96,9 @@ def _group(
         expectation=EXPECTED_ANSWERED if group == "safe" else EXPECTED_REFUSED,
         before=wilson(sum(then), len(then)),
         after=wilson(sum(now), len(now)),
-        difference=clustered_ratio(np.asarray(now, float) - np.asarray(then, float), np.ones(len(now)), clusters, seed=seed),
+        difference=clustered_ratio(
+            np.asarray(now, float) - np.asarray(then, float), np.ones(len(now)), clusters, seed=seed
+        ),
         gained=test.gained,
         lost=test.lost,
         p_value=test.p_value,

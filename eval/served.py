@@ -40,7 +40,8 @@ Render = Callable[[Sequence[tuple[str, str]]], Rendered]
 class ServedResponder:
     """Asks `base` for the arms without a checkpoint and `tuned` for the others.
 
-    With `render` the prompt goes to /completions as token ids of the locally rendered template, which no server-side template or reasoning
+    With `render` the prompt goes to /completions as token ids of the locally rendered template, which no
+    server-side template or reasoning
     parser can change; without it the messages go to /chat/completions.
     """
 
@@ -55,7 +56,9 @@ class ServedResponder:
         return {
             "mode": "served",
             "api": "completions" if self._render else "chat",
-            "servers": {str(name): [server.base, server.model, server.extra_body] for name, server in self._endpoints.items()},
+            "servers": {
+                str(name): [server.base, server.model, server.extra_body] for name, server in self._endpoints.items()
+            },
         }
 
     def models(self) -> dict[str, str]:
@@ -101,8 +104,8 @@ class ServedResponder:
                 names = ", ".join(requests[position].prompt_id for position in list(missing)[:NUM_NAMED])
                 more = f" and {len(missing) - NUM_NAMED} more" if len(missing) > NUM_NAMED else ""
                 raise EndpointError(
-                    f"{error}; {len(requests) - len(missing)} of {len(requests)} answers of {arm.name!r} are kept, missing are {names}{more};"
-                    " run the same command again to go on from there"
+                    f"{error}; {len(requests) - len(missing)} of {len(requests)} answers of {arm.name!r} are kept,"
+                    f" missing are {names}{more}; run the same command again to go on from there"
                 ) from None
 
     async def _ask(self, client: httpx.AsyncClient, endpoint: Endpoint, model: str, request: Request) -> Answer:
@@ -129,7 +132,9 @@ class ServedResponder:
                 prompt_token_ids=rendered.token_ids,
             )
         messages = [{"role": role, "content": content} for role, content in request.messages]
-        document = await call(client, endpoint, "POST", "/chat/completions", body | {"messages": messages} | endpoint.extra_body)
+        document = await call(
+            client, endpoint, "POST", "/chat/completions", body | {"messages": messages} | endpoint.extra_body
+        )
         choice = first_choice(document, endpoint)
         return Answer(
             prompt_id=request.prompt_id,
@@ -144,7 +149,9 @@ def first_choice(document: dict[str, Any], endpoint: Endpoint) -> dict[str, Any]
     choices = document.get("choices")
     if isinstance(choices, list) and choices and isinstance(choices[0], dict):
         return choices[0]
-    raise EndpointError(f"{endpoint.url} answered without choices, expected an OpenAI completion: {str(document)[:80]!r}")
+    raise EndpointError(
+        f"{endpoint.url} answered without choices, expected an OpenAI completion: {str(document)[:80]!r}"
+    )
 
 
 def raw_chat_text(choice: dict[str, Any], endpoint: Endpoint) -> str:
@@ -156,7 +163,7 @@ def raw_chat_text(choice: dict[str, Any], endpoint: Endpoint) -> str:
     for name in REASONING_FIELDS:
         if message.get(name):
             raise EndpointError(
-                f"{endpoint.url} splits reasoning from the answer (its messages have {name!r}), which hides refusals; serve it without"
-                " --reasoning-parser or use --api completions"
+                f"{endpoint.url} splits reasoning from the answer (its messages have {name!r}), which hides refusals;"
+                " serve it without --reasoning-parser or use --api completions"
             )
     return str(message.get("content") or "")

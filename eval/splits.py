@@ -1,4 +1,5 @@
-"""Keeps the prompts that found the experts apart from those that test them. Paper: silent; selecting and testing on the same flatters."""
+"""Keeps the prompts that found the experts apart from those that test them. Paper: silent; selecting and testing
+on the same flatters."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def check_held_out(provenance: Mapping[str, Any], prompts: Sequence[PromptRecord
         return HeldOut(
             status="unknown",
             num_prompts=len(prompts),
-            sentence="The expert set does not say which prompts found its experts, so it cannot be told whether these are held out.",
+            sentence="The expert set does not say which prompts found its experts, so it cannot be told whether these"
+            " are held out.",
         )
     known = set(map(str, finding))
     overlap = sum(prompt_sha256(prompt.text) in known for prompt in prompts)
@@ -46,11 +48,13 @@ def check_held_out(provenance: Mapping[str, Any], prompts: Sequence[PromptRecord
             status="overlap",
             num_overlapping=overlap,
             num_prompts=len(prompts),
-            sentence=f"{overlap} of the {len(prompts)} prompts also found the experts, which flatters the result; use other prompts or"
-            " --split.",
+            sentence=f"{overlap} of the {len(prompts)} prompts also found the experts, which flatters the result; use"
+            " other prompts or --split.",
         )
     return HeldOut(
-        status="held-out", num_prompts=len(prompts), sentence=f"None of the {len(prompts)} prompts was used to find the experts."
+        status="held-out",
+        num_prompts=len(prompts),
+        sentence=f"None of the {len(prompts)} prompts was used to find the experts.",
     )
 
 
@@ -67,7 +71,9 @@ def split_prompts(
         lacking = [prompt.prompt_id for prompt in prompts if by not in prompt.factors]
         if lacking:
             known = ", ".join(sorted({name for prompt in prompts for name in prompt.factors})) or "none"
-            raise InputError(f"--split-by {by!r}: prompt {lacking[0]!r} has no such factor; the prompts' factors are {known}")
+            raise InputError(
+                f"--split-by {by!r}: prompt {lacking[0]!r} has no such factor; the prompts' factors are {known}"
+            )
     groups = sorted({_group(prompt, by) for prompt in prompts})
     random.Random(f"split/{seed}").shuffle(groups)
     finding_groups = set(groups[: round(finding_share * len(groups))])

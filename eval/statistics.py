@@ -1,4 +1,5 @@
-"""Rates with intervals, paired tests, clustered bootstrap and empirical p-values. Pure; legend: P prompts, B resamples, G clusters."""
+"""Rates with intervals, paired tests, clustered bootstrap and empirical p-values. Pure; legend: P prompts, B
+resamples, G clusters."""
 
 from __future__ import annotations
 
@@ -99,7 +100,9 @@ def clustered_ratio(
     if estimate is None or num_clusters < 2:
         return Interval(estimate=estimate, low=None, high=None, num_clusters=num_clusters)
     generator = np.random.default_rng(seed)
-    times_drawn = generator.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), size=num_resamples)  # [B, G]
+    times_drawn = generator.multinomial(
+        num_clusters, np.full(num_clusters, 1 / num_clusters), size=num_resamples
+    )  # [B, G]
     ratios = (times_drawn @ top) / (times_drawn @ bottom)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(ratios, [tail, 1 - tail])
@@ -112,7 +115,8 @@ def empirical_p_value(observed: float, null_values: Sequence[float]) -> float:
 
 
 def mean_interval(values: Sequence[float], *, seed: int = 0) -> Interval:
-    """The mean of independent values with a bootstrap interval (BCa); without an interval when there are fewer than two different ones."""
+    """The mean of independent values with a bootstrap interval (BCa); without an interval when there are fewer
+    than two different ones."""
     import numpy as np
     from scipy.stats import bootstrap
 
@@ -124,5 +128,7 @@ def mean_interval(values: Sequence[float], *, seed: int = 0) -> Interval:
         return Interval(estimate=estimate, low=None, high=None, num_clusters=int(data.size))
     method = "BCa" if data.size > 2 else "percentile"
     generator = np.random.default_rng(seed)
-    interval = bootstrap((data,), np.mean, confidence_level=CONFIDENCE, method=method, rng=generator).confidence_interval
+    interval = bootstrap(
+        (data,), np.mean, confidence_level=CONFIDENCE, method=method, rng=generator
+    ).confidence_interval
     return Interval(estimate=estimate, low=float(interval.low), high=float(interval.high), num_clusters=int(data.size))

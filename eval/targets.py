@@ -16,7 +16,8 @@ LANGUAGES = ("english", "chinese", "mixed", "none")
 LABELS: dict[Axis, tuple[str, ...]] = {"behavior": BEHAVIORS, "language": LANGUAGES}
 REFUSALS = ("REFUSED", "REFUSED_AFTER_REASONING")
 ANSWERS = ("ALIGNED", "REASONED")
-# What expert sets call their behaviour -> the label it is measured by; longer words first, since "reasoning in English" names both.
+# What expert sets call their behaviour -> the label it is measured by; longer words first, since "reasoning in
+# English" names both.
 WORDS: tuple[tuple[str, Axis, str], ...] = (
     ("english", "language", "english"),
     ("chinese", "language", "chinese"),
@@ -72,5 +73,6 @@ def find_target(behavior: str, direction: Direction, target: str | None = None) 
         if word in named:
             return Target(axis, label, direction)
     raise InputError(
-        f"the expert set's behavior is {behavior!r}, which names no label; give --target, one of {', '.join((*BEHAVIORS, *LANGUAGES))}"
+        f"the expert set's behavior is {behavior!r}, which names no label; give --target, one of"
+        f" {', '.join((*BEHAVIORS, *LANGUAGES))}"
     )

@@ -57,7 +57,9 @@ def _answer(outcomes: Outcomes, position: int, journal: Journal) -> dict[str, An
     }
 
 
-def choose_examples(part: SideBySide, base: Outcomes, primary: Outcomes, axis: Any, label: str, journal: Journal) -> list[Example]:
+def choose_examples(
+    part: SideBySide, base: Outcomes, primary: Outcomes, axis: Any, label: str, journal: Journal
+) -> list[Example]:
     """A few prompts of each kind of change between the base and the variant, first come first shown: no picking by looks."""
     before, after = base.labels(axis), primary.labels(axis)
     damaged = [now and not then for then, now in zip(base.damaged(), primary.damaged(), strict=True)]
@@ -89,5 +91,8 @@ def choose_examples(part: SideBySide, base: Outcomes, primary: Outcomes, axis: A
 def _example_answer(outcomes: Outcomes, position: int, axis: Any, journal: Journal) -> ExampleAnswer:
     answer = journal.answer(outcomes.keys[position])
     return ExampleAnswer(
-        arm=outcomes.arm.name, label=outcomes.labels(axis)[position], text=answer.text, finish_reason=answer.finish_reason
+        arm=outcomes.arm.name,
+        label=outcomes.labels(axis)[position],
+        text=answer.text,
+        finish_reason=answer.finish_reason,
     )

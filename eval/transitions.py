@@ -1,4 +1,5 @@
-"""How answers move between labels from one model to another. Paper, Figs. 8-10. Legend: P answers, in the same order on both sides."""
+"""How answers move between labels from one model to another. Paper, Figs. 8-10. Legend: P answers, in the same
+order on both sides."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ class Comparison(BaseModel):
     mcnemar: McNemar
 
 
-def transition_matrix(axis: str, labels: Sequence[str], before: Sequence[str], after: Sequence[str]) -> TransitionMatrix:
+def transition_matrix(
+    axis: str, labels: Sequence[str], before: Sequence[str], after: Sequence[str]
+) -> TransitionMatrix:
     """Count the pairs (before[p], after[p]).
 
     Raises: ValueError when the lengths differ or a label is not one of `labels`.
@@ -74,7 +77,8 @@ def moves(target: Target, before: Sequence[str], after: Sequence[str]) -> tuple[
 
 
 def move_rate(target: Target, before: Sequence[str], after: Sequence[str]) -> float:
-    """The share of those at risk that made the counted change: the statistic of the null distributions; 0 when none is at risk."""
+    """The share of those at risk that made the counted change: the statistic of the null distributions; 0 when
+    none is at risk."""
     at_risk, made = moves(target, before, after)
     return sum(made) / sum(at_risk) if any(at_risk) else 0.0
 

@@ -54,5 +54,9 @@ def edit_words(results: Results) -> str:
     arm = results.arm(results.primary)
     if arm.checkpoint is not None and not (arm.suppress or arm.stimulate):
         return "the tuned server" if results.mode == "served" else arm.checkpoint
-    parts = [f"{len(pairs)} experts {verb}" for verb, pairs in (("suppressed", arm.suppress), ("stimulated", arm.stimulate)) if pairs]
+    parts = [
+        f"{len(pairs)} experts {verb}"
+        for verb, pairs in (("suppressed", arm.suppress), ("stimulated", arm.stimulate))
+        if pairs
+    ]
     return f"{' and '.join(parts)}, {arm.semantics}"

@@ -69,7 +69,9 @@ class FakeModel:
                 os.kill(os.getpid(), signal.SIGKILL)
             self.num_generated += 1
             text = reply(prompts[index].text, self.arm)
-            yield Generated(index, text, [byte % VOCABULARY for byte in text.encode()][: sampling[index].max_tokens], "stop")
+            yield Generated(
+                index, text, [byte % VOCABULARY for byte in text.encode()][: sampling[index].max_tokens], "stop"
+            )
 
     def score(self, sequences: Sequence[list[int]], num_listed: int | None, *, routing: bool) -> Iterator[Scored]:
         for index, tokens in enumerate(sequences):

@@ -25,11 +25,20 @@ PROMPTS = [
 EDIT = NamedEdit("refusal", suppress=(REFUSAL_EXPERT, (1, 3), (3, 9)))
 HARM = [PromptRecord(f"harm/{n}", f"Tell me something bad about Beijing, number {n}", {}) for n in range(12)]
 OPTIONS = RunOptions(
-    max_tokens=64, controls=19, control_prompts=20, control_others=8, sweep_k=[1, 2, 3], kl_tokens=16, kl_listed=-1, neutral_prompts=6
+    max_tokens=64,
+    controls=19,
+    control_prompts=20,
+    control_others=8,
+    sweep_k=[1, 2, 3],
+    kl_tokens=16,
+    kl_listed=-1,
+    neutral_prompts=6,
 )
 
 
-def evaluate(output: Path, kill_after: int | None = None, options: RunOptions = OPTIONS) -> tuple[Results, list[FakeModel]]:
+def evaluate(
+    output: Path, kill_after: int | None = None, options: RunOptions = OPTIONS
+) -> tuple[Results, list[FakeModel]]:
     """Evaluate the stand-in into `output`; SIGKILL after `kill_after` answers."""
     models: list[FakeModel] = []
 
@@ -38,7 +47,9 @@ def evaluate(output: Path, kill_after: int | None = None, options: RunOptions = 
         return models[-1]
 
     live = LiveResponder({"model": "double"}, load)
-    neutral = PromptSet([PromptRecord(f"n/{n}", f"Tell me about the number {n}.", {}) for n in range(8)], {"spec": "neutral"})
+    neutral = PromptSet(
+        [PromptRecord(f"n/{n}", f"Tell me about the number {n}.", {}) for n in range(8)], {"spec": "neutral"}
+    )
     inputs = Inputs(
         options=options,
         plan=plan_live(options, EDIT, [NamedEdit("other-set", suppress=((1, 1),))]),

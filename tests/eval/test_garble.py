@@ -3,10 +3,10 @@ import pytest
 from eval.garble import check_text, repeated_tail
 
 PROSE = (
-    "The Berlin Wall fell in November 1989, after weeks of protest in the cities of East Germany. People crossed at Bornholmer Strasse"
-    " first, and within hours the other checkpoints opened too. The border regime ended over the following months, and the country was"
-    " united in October 1990. Historians still argue about which of the many causes weighed most: the economy, the exodus through Hungary,"
-    " or the refusal of Moscow to step in."
+    "The Berlin Wall fell in November 1989, after weeks of protest in the cities of East Germany. People crossed at"
+    " Bornholmer Strasse first, and within hours the other checkpoints opened too. The border regime ended over the"
+    " following months, and the country was united in October 1990. Historians still argue about which of the many"
+    " causes weighed most: the economy, the exodus through Hungary, or the refusal of Moscow to step in."
 )
 
 

@@ -88,7 +88,9 @@ def test_clusters_without_anything_at_risk_say_nothing():
     assert clustered_ratio(np.zeros(2), np.zeros(2), ["a", "b"]).estimate is None
 
 
-@pytest.mark.parametrize(("observed", "null", "expected"), [(0.4, [0.1] * 99, 0.01), (0.1, [0.1] * 99, 1.0), (0.4, [0.5, 0.3, 0.2], 0.5)])
+@pytest.mark.parametrize(
+    ("observed", "null", "expected"), [(0.4, [0.1] * 99, 0.01), (0.1, [0.1] * 99, 1.0), (0.4, [0.5, 0.3, 0.2], 0.5)]
+)
 def test_empirical_p_value_counts_the_observed_one_in(observed, null, expected):
     assert empirical_p_value(observed, null) == expected
 

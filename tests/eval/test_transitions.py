@@ -5,9 +5,21 @@ from eval.transitions import compare, move_rate, transition_matrix
 from rewriter.errors import InputError
 
 REFUSED_LEAVE = Target("behavior", "REFUSED", "leave")
-# Ten answers by hand: 4 refused, of which 1 stays, 1 is answered, 1 is reasoned about, 1 is cut off; 6 others, of which 1 is refused.
+# Ten answers by hand: 4 refused, of which 1 stays, 1 is answered, 1 is reasoned about, 1 is cut off; 6 others, of
+# which 1 is refused.
 BEFORE = ["REFUSED"] * 4 + ["ALIGNED"] * 4 + ["REASONED"] * 2
-AFTER = ["REFUSED", "ALIGNED", "REASONED", "TRUNCATED", "ALIGNED", "ALIGNED", "REFUSED", "ALIGNED", "REASONED", "ALIGNED"]
+AFTER = [
+    "REFUSED",
+    "ALIGNED",
+    "REASONED",
+    "TRUNCATED",
+    "ALIGNED",
+    "ALIGNED",
+    "REFUSED",
+    "ALIGNED",
+    "REASONED",
+    "ALIGNED",
+]
 
 
 def test_matrix_counts_by_hand():

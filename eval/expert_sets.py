@@ -1,0 +1,147 @@
+"""Expert sets as edits of one model: read, checked against it, and named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.arms import Pair
+from eval.options import NamedEdit
+from ftri.live_edits import planned_biases
+from rewriter.errors import InputError, PlanError
+from rewriter.expert_set import ExpertSet, LayerIndex
+from rewriter.families import RouterLayout
+
+
+@dataclass(frozen=True)
+class ModelUnderTest:
+    """What is known of the base without loading it."""
+
+    model: str
+    revision: str | None
+    folder: Path
+    repo_id: str | None
+    config_sha256: str
+    layout: RouterLayout
+
+
+def open_model(model: str, revision: str | None, say: Callable[[str], None]) -> ModelUnderTest:
+    """Find a model and read its config. Raises: MoteError when it is missing, damaged or no known Mixture of Experts."""
+    from rewriter.checkpoint import Checkpoint
+    from rewriter.families import router_layout
+    from rewriter.hub import resolve_model
+
+    resolved = resolve_model(model, revision, say=say)
+    checkpoint = Checkpoint.open(resolved.folder)
+    config_sha256 = hashlib.sha256((resolved.folder / "config.json").read_bytes()).hexdigest()
+    return ModelUnderTest(
+        model, resolved.revision, resolved.folder, resolved.repo_id, config_sha256, router_layout(checkpoint.config)
+    )
+
+
+def load_edit(
+    model: ModelUnderTest,
+    suppress: str | None,
+    stimulate: str | None,
+    *,
+    layer_index: LayerIndex | None = None,
+    any_model: bool = False,
+) -> tuple[NamedEdit, list[ExpertSet]]:
+    """The experts of one or two expert-set files as one edit, and the sets that there are (suppress first).
+
+    Raises: ExpertSetError or InputError when a set is malformed, of another model, or does not fit the model.
+    """
+    sets = [
+        (ExpertSet.load(source, model=model.model, layer_index=layer_index), source) if source else None
+        for source in (suppress, stimulate)
+    ]
+    pairs: list[tuple[Pair, ...]] = []
+    for chosen in sets:
+        if chosen is None:
+            pairs.append(())
+            continue
+        expert_set, source = chosen
+        check_same_model(model, expert_set, source, any_model=any_model)
+        pairs.append(tuple(expert_set.model_pairs(model.layout.moe_layers)))
+    both = set(pairs[0]) & set(pairs[1])
+    if both:
+        layer, expert = min(both)
+        raise InputError(
+            f"layer {layer} expert {expert} is both in {suppress} and in {stimulate}, expected in one of them"
+        )
+    loaded = [chosen[0] for chosen in sets if chosen is not None]
+    name = Path(suppress or stimulate or "").stem
+    return NamedEdit(name, *pairs), loaded
+
+
+def check_same_model(model: ModelUnderTest, expert_set: ExpertSet, name: str, *, any_model: bool) -> None:
+    """Raise InputError when a set was found on another model than the one under test, or names experts that it lacks."""
+    expected = model.repo_id or model.model
+    hint = "; --any-model uses it all the same"
+    theirs = expert_set.provenance.get("config_sha256")
+    if not any_model and theirs is not None and theirs != model.config_sha256:
+        raise InputError(
+            f"{name}: is of the model {expert_set.model} with config SHA-256 {str(theirs)[:12]}..., expected"
+            f" {model.config_sha256[:12]}... of {expected}{hint}"
+        )
+    named = expert_set.model if expert_set.model and _is_hub_id(expert_set.model) else None
+    if not any_model and theirs is None and model.repo_id and named and named != model.repo_id:
+        raise InputError(f"{name}: is of the model {expert_set.model}, expected {model.repo_id}{hint}")
+    for layer, expert in expert_set.model_pairs(model.layout.moe_layers):
+        if expert >= model.layout.num_experts:
+            raise InputError(
+                f"{name}: names expert {expert} of layer {layer}, expected experts below {model.layout.num_experts}, which is all"
+                f" that {expected} has; is the set of another model?"
+            )
+
+
+def check_routable(model: ModelUnderTest, suppressed: Sequence[Pair], stimulated: Sequence[Pair]) -> None:
+    """Raise PlanError when the model's routers could not choose enough experts with the biases of this edit."""
+    planned_biases(model.folder, suppressed, stimulated)
+
+
+def is_routable(model: ModelUnderTest, suppressed: Sequence[Pair], stimulated: Sequence[Pair]) -> bool:
+    """Whether `check_routable` passes: random sets that do not are drawn again."""
+    try:
+        check_routable(model, suppressed, stimulated)
+    except PlanError:
+        return False
+    return True
+
+
+def load_others(
+    model: ModelUnderTest, sources: Sequence[str], *, layer_index: LayerIndex | None, any_model: bool
+) -> list[NamedEdit | Path]:
+    """Further variants: an expert-set file or preset is an edit (suppressed), a folder a checkpoint of its own.
+
+    Raises: InputError for a folder that is no checkpoint, or as `load_edit`.
+    """
+    others: list[NamedEdit | Path] = []
+    for source in sources:
+        if Path(source).is_dir():
+            if not (Path(source) / "config.json").is_file():
+                raise InputError(
+                    f"{source}: has no config.json, expected a checkpoint folder that mote-rewrite wrote, or an expert-set file"
+                )
+            config = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
+            if config.get("model_type") != _model_type(model):
+                raise InputError(
+                    f"{source}: is a {config.get('model_type')} model, expected {_model_type(model)} like {model.model}"
+                )
+            others.append(Path(source))
+        else:
+            others.append(load_edit(model, source, None, layer_index=layer_index, any_model=any_model)[0])
+    return others
+
+
+def _model_type(model: ModelUnderTest) -> str:
+    return str(json.loads((model.folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+
+
+def _is_hub_id(model: str) -> bool:
+    from rewriter.hub import looks_like_repo_id
+
+    return looks_like_repo_id(model)
