@@ -343,7 +343,6 @@ def prepare_environment() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     # Data alone goes to stdout.
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    # The hook is written for this model runner; vLLM's own capture asks for the other one where it is available.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
@@ -369,6 +368,9 @@ def choose_arguments(given: Mapping[str, Any], folder: str) -> dict[str, Any]:
 
     arguments: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False, "seed": 0, "max_logprobs": -1}
     if current_platform.is_cpu():
+        # The CPU build's rotary kernel garbles the rope part of latent attention when several tokens are run at once
+        # (vLLM 0.32, configs without rope_scaling); with the operator off, vLLM's own PyTorch code does it.
+        arguments["compilation_config"] = {"custom_ops": ["-rotary_embedding"]}
         if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             arguments["kv_cache_memory_bytes"] = CPU_CACHE_SIZE_BYTES
         if given.get("tensor_parallel_size", 1) * given.get("pipeline_parallel_size", 1) == 1:
@@ -386,6 +388,7 @@ def choose_capture(arguments: Mapping[str, Any]) -> str:
         try:
             EngineArgs(**arguments, enable_return_routed_experts=True).create_engine_config()
         except (ValueError, NotImplementedError):
+            # The hook is written for this model runner; vLLM's own capture asks for the other one.
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
             return "router_hook"
         return "routed_experts"
