@@ -39,6 +39,9 @@ class Family:
     bias_flag_default: bool = True  # what a config without that key means
     unbiased_layers: LayerRule | None = None  # MoE layers that route by a token table, where no bias is read
     expert_outputs: tuple[tuple[str, ...], ...] = ()
+    zero_byte_dtypes: tuple[
+        str, ...
+    ] = ()  # of expert_outputs: further types in which bytes of zero mean the number zero
     score: Score | None = None  # what the bias is added to
     num_groups: Keys | None = None
     groups_kept: Keys | None = None
@@ -78,6 +81,16 @@ class RouterLayout:
     def score_range(self) -> float | None:
         """Width of the interval the score lies in; None when it has no bound."""
         return SCORE_RANGE[self.family.score] if self.family.score else None
+
+    @property
+    def vllm_remark(self) -> str:
+        """What keeps vLLM from reading this model's bias, the base's as much as a variant's; empty where nothing does."""
+        if not self.missing_vllm_keys or not self.has_bias:
+            return ""
+        return (
+            f"vLLM reads this family's router bias only where config.json has {' and '.join(self.missing_vllm_keys)}, which"
+            " this model's lacks (saving a model again with transformers loses such keys)."
+        )
 
     def bias_names(self, layer: int) -> tuple[str, ...]:
         """The names the selection bias of a model layer may have in the checkpoint.

@@ -360,6 +360,7 @@ BIASED_FAMILIES: tuple[Family, ...] = (
         bias=names("ffn.gate.bias", ("", "model.")),
         unbiased_layers=by_types("mlp_layer_types", "hash_moe", otherwise=first_layers("num_hash_layers")),
         expert_outputs=outputs("ffn.experts.{expert}.w2.weight", prefixes=("", "model.")),
+        zero_byte_dtypes=("I8",),  # two e2m1 numbers a byte, where the config has expert_dtype fp4
         score="sqrtsoftplus",
         renormalize="norm_topk_prob",
         renormalize_default=True,

@@ -138,7 +138,7 @@ def make_plan(
         patches.append(patch)
 
     renormalizes, renormalization, config = _edit_config(checkpoint, options)
-    notes = [layout.family.notes] if layout.family.notes else []
+    notes = [remark for remark in (layout.family.notes, layout.vllm_remark) if remark]
     notes += [str(chosen.provenance["layer_convention"]) for chosen in sets if "layer_convention" in chosen.provenance]
     if "mote" in checkpoint.config:
         notes.append("The base is itself a MoTE variant; its edits stay, and its mote block is kept as mote.base.")
@@ -363,10 +363,9 @@ def _drop(checkpoint: Checkpoint, layout: RouterLayout, layer: int, experts: tup
 def _zero(checkpoint: Checkpoint, entry: TensorEntry, row: int | None, layout: RouterLayout) -> TensorPatch:
     """The patch that zeroes an expert's output tensor, or its row where the tensor is stacked [E, ...]."""
     where = f"{checkpoint.source.name}/{entry.shard}: {entry.name}"
-    if entry.dtype not in ZERO_FILL_DTYPES:
-        raise CheckpointError(
-            f"{where} is {entry.dtype}, expected one of {', '.join(sorted(ZERO_FILL_DTYPES))} for drop"
-        )
+    fillable = ZERO_FILL_DTYPES | set(layout.family.zero_byte_dtypes)
+    if entry.dtype not in fillable:
+        raise CheckpointError(f"{where} is {entry.dtype}, expected one of {', '.join(sorted(fillable))} for drop")
     start, size = 0, entry.size_bytes
     if row is not None:
         if not entry.shape or entry.shape[0] != layout.num_experts:

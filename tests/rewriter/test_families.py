@@ -614,6 +614,8 @@ def test_keys_that_vllm_needs_are_named_when_missing() -> None:
     saved = {key: value for key, value in R1.items() if key not in ("topk_method", "scoring_func")}
     assert router_layout(saved).missing_vllm_keys == ("topk_method: noaux_tc", "scoring_func: sigmoid")
     assert router_layout(R1 | {"scoring_func": "softmax"}).missing_vllm_keys == ("scoring_func: sigmoid",)
+    assert "topk_method: noaux_tc and scoring_func: sigmoid" in router_layout(saved).vllm_remark
+    assert router_layout(R1).vllm_remark == ""
     assert layout_of("hy_v3").missing_vllm_keys == ("first_k_dense_replace: ...",)
     assert layout_of("hy_v3", first_k_dense_replace=0).missing_vllm_keys == ()
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from rewriter.checkpoint import Checkpoint
 from rewriter.emit import emit
-from rewriter.errors import ExpertSetError, PlanError
+from rewriter.errors import CheckpointError, ExpertSetError, PlanError
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.plan import EditOptions, make_plan
 from rewriter.verify import verify
@@ -221,6 +221,29 @@ def test_drop_in_mxfp4_blocks(tmp_path: Path) -> None:
         stacked = state[f"model.layers.{LAYER}.mlp.experts.{part}"]
         zero = [expert for expert in range(NUM_EXPERTS) if not stacked[expert].any()]
         assert zero == [EXPERT]
+
+
+def test_drop_in_fp4_experts_of_deepseek_v4(tmp_path: Path) -> None:
+    """DeepSeek-V4 as published packs two e2m1 numbers in a byte of I8; elsewhere I8 may have a zero point and is refused."""
+    folder = build_tiny_model(tiny_model("deepseek_v4-hub-names"), tmp_path / "base")
+
+    def pack(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: tensor.view(torch.int8)} if ".experts." in name else {name: tensor}
+
+    transform_shards(folder, pack)
+    edit_config(folder, expert_dtype="fp4")
+    rewrite(folder, tmp_path / "variant", (EXPERT,), semantics="drop")
+    expected = raw_tensors(folder)
+    name = f"layers.{LAYER}.ffn.experts.{EXPERT}.w2.weight"
+    dtype, shape, data = expected[name]
+    assert dtype == "I8"
+    expected[name] = (dtype, shape, bytes(len(data)))
+    assert raw_tensors(tmp_path / "variant") == expected
+
+    mixtral = build_tiny_model(tiny_model("mixtral"), tmp_path / "mixtral")
+    transform_shards(mixtral, pack)
+    with pytest.raises(CheckpointError, match="is I8, expected one of BF16, F16"):
+        rewrite(mixtral, tmp_path / "refused", (EXPERT,), semantics="drop")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
