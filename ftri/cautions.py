@@ -47,7 +47,8 @@ def _confounded(findings: Findings) -> list[str]:
         )
     by_tokens = median(found.token_share for found in top)
     one_token = [found for found in top if found.top_token_share >= LARGE_SHARE]
-    if by_tokens >= LARGE_SHARE or 2 * len(one_token) >= len(top):
+    # Longer prompts hold more of every token: that is the caution above, unless single tokens stand out.
+    if (by_tokens >= LARGE_SHARE > by_length) or 2 * len(one_token) >= len(top):
         strongest = max(top, key=lambda found: found.top_token_share)
         sentences.append(
             f"token identity explains the ranking: which tokens the prompts hold predicts {by_tokens:.0%} of the resonance"
