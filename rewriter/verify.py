@@ -134,15 +134,24 @@ def _check_block(variant: Checkpoint, block: dict[str, Any], plan: Plan) -> None
     for key in ("tensors", "experts", "changed_files", "fingerprint"):
         if block.get(key) == expected[key]:
             continue
-        for found, wanted in zip(block.get(key) or [], expected[key], strict=False):
-            if key == "tensors" and found.get("sha256_before") != wanted["sha256_before"]:
-                raise VerificationError(
-                    f"{variant.source.name}: was made from another base: {wanted['name']} had hash"
-                    f" {str(found.get('sha256_before'))[:16]}, but in this base it has {wanted['sha256_before'][:16]}"
-                )
+        if key == "tensors":
+            _check_same_base(variant, block.get(key), expected[key])
         raise VerificationError(
             f"{variant.source.name}/config.json: {key} of its mote block is not what its experts come to on this base"
         )
+
+
+def _check_same_base(variant: Checkpoint, found: Any, expected: list[dict[str, Any]]) -> None:
+    """Of the tensors that both lists name, the first with another hash before the edit tells that the base is another."""
+    listed = [line for line in found if isinstance(line, dict)] if isinstance(found, list) else []
+    hashes = {(line.get("name"), line.get("start")): str(line.get("sha256_before")) for line in listed}
+    for wanted in expected:
+        before = hashes.get((wanted["name"], wanted["start"]), wanted["sha256_before"])
+        if before != wanted["sha256_before"]:
+            raise VerificationError(
+                f"{variant.source.name}: was made from another base: {wanted['name']} had hash {before[:16]}, but in this"
+                f" base it has {wanted['sha256_before'][:16]}"
+            )
 
 
 def _check_config(variant: Checkpoint, base: Checkpoint, plan: Plan) -> None:
