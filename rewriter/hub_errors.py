@@ -19,6 +19,10 @@ MAX_WAIT_SECONDS = 300.0
 """Longest wait that a server may ask for by Retry-After (the Hub's rate windows are five minutes)."""
 
 
+class AccessError(HubError):
+    """A repo, revision or file is not there, or not for this token; asking again would not help."""
+
+
 class ConflictError(HubError):
     """The repo changed, or came into being, between the plan and the commit."""
 
@@ -45,29 +49,10 @@ def explain(error: Exception, repo_id: str) -> HubError:
 
     status = error.response.status_code if isinstance(error, hub.HfHubHTTPError) else None
     where = f"{constants.ENDPOINT}/{repo_id}"
-    if isinstance(error, hub.GatedRepoError):
-        sentence = f"'{repo_id}' is gated ({status}): ask for access at {where}, then use `hf auth login`"
-    elif isinstance(error, hub.RevisionNotFoundError):
-        sentence = f"'{repo_id}' has no such revision ({status}); its branches and tags are listed at {where}/tree/main"
-    elif isinstance(error, hub.DisabledRepoError):
-        sentence = f"'{repo_id}' has been disabled on the Hub ({status})"
-    elif isinstance(error, hub.RemoteEntryNotFoundError):
-        sentence = f"'{repo_id}' lacks a file that is needed ({status}): {_path_of(error)}"
-    elif isinstance(error, hub.RepositoryNotFoundError) and status == 401:
-        sentence = (
-            f"'{repo_id}' does not exist, or is private and the Hub does not accept the token (401): "
-            "check the name, and log in with `hf auth login` or set HF_TOKEN"
-        )
-    elif isinstance(error, hub.RepositoryNotFoundError):
-        sentence = f"'{repo_id}' does not exist on the Hub, or the token may not see it ({status}): check the name"
-    elif status == 401:
-        sentence = f"the Hub does not accept the token for '{repo_id}' (401): use `hf auth login` or set HF_TOKEN"
-    elif status == 403:
-        sentence = (
-            f"the token has no permission for '{repo_id}' (403): it needs write access to that user or organisation"
-            f"{_server_words(error)}"
-        )
-    elif status in (409, 412):
+    denied = _explain_denial(error, repo_id, where, status)
+    if denied is not None:
+        return AccessError(redact(denied))
+    if status in (409, 412):
         return ConflictError(
             f"'{repo_id}' was changed by somebody else meanwhile, or exists already ({status}){_server_words(error)}: "
             "nothing was committed; run the command again to plan against its present state"
@@ -94,12 +79,43 @@ def explain(error: Exception, repo_id: str) -> HubError:
             f"the connection to {constants.ENDPOINT} failed for '{repo_id}' ({_first_line(error)}): "
             "run the command again; what was uploaded is kept"
         )
+    elif isinstance(error, hub.FileDuplicationError):
+        sentence = f"{' '.join(str(error).split())}; --upload-all pushes without copying across repos"
     elif isinstance(error, OSError) and error.strerror:
         place = f" at {error.filename}" if error.filename else ""
         sentence = f"the transfer for '{repo_id}' failed ({error.strerror}{place})"
     else:
         sentence = f"the transfer for '{repo_id}' failed ({_first_line(error)}): run the command again; it resumes"
     return HubError(redact(sentence))
+
+
+def _explain_denial(error: Exception, repo_id: str, where: str, status: int | None) -> str | None:
+    """The sentence for what is missing or not allowed, or None if it is neither."""
+    from huggingface_hub import errors as hub
+
+    if isinstance(error, hub.GatedRepoError):
+        return f"'{repo_id}' is gated ({status}): ask for access at {where}, then use `hf auth login`"
+    if isinstance(error, hub.RevisionNotFoundError):
+        return f"'{repo_id}' has no such revision ({status}); its branches and tags are listed at {where}/tree/main"
+    if isinstance(error, hub.DisabledRepoError):
+        return f"'{repo_id}' has been disabled on the Hub ({status})"
+    if isinstance(error, hub.RemoteEntryNotFoundError):
+        return f"'{repo_id}' lacks a file that is needed ({status}): {_path_of(error)}"
+    if isinstance(error, hub.RepositoryNotFoundError) and status == 401:
+        return (
+            f"'{repo_id}' does not exist, or is private and the Hub does not accept the token (401): "
+            "check the name, and log in with `hf auth login` or set HF_TOKEN"
+        )
+    if isinstance(error, hub.RepositoryNotFoundError):
+        return f"'{repo_id}' does not exist on the Hub, or the token may not see it ({status}): check the name"
+    if status == 401:
+        return f"the Hub does not accept the token for '{repo_id}' (401): use `hf auth login` or set HF_TOKEN"
+    if status == 403:
+        return (
+            f"the token has no permission for '{repo_id}' (403): it needs write access to that user or organisation"
+            f"{_server_words(error)}"
+        )
+    return None
 
 
 @contextmanager
@@ -144,6 +160,12 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, (httpx2.TransportError, ConnectionError))
 
 
+def wait_seconds(error: BaseException | None, attempt: int) -> float:
+    """How long to wait before trying again: what the server asks for by Retry-After, else 0.5 s, 1 s, 2 s, ..."""
+    asked = _retry_after_seconds(error)
+    return min(asked, MAX_WAIT_SECONDS) if asked is not None else min(30.0, 0.5 * 2 ** (attempt - 1))
+
+
 def with_retries(
     function: Callable[[], Result], say: Callable[[str], None], num_attempts: int = NUM_ATTEMPTS
 ) -> Result:
@@ -154,12 +176,8 @@ def with_retries(
     """
     import tenacity
 
-    backoff = tenacity.wait_exponential(multiplier=0.5, max=30)
-
     def wait(state: tenacity.RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = _retry_after_seconds(error) if error else None
-        return min(asked, MAX_WAIT_SECONDS) if asked is not None else backoff(state)
+        return wait_seconds(state.outcome.exception() if state.outcome else None, state.attempt_number)
 
     def announce(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None

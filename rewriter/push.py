@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rewriter.errors import HubError
 from rewriter.hub import RemoteTree, format_bytes, remote_tree
-from rewriter.hub_errors import ConflictError, explain, hub_errors, is_transient, with_retries
+from rewriter.hub_errors import ConflictError, explain, hub_errors, is_transient, wait_seconds, with_retries
 from rewriter.inventory import LocalFile
 from rewriter.push_plan import FileAction, PushPlan, same_content
 from rewriter.push_prepare import PreparedPush
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Operation = Any  # CommitOperationAdd, CommitOperationCopy or CommitOperationDelete; huggingface_hub is imported late
 LARGE_UPLOAD_BYTES = 100_000_000
-MAX_COMMIT_ATTEMPTS = 5
+MAX_COMMIT_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _commit(
             if attempt == MAX_COMMIT_ATTEMPTS or conflict:
                 raise
             say(f"the commit failed, trying again ({attempt} of {MAX_COMMIT_ATTEMPTS - 1})")
-            time.sleep(min(30.0, 0.5 * 2**attempt))
+            time.sleep(wait_seconds(error, attempt))
     raise AssertionError("the loop returns or raises")
 
 

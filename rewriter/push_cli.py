@@ -47,6 +47,9 @@ def push(
     hash_all: Annotated[
         bool, typer.Option("--hash-all", help="Read every shard instead of taking the mote block's word.")
     ] = False,
+    upload_all: Annotated[
+        bool, typer.Option("--upload-all", help="Copy nothing across repos, for storage regions that differ.")
+    ] = False,
     message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
@@ -68,6 +71,7 @@ def push(
         duplicate_base=duplicate_base,
         allow_public_from_gated=allow_public_from_gated,
         hash_all=hash_all,
+        upload_all=upload_all,
         recipe=recipe,
     )
     outcome = push_variant(request, message, yes=yes, dry_run=dry_run)

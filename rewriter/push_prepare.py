@@ -8,7 +8,7 @@ from typing import Any
 
 from rewriter.errors import HubError, InputError
 from rewriter.hub import RemoteTree, find_in_cache, format_bytes, remote_tree
-from rewriter.hub_errors import hub_errors, quiet_hub_logs, with_retries
+from rewriter.hub_errors import AccessError, hub_errors, quiet_hub_logs, with_retries
 from rewriter.inventory import LocalFile, hash_files, ledger_path, list_files, read_variant_block, with_base_hashes
 from rewriter.push_card import pushed_card
 from rewriter.push_plan import PushPlan, needs_hash, plan_actions
@@ -19,7 +19,10 @@ MAX_BRANCHES_LISTED = 10
 
 @dataclass(frozen=True)
 class PushRequest:
-    """What the user asked for; base_repo is where unchanged shards are copied from, if not the base itself."""
+    """What the user asked for; base_repo is where unchanged shards are copied from, if not the base itself.
+
+    upload_all copies nothing across repos; hash_all takes nobody's word for what unchanged shards hold.
+    """
 
     folder: Path
     repo_id: str
@@ -29,6 +32,7 @@ class PushRequest:
     duplicate_base: bool = False
     allow_public_from_gated: bool = False
     hash_all: bool = False
+    upload_all: bool = False
     recipe: bool = False
 
 
@@ -105,7 +109,7 @@ def prepare_push(
         and (create != "empty" or request.branch != "main")
         and not (create == "duplicate" and request.branch == "main"),
         start_commit=start.commit if start else None,
-        actions=plan_actions(files, start, target.other_trees, source, request.repo_id),
+        actions=plan_actions(files, start, target.other_trees, None if request.upload_all else source, request.repo_id),
         notes=notes,
     )
     return PreparedPush(plan, tuple(files))
@@ -129,7 +133,7 @@ def _base_trees(request: PushRequest, block: dict[str, Any], say: Say) -> tuple[
     if base_model:
         try:
             reference = remote_tree(base_model, revision)
-        except HubError as error:
+        except AccessError as error:
             say(f"the base cannot be looked at on the Hub ({error}), so nothing is copied from it")
     if request.base_repo and request.base_repo != base_model:
         source = _copy_of_base(request.base_repo, revision)
@@ -140,7 +144,7 @@ def _base_trees(request: PushRequest, block: dict[str, Any], say: Say) -> tuple[
 def _copy_of_base(repo_id: str, revision: str | None) -> RemoteTree:
     """Return the tree of the user's copy of the base: at the base's commit if it has that, else its main branch."""
     if revision:
-        with suppress(HubError):
+        with suppress(AccessError):
             return remote_tree(repo_id, revision)
     return remote_tree(repo_id)
 
@@ -167,7 +171,7 @@ def _read_target(request: PushRequest, base_revision: str | None) -> _Target:
         remote_tree(request.repo_id, commit) for commit in others if not branch_tree or commit != branch_tree.commit
     ]
     if base_revision and base_revision not in others:
-        with suppress(HubError):
+        with suppress(AccessError):
             trees.insert(0, remote_tree(request.repo_id, base_revision))
     elif base_revision:
         trees.sort(key=lambda tree: tree.commit != base_revision)

@@ -84,6 +84,12 @@ class Handler(BaseHTTPRequestHandler):
             if self.inject_fault():
                 return
         try:
+            self.answer()
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # the client was killed
+
+    def answer(self) -> None:
+        try:
             for method, pattern, function in ROUTES:
                 match = re.fullmatch(pattern, self.route)
                 if match and self.command in method.split("|"):
@@ -95,8 +101,6 @@ class Handler(BaseHTTPRequestHandler):
             if refusal.code:
                 headers["X-Error-Code"] = refusal.code
             self.reply({"error": refusal.message}, refusal.status, headers)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
 
     def inject_fault(self) -> bool:
         """Apply the first fault whose pattern matches; say whether the request ends with it."""
