@@ -32,6 +32,17 @@ TINY_R1_CONFIG: dict[str, Any] = {
     "qk_nope_head_dim": 128,
     "qk_rope_head_dim": 64,
     "rms_norm_eps": 1e-06,
+    # R1's kind of scaling with a factor of 1 that scales nothing: vLLM 0.32's CPU kernel rotates latent-attention queries
+    # wrongly where a config has no scaling (it takes heads for tokens), and rightly through this one.
+    "rope_scaling": {
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "factor": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 1024,
+        "type": "yarn",
+    },
     "rope_theta": 10000,
     "routed_scaling_factor": 2.5,
     "scoring_func": "sigmoid",
@@ -64,7 +75,7 @@ def build_tiny_r1(folder: Path, seed: int = 0, num_shards: int = 4, **changes: A
                 parameter.normal_(0, 0.3 if name.endswith("gate.weight") else 0.08)
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
-                buffer.copy_(torch.randn(buffer.shape) * 0.05)
+                buffer.copy_(4 + torch.randn(buffer.shape) * 0.05)
     single = folder.with_name(f"{folder.name}-single")
     model.save_pretrained(single)
     with safe_open(single / "model.safetensors", "pt") as opened:
