@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tiny_models import build_tiny_r1
 
 SUPPRESS = [[1, 3], [1, 7], [2, 5], [3, 0], [3, 15]]
