@@ -3,34 +3,13 @@
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from checkpoints import build_checkpoint, tree_state, write_set
+from commands import Command, Outcome
 
 from rewriter import cli, verify_cli
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command did."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def error(self) -> str:
-        """The one sentence a failed command must say; anything else fails the test."""
-        assert self.code == 1, (self.code, self.stdout, self.stderr)
-        assert self.stdout == ""
-        lines = self.stderr.splitlines()
-        assert len(lines) == 1 and lines[0].startswith("error: "), self.stderr
-        return lines[0].removeprefix("error: ")
-
-
-Command = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="session")

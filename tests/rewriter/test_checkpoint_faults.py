@@ -21,7 +21,7 @@ from checkpoints import (
     write_set,
     write_shard,
 )
-from conftest import Command
+from commands import Command
 
 Refuse = Callable[..., str]
 

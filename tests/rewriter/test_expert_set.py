@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 from checkpoints import build_checkpoint, write_json, write_set
-from conftest import Command
+from commands import Command
 
 from rewriter.errors import ExpertSetError
 from rewriter.expert_set import ExpertSet, preset_names, published_schema

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import build_checkpoint, tree_state, write_json, write_set
-from conftest import Command
+from commands import Command
 from namespaces import read_only_view, run_with_mounts, why_no_mounts
 
 from rewriter import copying, output_folder

@@ -21,7 +21,7 @@ from checkpoints import (
     write_json,
     write_set,
 )
-from conftest import Command
+from commands import Command
 
 
 @pytest.fixture
