@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.errors import InputError
+from rewriter.extents import shared_ranges
 from rewriter.hub import RemoteTree, missing_files
 
 SMALL_FILE_BYTES = 10_000_000
 """Below this a file is simply read; the Hub keeps larger ones, and all weights, outside of git."""
 
 WEIGHT_SUFFIX = ".safetensors"
+
+SAME_DATA = "the base's own data on this disk"
+BY_MOTE_BLOCK = "unchanged by the mote block, size as the base's"
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,9 @@ def with_base_hashes(
 ) -> list[LocalFile]:
     """Give the unchanged shards the hashes that the base's file list on the Hub has for them.
 
-    A shard is taken to be the base's if it is the very file of the local cache's snapshot (same inode), or if the
-    `mote` block does not list it as changed and the sizes agree. What is then published is the base's own file, so the
-    result is what the block says even if the local copy were damaged.
+    A shard is taken to be the base's if it is the very file of the local cache's snapshot (same inode, or all its
+    blocks shared), or if the `mote` block does not list it as changed and the sizes agree. What is then published is the
+    base's own file, so the result is what the block says even if the local copy were damaged.
     """
     changed = set(block["changed_files"])
     known = []
@@ -110,8 +114,10 @@ def with_base_hashes(
         entry = base.files.get(file.path) if base is not None else None
         unchanged = file.is_weight and file.path not in changed and entry is not None and entry.sha256 is not None
         if file.sha256 is None and unchanged and entry is not None and entry.size_bytes == file.size_bytes:
-            same = snapshot is not None and file.source is not None and _is_same_file(file.source, snapshot / file.path)
-            reason = "the same file as the base's" if same else "unchanged by the mote block, size as the base's"
+            proven = (
+                snapshot is not None and file.source is not None and is_same_data(file.source, snapshot / file.path)
+            )
+            reason = SAME_DATA if proven else BY_MOTE_BLOCK
             file = replace(file, sha256=entry.sha256, reason=reason)
         known.append(file)
     return known
@@ -156,8 +162,22 @@ def _sha256(path: Path, progress: Callable[[int], None]) -> str:
     return digest.hexdigest()
 
 
-def _is_same_file(one: Path, other: Path) -> bool:
-    return other.exists() and os.path.samefile(one, other)
+def is_same_data(one: Path, other: Path) -> bool:
+    """Tell, without reading them, whether two files are one inode or share all their blocks on disk."""
+    if not other.exists():
+        return False
+    if os.path.samefile(one, other):
+        return True
+    size_bytes = one.stat().st_size
+    if other.stat().st_size != size_bytes:
+        return False
+    with one.open("rb") as ours, other.open("rb") as theirs:
+        position = 0
+        for begin, end in shared_ranges(ours.fileno(), theirs.fileno(), 0):
+            if begin > position:
+                return False
+            position = max(position, end)
+    return position >= size_bytes
 
 
 def _read_ledger(ledger: Path) -> dict[str, str]:

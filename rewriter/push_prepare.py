@@ -9,7 +9,15 @@ from typing import Any
 from rewriter.errors import HubError, InputError
 from rewriter.hub import RemoteTree, find_in_cache, format_bytes, remote_tree
 from rewriter.hub_errors import AccessError, hub_errors, quiet_hub_logs, with_retries
-from rewriter.inventory import LocalFile, hash_files, ledger_path, list_files, read_variant_block, with_base_hashes
+from rewriter.inventory import (
+    BY_MOTE_BLOCK,
+    LocalFile,
+    hash_files,
+    ledger_path,
+    list_files,
+    read_variant_block,
+    with_base_hashes,
+)
 from rewriter.push_card import pushed_card
 from rewriter.push_plan import PushPlan, needs_hash, plan_actions
 
@@ -247,7 +255,7 @@ def _hash_what_decides(
 
 def _notes(files: Sequence[LocalFile], source: RemoteTree | None, request: PushRequest) -> tuple[str, ...]:
     notes = []
-    num_trusted = sum(file.reason.startswith("unchanged by") for file in files)
+    num_trusted = sum(file.reason == BY_MOTE_BLOCK for file in files)
     if num_trusted:
         notes.append(f"{num_trusted} shards are the base's by the mote block and their size; --hash-all reads them")
     if source is not None and source.repo_id != request.repo_id and not request.recipe:

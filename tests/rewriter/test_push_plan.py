@@ -5,7 +5,15 @@ import hashlib
 import pytest
 
 from rewriter.hub import RemoteFile, RemoteTree
-from rewriter.inventory import LocalFile, file_in_memory, hash_files, with_base_hashes
+from rewriter.inventory import (
+    BY_MOTE_BLOCK,
+    SAME_DATA,
+    LocalFile,
+    file_in_memory,
+    hash_files,
+    is_same_data,
+    with_base_hashes,
+)
 from rewriter.push_plan import PushPlan, describe_plan, is_other_weight, needs_hash, plan_actions, same_content
 
 
@@ -95,6 +103,21 @@ def test_unchanged_shards_get_the_bases_hashes_only_if_sizes_agree() -> None:
     assert [file.sha256 for file in known] == [sha("a"), None, None]
     longer = with_base_hashes([shard("a.safetensors", None, size=101)], block, BASE, None)
     assert longer[0].sha256 is None
+
+
+def test_data_is_recognised_without_reading_it(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    first, copy, link = tmp_path / "a.safetensors", tmp_path / "copy", tmp_path / "link"
+    first.write_bytes(b"x" * 10_000)
+    copy.write_bytes(b"x" * 10_000)
+    link.hardlink_to(first)
+    (tmp_path / "symlink").symlink_to(first)
+    assert is_same_data(link, first) and is_same_data(tmp_path / "symlink", first)
+    assert not is_same_data(copy, first), "equal, but that would have to be read"
+    assert not is_same_data(first, tmp_path / "missing")
+    file = LocalFile("a.safetensors", 100, link)
+    block: dict[str, list[str]] = {"changed_files": []}
+    assert with_base_hashes([file], block, BASE, tmp_path)[0].reason == SAME_DATA
+    assert with_base_hashes([file], block, BASE, None)[0].reason == BY_MOTE_BLOCK
 
 
 def test_hashes_are_remembered_until_the_file_changes(tmp_path) -> None:  # type: ignore[no-untyped-def]
