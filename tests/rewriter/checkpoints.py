@@ -6,6 +6,7 @@ have odd lengths on purpose, as in DeepSeek-R1.
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -112,6 +113,12 @@ def build_checkpoint(
     (folder / "modeling_custom.py").write_text("# remote code\n")
     (folder / "README.md").write_text("---\nlicense: mit\ntags: [conversational]\n---\n\n# Base\n")
     return folder
+
+
+def memory_folder() -> Path | None:
+    """A folder on a filesystem in memory, where Linux has one that can be written."""
+    shared = Path("/dev/shm")
+    return shared if shared.is_dir() and os.access(shared, os.W_OK) else None
 
 
 def write_json(path: Path, document: Any) -> Path:

@@ -16,6 +16,7 @@ from checkpoints import (
     Tensor,
     bias_name,
     down_proj_name,
+    memory_folder,
     read_header,
     read_tensors,
     tree_state,
@@ -67,8 +68,9 @@ def cases(draw: st.DrawFn) -> Case:
         tensors[f"other.{number}"] = _random(rng, "F8_E4M3", (draw(st.integers(0, 5000)),))
     names = draw(st.permutations(list(tensors)))
     cuts = sorted(draw(st.sets(st.integers(1, len(names) - 1), max_size=4)))
-    pairs = st.lists(st.tuples(st.integers(1, NUM_LAYERS), st.integers(0, NUM_EXPERTS - 1)), unique=True, max_size=5)
-    suppressed, stimulated = draw(pairs), draw(pairs)
+    pair = st.tuples(st.integers(1, NUM_LAYERS), st.integers(0, NUM_EXPERTS - 1))
+    suppressed = draw(st.lists(pair, unique=True, max_size=NUM_EXPERTS - TOP_K))
+    stimulated = draw(st.lists(pair, unique=True, max_size=TOP_K))
     semantics = draw(st.sampled_from(["reroute", "drop"]))
     assume(not set(suppressed) & set(stimulated) and (suppressed or stimulated))
     return Case(
@@ -228,8 +230,8 @@ def as_set(pairs: list[tuple[int, int]]) -> ExpertSet | None:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for one example; pytest's own lasts for all of them."""
-    folder = Path(tempfile.mkdtemp())
+    """A folder for one example, in memory where it can be: syncing to a busy disk is most of an example's time."""
+    folder = Path(tempfile.mkdtemp(dir=memory_folder()))
     try:
         yield folder
     finally:
