@@ -1,0 +1,188 @@
+"""mote-rewrite's command line: options, output for people and scripts, dry runs, and what starting it costs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checkpoints import bias_name, build_checkpoint, read_tensors, tree_state, values_of, write_json, write_set
+from commands import Command
+
+HEAVY = ["torch", "numpy", "pydantic", "transformers", "huggingface_hub", "ml_dtypes", "tqdm", "safetensors", "yaml"]
+OPTIONS = [
+    "--suppress", "--stimulate", "--model", "--revision", "-o", "--output", "--top", "--layer-index", "--semantics",
+    "--suppress-bias", "--renormalize", "--link", "--dry-run", "--json", "--overwrite",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("module", ["rewriter.cli", "rewriter.verify_cli"])
+def test_help_imports_nothing_heavy(module: str) -> None:
+    script = (
+        f"import sys\nimport {module} as cli\nsys.argv = ['x', '--help']\n"
+        "try:\n    cli.main()\nexcept SystemExit as leaving:\n    assert not leaving.code\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\n"
+    )
+    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert completed.returncode == 0 and completed.stderr == "[]\n"
+
+
+def test_help_names_every_option(mote_rewrite: Command) -> None:
+    outcome = mote_rewrite("--help")
+    assert outcome.code == 0 and outcome.stderr == ""
+    for option in OPTIONS:
+        assert option in outcome.stdout, option
+    for choices in ("reroute|drop", "model|moe", "auto|-inf|margin|NUMBER", "auto|reflink|hardlink|symlink|copy"):
+        assert choices in outcome.stdout, choices
+    assert "mote-rewrite --suppress refusal.json" in outcome.stdout
+
+
+def test_verify_help_names_every_option(mote_verify: Command) -> None:
+    outcome = mote_verify("--help")
+    assert outcome.code == 0 and all(option in outcome.stdout for option in ("OUT", "--base", "--full", "--json"))
+
+
+def test_result_for_people(base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command) -> None:
+    outcome = mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "out")
+    assert outcome.code == 0 and outcome.stderr == ""
+    for part in (
+        str(tmp_path / "out"), "3 suppressed (reroute), 0 stimulated, in 2 layers", "2 edited", "seconds:", "patched",
+        "norm_topk_prob is true in the base and stays true", "vllm serve ",
+    ):  # fmt: skip
+        assert part in outcome.stdout, part
+
+
+def test_result_for_scripts(base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command) -> None:
+    outcome = mote_rewrite(
+        "--model", base, "--suppress", refusal, "-o", tmp_path / "out", "--json", "--link", "hardlink"
+    )
+    result = json.loads(outcome.stdout)
+    assert outcome.stderr == "" and result["folder"] == str(tmp_path / "out")
+    assert result["shards"] == {"edited": 2, "hardlink": 2} or result["shards"] == {
+        "edited, blocks shared": 2,
+        "hardlink": 2,
+    }
+    assert (result["num_suppressed"], result["num_stimulated"], result["bytes_patched"]) == (3, 0, 2 * 64)
+    linked = [path for path in base.glob("*.safetensors") if path.stat().st_nlink == 2]
+    assert result["bytes_linked"] == sum(path.stat().st_size for path in linked) and len(linked) == 2
+    assert result["serve"].startswith("vllm serve ")
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_dry_run_writes_nothing(
+    base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command, as_json: list[str]
+) -> None:
+    names = sorted(path.name for path in tmp_path.iterdir())
+    before = tree_state(base)
+    outcome = mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "a" / "out", "--dry-run", *as_json)
+    assert outcome.code == 0, outcome.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == names and tree_state(base) == before
+    if as_json:
+        plan = json.loads(outcome.stdout)
+        assert plan["output"] == str(tmp_path / "a" / "out") and plan["patched_bytes"] == 128
+        assert len(plan["changed_shards"]) == 2 and plan["unchanged_shards"] == 2
+        assert [tensor["name"] for tensor in plan["mote"]["tensors"]] == [bias_name(1), bias_name(3)]
+    else:
+        assert "nothing is written yet" in outcome.stdout and "layer 1: suppress 3, 8 (bias -inf)" in outcome.stdout
+
+
+def test_dry_run_says_what_the_run_then_does(base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command) -> None:
+    arguments = ("--model", base, "--suppress", refusal, "-o", tmp_path / "out", "--json")
+    plan = json.loads(mote_rewrite(*arguments, "--dry-run").stdout)
+    assert mote_rewrite(*arguments).code == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["mote"] == plan["mote"]
+
+
+@pytest.mark.parametrize("value", ["-inf", "-1e30", "-40", "margin", "auto"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_suppress_bias_as_an_argument_of_its_own(
+    base: Path, tmp_path: Path, mote_rewrite: Command, value: str, joined: bool
+) -> None:
+    """A value that begins with a dash is a value, not an option."""
+    chosen = write_set(tmp_path / "one.json", [(2, 5)])
+    option = [f"--suppress-bias={value}"] if joined else ["--suppress-bias", value]
+    outcome = mote_rewrite("--model", base, "--suppress", chosen, *option, "-o", tmp_path / "out")
+    assert outcome.code == 0, outcome.stderr
+    written = values_of(read_tensors(tmp_path / "out")[bias_name(2)])[5]
+    original = values_of(read_tensors(base)[bias_name(2)])
+    if value in ("-inf", "auto"):
+        assert written == float("-inf")
+    elif value == "margin":  # bmin - (D + 2R + 1) over the untouched experts
+        untouched = original[[expert for expert in range(16) if expert != 5]].astype(float)
+        spread = untouched.max() - untouched.min()
+        assert written == pytest.approx(untouched.min() - (spread + 2 + 1), rel=1e-6)
+    else:
+        assert written == pytest.approx(float(value))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--suppress-bias", "low"], "--suppress-bias is 'low', expected auto, -inf, margin or a number"),
+        (["--suppress-bias", "nan"], "--suppress-bias is nan, expected"),
+        (["--suppress-bias", "inf"], "--suppress-bias is inf, expected"),
+        (["--suppress-bias", "0"], "could still be selected, expected less than"),
+        (["--suppress-bias", "-1e300"], "does not fit the bias's type F32"),
+        (["--semantics", "zero"], "--semantics is 'zero', expected one of reroute, drop"),
+        (["--link", "soft"], "--link is 'soft', expected one of auto, reflink, hardlink, symlink, copy"),
+        (["--layer-index", "all"], "--layer-index is 'all', expected one of model, moe"),
+        (["--revision", "main"], "is a local folder: --revision main can only be given with a Hub model id"),
+    ],
+)
+def test_options_of_wrong_values(
+    base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command, arguments: list[str], expected: str
+) -> None:
+    sentence = mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "out", *arguments).error
+    assert expected in sentence and not (tmp_path / "out").exists()
+
+
+def test_family_without_router_bias_names_drop(tmp_path: Path, refusal: Path, mote_rewrite: Command) -> None:
+    base = build_checkpoint(tmp_path / "mixtral", model_type="mixtral", num_local_experts=16)
+    sentence = mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "out").error
+    assert "family mixtral has no router bias" in sentence and "--semantics drop" in sentence
+
+
+def test_default_output_is_named_after_model_and_behavior(
+    base: Path, tmp_path: Path, mote_rewrite: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    suppress = write_set(tmp_path / "a.json", [(1, 3)], behavior="Talk about A/B: ../yes!")
+    stimulate = write_set(tmp_path / "b.json", [(1, 4)], behavior="kind")
+    outcome = mote_rewrite("--model", "../tiny", "--suppress", suppress, "--stimulate", stimulate)
+    assert outcome.code == 0, outcome.stderr
+    (made,) = (tmp_path / "work").iterdir()
+    assert made.name == "tiny-mote-talk-about-a-b--..-yes--stimulate-kind"
+
+
+def test_reroute_and_stimulate_together(
+    base: Path, tmp_path: Path, mote_rewrite: Command, mote_verify: Command
+) -> None:
+    suppress = write_set(tmp_path / "a.json", [(1, 3), (2, 2)])
+    stimulate = write_set(tmp_path / "b.json", [(1, 4)])
+    out = tmp_path / "out"
+    assert mote_rewrite("--model", base, "--suppress", suppress, "--stimulate", stimulate, "-o", out).code == 0
+    bias = values_of(read_tensors(out)[bias_name(1)])
+    original = values_of(read_tensors(base)[bias_name(1)])
+    untouched = original[[expert for expert in range(16) if expert not in (3, 4)]].astype(float)
+    spread = untouched.max() - untouched.min()
+    assert bias[3] == float("-inf")
+    assert bias[4] == pytest.approx(untouched.max() + 2 * spread + 4 + 2, rel=1e-6)  # bmax + 2D + 4R + 2
+    assert mote_verify(out, "--base", base).code == 0
+    assert "family" not in json.loads((out / "config.json").read_text())["mote"]["renormalization"]
+
+
+def test_bare_pairs_as_the_paper_prints_them(base: Path, tmp_path: Path, mote_rewrite: Command) -> None:
+    pairs = write_json(tmp_path / "pairs.json", [[1, 3], [2, 5]])
+    out = tmp_path / "out"
+    assert mote_rewrite("--suppress", pairs, "--model", base, "--layer-index", "model", "-o", out).code == 0
+    assert json.loads((out / "config.json").read_text())["mote"]["behavior"] == "pairs"
+
+
+def test_progress_bar_shows_only_when_it_takes_long(
+    base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "quick").stderr == ""
+    monkeypatch.setattr("rewriter.progress.DELAY_SECONDS", 0)
+    outcome = mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "slow", "--json")
+    assert "shards" in outcome.stderr and json.loads(outcome.stdout)["folder"].endswith("slow")
