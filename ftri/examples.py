@@ -82,6 +82,7 @@ def lay_out(maps: ActivationMaps, seed: int = 0) -> Plane | None:
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     total = len(maps.counts)
     if total < MIN_PLANE_PROMPTS:
@@ -95,5 +96,7 @@ def lay_out(maps: ActivationMaps, seed: int = 0) -> Plane | None:
     # Equal maps would all fall on one point: a hair of noise keeps t-SNE's distances finite and the points apart.
     reduced += np.random.default_rng(seed).normal(0, 1e-6 + 1e-4 * reduced.std(), reduced.shape)
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    positions = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    # One thread: the many short parallel sections wait for each other as soon as the machine has anything else to do.
+    with threadpool_limits(1):
+        positions = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
     return Plane(rows, positions, perplexity)

@@ -1,14 +1,12 @@
 """mote-ftri as a user runs it: the expert set it writes, what it says, merging, and one sentence for bad input."""
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
-from unittest import mock
 
 import pytest
 import synthetic
+from running import run_main
 
 from ftri import find
 from ftri.cli import main
@@ -20,18 +18,7 @@ QUICK = ("--permutations", "99", "--bootstraps", "20")
 
 
 def mote_ftri(*arguments):
-    """Run the command's entry point in this process, since a new one spends seconds on imports."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with (
-        mock.patch.object(sys, "argv", ["mote-ftri", *map(str, arguments)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+    return run_main(main, "mote-ftri", *arguments)
 
 
 def sentence_of(result):

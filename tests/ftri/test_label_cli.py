@@ -1,14 +1,14 @@
 """mote-label as a user runs it: the same objects with labels, a judge over HTTP, one sentence for bad input."""
 
 import json
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from running import run_main
 
 from ftri.judge import Judge, JudgeError, judge_question, read_verdict
+from ftri.label_cli import main
 
 RESPONSES = [
     {
@@ -28,10 +28,7 @@ RESPONSES = [
 
 
 def mote_label(*arguments, stdin=None):
-    code = "from ftri.label_cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], input=stdin, capture_output=True, text=True, encoding="utf-8"
-    )
+    return run_main(main, "mote-label", *arguments, stdin=stdin)
 
 
 @pytest.fixture
