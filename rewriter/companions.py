@@ -34,13 +34,17 @@ def companion_files(folder: Path, handled: Collection[str]) -> tuple[list[Path],
             path = here / name
             if str(path) not in handled:
                 (left if _is_left_out(name) else taken).append(path)
-    return sorted(taken), sorted(path for path in left if not path.name.startswith("."))
+    return sorted(taken), sorted(path for path in left if not _matches(path.name, HIDDEN))
 
 
 def is_weights(path: Path) -> bool:
     """Whether a file holds weights, in whatever format."""
-    return any(fnmatchcase(path.name, pattern) for pattern in OTHER_WEIGHTS)
+    return _matches(path.name, OTHER_WEIGHTS)
 
 
 def _is_left_out(name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in (*OTHER_WEIGHTS, *TRAINING_STATE, *HIDDEN))
+    return _matches(name, (*OTHER_WEIGHTS, *TRAINING_STATE, *HIDDEN))
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -16,6 +16,7 @@ from rewriter.checkpoint import CONFIG_NAME, INDEX_NAME, LENGTH_BYTES, Checkpoin
 from rewriter.companions import companion_files
 from rewriter.copying import (
     BLOCK_BYTES,
+    PLAIN_CHUNK_BYTES,
     LinkMethod,
     LinkMode,
     Progress,
@@ -185,13 +186,27 @@ def _write_edited(
         piece = os.pread(opened.fileno(), aligned - begin, begin)
         write_fully(created.fileno(), len(text).to_bytes(LENGTH_BYTES, "little") + text + piece, 0)
         for patch in patches:
-            at = header.tensors[patch.tensor].offset + patch.start + shift
+            place = header.tensors[patch.tensor].offset + patch.start
+            if _sha256_of_range(opened.fileno(), place, patch.size_bytes) != patch.sha256_before:
+                raise CheckpointError(f"{source}: {patch.tensor} changed since it was planned on; run again")
+            at = place + shift
             if patch.data is None:
                 write_zeros(created.fileno(), at, patch.size_bytes)
             else:
                 write_fully(created.fileno(), patch.data, at)
         os.fsync(created.fileno())
     return method
+
+
+def _sha256_of_range(descriptor: int, offset: int, size: int) -> str:
+    """The hash of a part of a file, or of what there is of it."""
+    digest, position = hashlib.sha256(), offset
+    while position < offset + size and (
+        data := os.pread(descriptor, min(PLAIN_CHUNK_BYTES, offset + size - position), position)
+    ):
+        digest.update(data)
+        position += len(data)
+    return digest.hexdigest()
 
 
 def _write_companions(
@@ -204,11 +219,11 @@ def _write_companions(
         taken.append(Path(INDEX_NAME))
     for path in taken:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # Copied even where shards are linked: people edit these, and an edit must not reach the base.
-            _copy_file(base / path, folder / path)
-        except FileNotFoundError:
-            raise CheckpointError(f"{base / path}: is a broken link, expected a file") from None
+        if not (base / path).is_file():  # a pipe would be waited for
+            found = "a broken link" if (base / path).is_symlink() else "not a regular file"
+            raise CheckpointError(f"{base / path}: is {found}, expected a file that can be copied")
+        # Copied even where shards are linked: people edit these, and an edit must not reach the base.
+        _copy_file(base / path, folder / path)
         fsync_file(folder / path)
     _write_text(folder / CARD_NAME, variant_card(plan, checkpoint, base, target))
     _write_text(folder / CONFIG_NAME, plan.config_text)

@@ -34,7 +34,7 @@ def variant_card(plan: Plan, checkpoint: Checkpoint, base: Path, target: Path) -
         notes=[*plan.notes, plan.renormalization],
     )
     source = base / CARD_NAME
-    return build_card(facts, base_card=source.read_text(encoding="utf-8") if source.exists() else None)
+    return build_card(facts, base_card=source.read_text("utf-8", errors="replace") if source.exists() else None)
 
 
 def serve_line(target: str, config: dict[str, Any], size_bytes: int) -> str:
