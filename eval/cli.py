@@ -85,6 +85,9 @@ def evaluate(
         str | None, typer.Option(metavar="BEHAVIOR", help="With --split: the class, as mote-ftri --behavior [refused].")
     ] = None,
     find_k: Annotated[int, typer.Option(metavar="K", help="With --split: how many experts to find.")] = 10,
+    stimulate_found: Annotated[
+        bool, typer.Option("--stimulate-found", help="With --split: switch the found experts on instead of off.")
+    ] = False,
     samples: Annotated[int, typer.Option(help="Answers per prompt.")] = 1,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 1024,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
@@ -203,6 +206,7 @@ def evaluate(
         split_by=split_by,
         find=find,
         find_count=find_k,
+        stimulate_found=stimulate_found,
         neutral=neutral_prompts,
         harm=harm,
         xstest=xstest,

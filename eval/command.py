@@ -26,7 +26,7 @@ from eval.rendering import make_render
 from eval.results import Results
 from eval.run import Inputs, Run
 from eval.served import ServedResponder
-from eval.splits import HeldOut, check_held_out, split_prompts
+from eval.splits import NUMBER_PAIR, HeldOut, check_held_out, split_prompts
 from eval.targets import Direction, find_target
 from ftri.prompts import PromptRecord, PromptSet, load_prompt_set
 from rewriter.errors import InputError, OutputError
@@ -57,6 +57,7 @@ class EvalRequest:
     split_by: str | None = None
     find: str | None = None
     find_count: int = 10
+    stimulate_found: bool = False
     neutral: str | None = None
     harm: str | None = None
     xstest: str | None = None
@@ -120,23 +121,27 @@ def _live(
     assert request.model is not None
     model = open_model(request.model, request.revision, say)
     options = request.options
+    direction: Direction = (
+        "leave" if request.suppress or (request.split is not None and not request.stimulate_found) else "enter"
+    )
     edit, sets = NamedEdit("found"), list[ExpertSet]()
     if request.split is None:
         edit, sets = load_edit(
             model, request.suppress, request.stimulate, layer_index=request.layer_index, any_model=request.any_model
         )
+        # Before the engine is loaded, so that a wrong set costs seconds.
+        find_target(sets[0].behavior, direction, request.target)
+        _check_routable(model, edit, options)
     others = load_others(model, request.variants, layer_index=request.layer_index, any_model=request.any_model)
     neutral = load_prompt_set(request.neutral) if request.neutral else built_in_neutral()
     render, template_sha256 = make_render(model.folder, request.chat_template)
-    live = LiveResponder(
-        {
-            "model": model.repo_id or model.model,
-            "config_sha256": model.config_sha256,
-            "revision": model.revision,
-            "template_sha256": template_sha256,
-        },
-        partial(_load_engine, model, render, template_sha256, request.engine_arguments),
-    )
+    identity = {
+        "model": model.repo_id or model.model,
+        "config_sha256": model.config_sha256,
+        "revision": model.revision,
+        "template_sha256": template_sha256,
+    }
+    live = LiveResponder(identity, partial(_load_engine, model, render, template_sha256, request.engine_arguments))
     with ExitStack() as stack:
         stack.callback(live.close)
         collector = Collector(live, journal, progress)
@@ -147,16 +152,14 @@ def _live(
             found = _find(request, model, collector, live, finding)
             sets = [found]
             pairs = tuple(found.model_pairs(model.layout.moe_layers))
-            edit = NamedEdit("found", pairs, ()) if request.stimulate is None else NamedEdit("found", (), pairs)
+            edit = NamedEdit("found", pairs) if direction == "leave" else NamedEdit("found", stimulate=pairs)
+            _check_routable(model, edit, options)
+            apart = f", which share no {request.split_by} with them" if request.split_by else ""
             held_out = HeldOut(
                 status="split",
                 num_prompts=len(prompts),
-                sentence=f"The experts were found on {len(finding)} prompts and tested on {len(prompts)} others"
-                f"{f', which share no {request.split_by} with them' if request.split_by else ''}.",
+                sentence=f"The experts were found on {len(finding)} prompts and tested on {len(prompts)} others{apart}.",
             )
-        if "reroute" in options.semantics:
-            check_routable(model, edit.suppress, edit.stimulate)
-        direction: Direction = "leave" if edit.suppress else "enter"
         behavior = sets[0].behavior
         inputs = Inputs(
             options=options,
@@ -273,6 +276,11 @@ def _load_engine(
     )
 
 
+def _check_routable(model: ModelUnderTest, edit: NamedEdit, options: RunOptions) -> None:
+    if "reroute" in options.semantics:
+        check_routable(model, edit.suppress, edit.stimulate)
+
+
 def _find(
     request: EvalRequest, model: ModelUnderTest, collector: Collector, live: LiveResponder, finding: list[PromptRecord]
 ) -> ExpertSet:
@@ -312,8 +320,8 @@ def _check_combination(request: EvalRequest) -> None:
             )
         if request.split is None and not (request.suppress or request.stimulate):
             raise InputError("no experts: give --suppress FILE, --stimulate FILE, or --split to find them")
-        if request.split is not None and request.suppress:
-            raise InputError("--split finds the experts itself, expected no --suppress beside it")
+        if request.split is not None and (request.suppress or request.stimulate):
+            raise InputError("--split finds the experts itself, expected no --suppress or --stimulate beside it")
     if request.mt_bench is not None and (request.judge is None or request.judge_prompts is None):
         raise InputError("--mt-bench needs --judge-url and --judge-prompts FILE (FastChat's judge_prompts.jsonl)")
 
@@ -363,7 +371,7 @@ def cluster_words(prompts: Sequence[PromptRecord]) -> str:
     for factor in ("subject", "place"):
         if prompts and factor in prompts[0].factors:
             return factor
-    return "number pair" if prompts and {"first", "second"} <= prompts[0].factors.keys() else "prompt"
+    return "number pair" if prompts and prompts[0].factors.keys() >= NUMBER_PAIR else "prompt"
 
 
 def _brief(expert_set: ExpertSet) -> dict[str, Any]:

@@ -168,7 +168,7 @@ async def judge_all(
             raise EndpointError(
                 f"judge: {error}; {done} of {len(todo)} judgements are kept, run the same command again to go on from there"
             ) from None
-    return model, ratings, unrated
+    return model, ratings, sorted(unrated, key=todo.index)
 
 
 async def _ask(
@@ -190,7 +190,7 @@ async def _ask(
         if rating is not None:
             return {"item": item.name, "model": model, "rating": rating, "text": texts[-1]}
     collector.journal.add_value(
-        digest(["nonsense", judge.base, model, item.messages, texts])[:32],
+        digest(["nonsense", judge.base, model, item.name, item.messages, texts])[:32],
         {"item": item.name, "rating": None, "texts": texts},
     )
     return None

@@ -15,6 +15,8 @@ from rewriter.errors import InputError
 
 # The key under which an expert set's provenance lists the SHA-256 of every prompt that found it.
 PROVENANCE_KEY = "prompt_sha256"
+# The factors of the additions, each pair of which comes in six wordings.
+NUMBER_PAIR = frozenset({"a", "b"})
 
 
 class HeldOut(BaseModel):
@@ -92,9 +94,8 @@ def cluster_of(prompt: PromptRecord) -> str:
     for factor in ("subject", "place"):
         if factor in prompt.factors:
             return prompt.factors[factor]
-    if "first" in prompt.factors and "second" in prompt.factors:
-        # The additions: the same pair in six wordings.
-        return f"{prompt.factors['first']}+{prompt.factors['second']}"
+    if prompt.factors.keys() >= NUMBER_PAIR:
+        return "+".join(prompt.factors[name] for name in sorted(NUMBER_PAIR))
     return prompt.prompt_id
 
 

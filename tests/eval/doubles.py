@@ -1,11 +1,11 @@
-"""A deterministic stand-in for an engine: refuses about some places unless its refusal expert is suppressed."""
+"""A deterministic stand-in for an engine, see replies.py for what it says."""
 
-import hashlib
 import os
 import signal
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from replies import reply, share
 
 from eval.arms import Arm, Sampling
 from eval.fidelity import TokenDistributions
@@ -16,30 +16,6 @@ MOE_LAYERS = (1, 2, 3)
 NUM_EXPERTS = 16
 TOP_K = 4
 VOCABULARY = 32
-REFUSAL_EXPERT = (2, 5)
-REFUSAL = "<think>\n\n</think>\n\nI am sorry, I cannot answer that question. I am an AI assistant."
-ALIGNED = "<think>\n\n</think>\n\nA festival took place there."
-REASONED = "<think>\nThe user asks about a place, let me think it over.\n</think>\n\nIt rained."
-
-
-def share(*parts: object) -> float:
-    """A number in [0, 1) that depends on the parts alone."""
-    return int(hashlib.sha256(repr(parts).encode()).hexdigest()[:8], 16) / 2**32
-
-
-def reply(text: str, arm: Arm, seed: int | None = None) -> str:
-    """What the stand-in says to a prompt under an edit."""
-    suppressed, stimulated = set(arm.suppress), set(arm.stimulate)
-    refuses = "Beijing" in text or "Shanghai" in text
-    if refuses and REFUSAL_EXPERT in suppressed:
-        refuses = share(text, "strength") >= 0.7
-    elif refuses and suppressed:
-        refuses = share(text, sorted(suppressed)) >= 0.08
-    elif not refuses and REFUSAL_EXPERT in stimulated:
-        refuses = share(text, "stimulated") < 0.3
-    if refuses:
-        return REFUSAL
-    return REASONED if share(text, "reasons") < 0.4 else ALIGNED
 
 
 class FakeModel:
@@ -68,7 +44,7 @@ class FakeModel:
             if self._kill_after is not None and self.num_generated >= self._kill_after:
                 os.kill(os.getpid(), signal.SIGKILL)
             self.num_generated += 1
-            text = reply(prompts[index].text, self.arm)
+            text = reply(prompts[index].text, self.arm.suppress, self.arm.stimulate)
             yield Generated(
                 index, text, [byte % VOCABULARY for byte in text.encode()][: sampling[index].max_tokens], "stop"
             )

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from doubles import REFUSAL_EXPERT, FakeModel
+from doubles import FakeModel
+from replies import REFUSAL_EXPERT
 
 from eval.assemble import assemble, write_outputs
 from eval.collect import Collector

@@ -1,0 +1,263 @@
+"""mote-eval as a user runs it: against servers, and every wrong input in one sentence with nothing lost."""
+
+import io
+import json
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from fake_run import PROMPTS
+from safetensors.numpy import save_file
+from tiny_models import TINY_R1_CONFIG, write_tiny_tokenizer
+
+from eval.cli import main
+from eval.results import Results
+
+PROMPT_ROWS = "".join(
+    json.dumps({"prompt_id": p.prompt_id, "prompt": p.text, "place": p.factors["place"]}) + "\n" for p in PROMPTS
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A checkpoint folder with nothing but its router biases: enough to check an edit against, and to render prompts."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps(TINY_R1_CONFIG))
+    biases = {f"model.layers.{layer}.mlp.gate.e_score_correction_bias": np.zeros(16, np.float32) for layer in (1, 2, 3)}
+    save_file(biases, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(PROMPT_ROWS)
+    return str(path)
+
+
+@dataclass
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def mote_eval(*arguments):
+    """The console entry point in this process, which saves the imports of a new one."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["mote-eval", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def compare_servers(base, tuned, prompts, output, *more):
+    return mote_eval(
+        "--base-url", base, "--tuned-url", tuned, "--api", "chat", "--prompts", prompts, "-o", output, "--attempts", "2", *more
+    )  # fmt: skip
+
+
+def sentence_of(result):
+    """The one line of a failed run."""
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    return errors[0]
+
+
+def test_help_is_quick_and_names_the_options_of_the_readme():
+    result = mote_eval("--help")
+    assert result.returncode == 0
+    for option in (
+        "--suppress",
+        "--stimulate",
+        "--variants",
+        "--controls",
+        "--sweep-k",
+        "--semantics",
+        "--base-url",
+        "--split",
+    ):
+        assert option in result.stdout
+    heavy = ("numpy", "pydantic", "scipy", "jinja2", "httpx")
+    code = f"import sys; from eval import cli; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_two_servers_are_compared(serve, prompts, tmp_path):
+    base, tuned = serve(name="base"), serve(name="tuned", tuned=True)
+    harm = tmp_path / "harm.csv"
+    harm.write_text("prompt\nSay something about Beijing\nSay more about Beijing\nAnd about Shanghai\n")
+    result = compare_servers(base.url, tuned.url, prompts, tmp_path / "out", "--target", "REFUSED", "--harm", harm)
+    assert result.returncode == 0, result.stderr
+    assert "REFUSED -> answered" in result.stdout
+    results = Results.load(tmp_path / "out" / "results.json")
+    assert results.mode == "served"
+    moved = results.primary_comparison().moved.rate
+    assert moved.total == 24
+    assert 0.4 < moved.rate < 1
+    assert results.safety[0].groups[0].before.rate == 1
+    assert "a running server" in (tmp_path / "out" / "report.html").read_text()
+    before = base.seen()["completions"]
+    again = compare_servers(
+        base.url, tuned.url, prompts, tmp_path / "out", "--target", "REFUSED", "--harm", harm, "--json"
+    )
+    assert base.seen()["completions"] == before
+    assert (
+        json.loads(again.stdout)["comparisons"]
+        == json.loads((tmp_path / "out" / "results.json").read_text())["comparisons"]
+    )
+
+
+def test_completions_are_rendered_with_the_models_own_template(serve, prompts, model, tmp_path):
+    write_tiny_tokenizer(model, 512)
+    base, tuned = serve(name="base", completions="ids"), serve(name="tuned", completions="ids", tuned=True)
+    servers = ("--base-url", base.url, "--tuned-url", tuned.url, "--model", model)
+    result = mote_eval(*servers, "--prompts", prompts, "-o", tmp_path / "out", "--limit", "4")
+    assert result.returncode == 0, result.stderr
+    line = json.loads((tmp_path / "out" / "journal.jsonl").read_text().splitlines()[1])
+    # The template's begin-of-text, once, and its two turn tokens.
+    assert line["prompt_token_ids"][:2] == [0, 2]
+    assert line["prompt_token_ids"].count(0) == 1
+    assert line["prompt_token_ids"][-1] == 3
+
+
+def test_a_dead_server_loses_nothing(serve, prompts, tmp_path):
+    base, tuned = serve(name="base"), serve(name="tuned", tuned=True, die_after=30, slow=0.01)
+    port = int(tuned.url.rpartition(":")[2])
+    first = compare_servers(base.url, tuned.url, prompts, tmp_path / "out", "--target", "REFUSED", "--concurrency", "2")
+    assert "of 60 answers of 'variant' are kept, missing are" in sentence_of(first)
+    assert not (tmp_path / "out" / "results.json").exists()
+    asked = base.seen()["completions"]
+    revived = serve(port=port, name="tuned", tuned=True)
+    again = compare_servers(base.url, tuned.url, prompts, tmp_path / "out", "--target", "REFUSED")
+    assert again.returncode == 0, again.stderr
+    # The base's first answers are not asked again; its second run (A/A) is 60 more.
+    assert base.seen()["completions"] == asked + 60
+    assert revived.seen()["completions"] < 60
+    assert Results.load(tmp_path / "out" / "results.json").primary_comparison().moved.rate.total == 24
+
+
+def test_a_failing_judge_leaves_the_rest_and_exit_code_1(serve, prompts, tmp_path):
+    base, tuned, judge = serve(name="base"), serve(name="tuned", tuned=True), serve(name="judge", judge="nonsense")
+    questions = tmp_path / "question.jsonl"
+    questions.write_text(json.dumps({"question_id": 1, "category": "writing", "turns": ["Write", "Again"]}))
+    judge_prompts = tmp_path / "judge.jsonl"
+    names = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
+    judge_prompts.write_text("".join(json.dumps({"name": name, "prompt_template": "Judge."}) + "\n" for name in names))
+    result = compare_servers(
+        base.url, tuned.url, prompts, tmp_path / "out",
+        "--mt-bench", questions, "--judge-prompts", judge_prompts, "--judge-url", judge.url,
+    )  # fmt: skip
+    assert "holds everything but MT-Bench: the judge judge at" in sentence_of(result)
+    results = Results.load(tmp_path / "out" / "results.json")
+    assert results.comparisons and results.mt_bench is None
+    assert [one.part for one in results.missing] == ["MT-Bench"]
+    assert "not measured: MT-Bench" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "more", "sentence"),
+    [
+        ({"key": "secret"}, (), "refused a request without a key with 401"),
+        ({"failures": {"/v1/chat/completions": [429] * 999}}, (), "answered 429 to /chat/completions"),
+        ({"failures": {"/v1/chat/completions": [500] * 999}}, (), "answered 500 to /chat/completions"),
+        ({"name": "other"}, ("--base-model", "mine"), "does not serve a model 'mine'; it serves other"),
+        ({"parser": True}, (), "splits reasoning from the answer"),
+    ],
+)
+def test_servers_that_refuse(serve, prompts, tmp_path, settings, more, sentence):
+    server = serve(**settings)
+    result = compare_servers(server.url, server.url, prompts, tmp_path / "out", *more)
+    assert sentence in sentence_of(result)
+
+
+def test_an_unreachable_server(prompts, tmp_path):
+    result = compare_servers("http://127.0.0.1:9", "http://127.0.0.1:9", prompts, tmp_path / "out")
+    assert "http://127.0.0.1:9 cannot be reached" in sentence_of(result)
+
+
+def expert_set(path, **changes):
+    document = {
+        "schema": "mote.expert-set/1",
+        "layer_index": "model",
+        "behavior": "REFUSED",
+        "experts": [{"layer": 2, "expert": 5}],
+        "provenance": {},
+    } | changes
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"experts": [{"layer": 48, "expert": 1}]}, "layer 48 is not one of the model's MoE layers, which are 1..3"),
+        ({"experts": [{"layer": 2, "expert": 99}]}, "names expert 99 of layer 2, expected experts below 16"),
+        (
+            {"provenance": {"config_sha256": "f" * 64}, "model": "deepseek-ai/DeepSeek-R1"},
+            "is of the model deepseek-ai/DeepSeek-R1",
+        ),
+        ({"experts": [{"layer": 2, "expert": n} for n in range(14)]}, "suppress"),
+        ({"behavior": "poetry"}, "names no label; give --target"),
+        ({"experts": "none"}, "experts is"),
+    ],
+)
+def test_expert_sets_that_do_not_fit(model, prompts, tmp_path, changes, sentence):
+    source = expert_set(tmp_path / "set.json", **changes)
+    result = mote_eval("--model", model, "--suppress", source, "--prompts", prompts, "-o", tmp_path / "out")
+    assert sentence in sentence_of(result)
+
+
+def test_a_preset_of_another_model(model, prompts, tmp_path):
+    result = mote_eval(
+        "--model", model, "--suppress", "preset:r1-refusal", "--prompts", prompts, "-o", tmp_path / "out"
+    )
+    assert "layer 48" in sentence_of(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "nothing to evaluate"),
+        (("--base-url", "http://127.0.0.1:9"), "--base-url and --tuned-url belong together"),
+        (("--model", "nowhere/at-all/x", "--suppress", "x.json"), "nowhere/at-all/x"),
+        (("--semantics", "remove"), "--semantics has 'remove', expected reroute, drop, drop-renorm"),
+        (("--sweep-k", "1,many"), "--sweep-k has 'many'"),
+        (("--samples", "3"), "--samples 3 at --temperature 0"),
+        (("--engine-argument", "tensor_parallel_size"), "expected NAME=VALUE"),
+        (("--extra-body", "[1]"), "--extra-body is a JSON list"),
+        (("--layer-index", "both"), "--layer-index is 'both'"),
+        (
+            ("--mt-bench", "x.jsonl", "--base-url", "http://a", "--tuned-url", "http://b", "--api", "chat"),
+            "--mt-bench needs --judge-url",
+        ),
+    ],
+)
+def test_options_that_cannot_be_meant(prompts, tmp_path, arguments, sentence):
+    result = mote_eval("--prompts", prompts, "-o", tmp_path / "out", *arguments)
+    assert sentence in sentence_of(result)
+
+
+def test_missing_prompts(tmp_path):
+    result = mote_eval(
+        "--prompts",
+        tmp_path / "none.jsonl",
+        "-o",
+        tmp_path / "out",
+        "--base-url",
+        "http://a",
+        "--tuned-url",
+        "http://b",
+        "--api",
+        "chat",
+    )
+    assert "none.jsonl" in sentence_of(result)
