@@ -99,5 +99,5 @@ class HubDouble:
     def _call(self, method: str, name: str, document: Any = None) -> Any:
         data = None if document is None else json.dumps(document).encode()
         request = urllib.request.Request(f"{self.endpoint}/_double/{name}", data=data, method=method)
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=900) as response:
             return json.loads(response.read())
