@@ -78,7 +78,15 @@ def _create_repo(api: "HfApi", plan: PushPlan, say: Say) -> str | None:
         say(f"creating {plan.repo_id}")
         # A retry after a lost answer finds its own repo: exist_ok. Nobody else's: the plan saw none a moment ago.
         with_retries(lambda: api.create_repo(plan.repo_id, private=plan.private, exist_ok=True), say)
-    return str(with_retries(lambda: api.model_info(plan.repo_id), say).sha)
+    head = str(with_retries(lambda: api.model_info(plan.repo_id), say).sha)
+    if plan.create == "empty":
+        return head
+    if not plan.create_branch and head != plan.start_commit:
+        raise HubError(
+            f"'{plan.repo_id}' was made, but the base's main branch is at {head[:12]} and the variant's base at "
+            f"{str(plan.start_commit)[:12]}: push to a branch of it with --revision BRANCH"
+        )
+    return plan.start_commit
 
 
 def _operations(plan: PushPlan, files: Sequence[LocalFile]) -> list[Operation]:

@@ -79,9 +79,7 @@ def full_repo_id(repo_id: str) -> str:
         return f"{HfApi(library_name='mote').whoami()['name']}/{repo_id}"
 
 
-def prepare_push(
-    request: PushRequest, files: Sequence[LocalFile], block: dict[str, Any], say: Say, progress: Say | None = None
-) -> PreparedPush:
+def prepare_push(request: PushRequest, files: Sequence[LocalFile], block: dict[str, Any], say: Say) -> PreparedPush:
     """Look at the repos concerned and plan; nothing is changed anywhere.
 
     Args:
@@ -89,7 +87,6 @@ def prepare_push(
         files: what is to be published.
         block: the variant's `mote` block.
         say: receives talk.
-        progress: unused for recipes; receives talk on hashing.
 
     Raises:
         HubError: a repo cannot be read, or a gated or private base would be published without the flag for it.
@@ -101,11 +98,12 @@ def prepare_push(
         _check_recipe_target(request, target)
     else:
         _check_terms(request, reference, target)
-        snapshot = None if request.hash_all else _base_snapshot(block)
-        files = with_base_hashes(files, block, None if request.hash_all else reference, snapshot)
+    known_base = _known_base(block, reference, source)
+    if not request.recipe and not request.hash_all:
+        files = with_base_hashes(files, block, known_base, _base_snapshot(block))
     create, start = _start(request, target, source)
     trees = (*([target.branch_tree] if target.branch_tree else []), *target.other_trees)
-    files = _hash_what_decides(files, trees, reference, source, say)
+    files = _hash_what_decides(files, trees, known_base, source, say)
     notes = _notes(files, source, request)
     plan = PushPlan(
         repo_id=request.repo_id,
@@ -147,6 +145,15 @@ def _base_trees(request: PushRequest, block: dict[str, Any], say: Say) -> tuple[
         source = _copy_of_base(request.base_repo, revision)
         reference = reference or source
     return reference, source or reference
+
+
+def _known_base(block: dict[str, Any], reference: RemoteTree | None, source: RemoteTree | None) -> RemoteTree | None:
+    """Return the file list that is the base's for certain: at the very commit that the mote block names.
+
+    Another repo, or another commit, may have shards of the same names and sizes with other content, as finetunes do.
+    """
+    revision = block.get("base_revision")
+    return next((tree for tree in (reference, source) if tree is not None and tree.commit == revision), None)
 
 
 def _copy_of_base(repo_id: str, revision: str | None) -> RemoteTree:
@@ -202,12 +209,17 @@ def _start(request: PushRequest, target: _Target, source: RemoteTree | None) -> 
 
 def _check_terms(request: PushRequest, reference: RemoteTree | None, target: _Target) -> None:
     """Refuse to publish a variant of a gated or private base by accident."""
-    if reference is None or request.allow_public_from_gated:
+    if reference is None or not (reference.gated or reference.private):
         return
     is_private = target.private if target.exists else request.private
-    if is_private or not (reference.gated or reference.private):
-        return
     what = "gated" if reference.gated else "private"
+    if request.duplicate_base and not target.exists and not is_private:
+        raise HubError(
+            f"the base '{reference.repo_id}' is {what}, and --duplicate-base would publish the base itself: "
+            "use --private"
+        )
+    if is_private or request.allow_public_from_gated:
+        return
     raise HubError(
         f"the base '{reference.repo_id}' is {what}, and '{request.repo_id}' would be public: use --private, or "
         "--allow-public-from-gated if its terms let you publish the variant to everybody"
@@ -234,15 +246,15 @@ def _base_snapshot(block: dict[str, Any]) -> Path | None:
 def _hash_what_decides(
     files: Sequence[LocalFile],
     target_trees: Sequence[RemoteTree],
-    reference: RemoteTree | None,
+    known_base: RemoteTree | None,
     source: RemoteTree | None,
     say: Say,
 ) -> Sequence[LocalFile]:
     """Hash the files whose hash may save an upload, with a progress bar."""
     from tqdm import tqdm
 
-    candidates = (*target_trees, *([source] if source and source is not reference else []))
-    wanted = {file.path for file in files if needs_hash(file, candidates, reference)}
+    candidates = (*target_trees, *([source] if source and source is not known_base else []))
+    wanted = {file.path for file in files if needs_hash(file, candidates, known_base)}
     if not wanted:
         return files
     chosen = [file for file in files if file.path in wanted]

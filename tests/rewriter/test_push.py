@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hub_double.fixtures import BASE_ID, EDITED, PAIRS, READ_TOKEN, Hub
-from hub_double.models import build_sparse_base, build_variant, expert_file
+from hub_double.models import build_base, build_sparse_base, build_variant, expert_file
 
 
 def writes(hub: Hub) -> list[str]:
@@ -88,6 +88,33 @@ def test_own_copy_under_another_name_serves_as_source(hub: Hub) -> None:
     )["plan"]
     sources = {item["source_repo"] for item in plan["actions"] if item["action"] == "copy"}
     assert sources == {"alice/mirror"} and plan["totals"]["copy"]["files"] == 4
+
+
+def test_base_that_the_variant_does_not_name_is_believed_only_by_hash(hub: Hub) -> None:
+    """A variant of a local folder: --base-repo may be another model with shards of the same names and sizes."""
+    local = build_variant(hub.base, hub.root / "local", None, None, PAIRS)
+    shown = hub.push(local, "alice/local", "--base-repo", BASE_ID, "--dry-run", "--json")
+    assert "hashing 4 files" in shown.stderr, "edited shards have another size"
+    assert json.loads(shown.stdout)["plan"]["totals"]["copy"]["files"] == 4
+    other = build_base(hub.root / "same-sizes", seed=3)
+    stranger = build_variant(other, hub.root / "stranger", None, None, PAIRS)
+    shown = hub.push(stranger, "alice/stranger", "--base-repo", BASE_ID, "--dry-run", "--json")
+    assert json.loads(shown.stdout)["plan"]["totals"]["copy"]["files"] == 0
+
+
+def test_duplicate_of_a_base_that_moved_on(hub: Hub) -> None:
+    """The variant's base is a commit behind main: its branch starts at that commit, and main cannot be pushed to."""
+    base = shutil.copytree(hub.base, hub.root / "moving")
+    commit = hub.double.seed("org/moving", base)
+    variant = build_variant(base, hub.root / "of-moving", "org/moving", commit, PAIRS)
+    hub.double.fault("POST /api/validate-yaml", foreign_commit="org/moving")
+    hub.push(variant, "alice/unrelated", "--yes")
+    hub.push(variant, "alice/moved", "--duplicate-base", "--revision", "tuned", "--yes")
+    repo = hub.double.repo("alice/moved")
+    assert repo is not None and repo["commits"][repo["branches"]["tuned"]]["parent"] == commit
+    assert repo["branches"]["main"] != commit
+    refused = hub.error(hub.push(variant, "alice/moved-2", "--duplicate-base", "--yes", fails=True))
+    assert "push to a branch of it with --revision BRANCH" in refused
 
 
 def test_skip_by_hash_where_the_server_cannot_copy(hub: Hub) -> None:
@@ -178,6 +205,10 @@ def test_gated_and_private_bases_ask_for_a_flag(hub: Hub, kind: str) -> None:
     refused = hub.error(hub.push(variant, f"alice/of-{kind}", "--yes", fails=True))
     assert f"the base '{owner}/{kind}' is {kind}, and 'alice/of-{kind}' would be public" in refused
     assert hub.double.repo(f"alice/of-{kind}") is None
+    duplicated = hub.push(
+        variant, f"alice/of-{kind}", "--duplicate-base", "--allow-public-from-gated", "--yes", fails=True
+    )
+    assert "would publish the base itself: use --private" in hub.error(duplicated)
     shown = hub.push(variant, f"alice/of-{kind}", "--private", "--dry-run").stdout
     assert "Create the private repo" in shown
     hub.push(variant, f"alice/of-{kind}", "--allow-public-from-gated", "--yes")
