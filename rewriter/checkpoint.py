@@ -21,6 +21,7 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 SHARD_SUFFIX = ".safetensors"
 LENGTH_BYTES = 8  # the header's length, little-endian, before the header
+NUM_HEADERS_KEPT = 16  # work goes shard by shard; keeping all headers of R1 would take a hundred megabytes
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 
 # Bits per element of the format's data types (safetensors/src/tensor.rs).
@@ -79,7 +80,7 @@ class LocalFolder:
             raise CheckpointError(f"{self.path / file_name}: cannot be read ({error.strerror})") from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorEntry:
     """Where one tensor lies."""
 
@@ -160,11 +161,12 @@ class Checkpoint:
         weight_map = self._object(INDEX_NAME, self._text(INDEX_NAME)).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{self._path(INDEX_NAME)}: weight_map is missing or empty")
-        checked: set[str] = set()
-        for shard in weight_map.values():
-            if not isinstance(shard, str) or shard not in checked:
+        shards: dict[str, str] = {}
+        for tensor, shard in weight_map.items():
+            if not isinstance(shard, str) or shard not in shards:
                 self._check_shard_name(shard)
-                checked.add(shard)
+                shards[shard] = shard
+            weight_map[tensor] = shards[shard]  # one string a shard instead of one a tensor: megabytes less for R1
         return weight_map
 
     @cached_property
@@ -183,11 +185,13 @@ class Checkpoint:
         return size
 
     def header(self, shard: str) -> ShardHeader:
-        """The header of a shard, read once and checked against the format.
+        """The header of a shard, checked against the format and kept for a while.
 
         Raises: CheckpointError for a truncated or malformed shard.
         """
         if shard not in self._headers:
+            if len(self._headers) >= NUM_HEADERS_KEPT:
+                del self._headers[next(iter(self._headers))]
             self._headers[shard] = self._read_header(shard)
         return self._headers[shard]
 

@@ -80,7 +80,7 @@ def emit(
     started = time.monotonic()
     checkpoint = Checkpoint.open(base)
     with OutputFolder(target, base, overwrite=overwrite) as output:
-        seen = preview(plan, base, target, link, scratch=output.partial)
+        seen = preview(plan, base, target, link, checkpoint.shards, scratch=output.partial)
         if seen.needed_bytes > seen.free_bytes:
             raise OutputError(
                 f"{target.parent}: has {seen.free_bytes:,} bytes free, but the variant needs {seen.needed_bytes:,}"

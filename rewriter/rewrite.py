@@ -81,7 +81,7 @@ class Prepared:
 
     def preview(self) -> Preview:
         """What executing the plan would move."""
-        return preview(self.plan, self.base, self.target, self.link)
+        return preview(self.plan, self.base, self.target, self.link, Checkpoint.open(self.base).shards)
 
 
 def prepare(request: RewriteRequest, *, say: Callable[[str], None]) -> Prepared:
