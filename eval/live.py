@@ -70,6 +70,9 @@ class LiveModel(Protocol):
         ...
 
 
+NO_EDIT = (None, (), ())
+
+
 class LiveResponder:
     """Answers for arms from one loaded model at a time; nothing is loaded before the first question that the
     journal cannot answer."""
@@ -80,7 +83,7 @@ class LiveResponder:
         self._load = load
         self._model: LiveModel | None = None
         self._checkpoint: str | None = None
-        self._arm: Arm | None = None
+        self._edit: tuple[Any, ...] = NO_EDIT
         self.num_loads = 0
         self.description: dict[str, Any] = {}
 
@@ -118,13 +121,15 @@ class LiveResponder:
         if self._model is None or self._checkpoint != arm.checkpoint:
             self.close()
             self._model = self._load(arm.checkpoint)
-            self._checkpoint, self._arm = arm.checkpoint, None
+            # Nothing is edited yet; a variant's folder never is, so its engine need not even be able to.
+            self._checkpoint, self._edit = arm.checkpoint, NO_EDIT
             self.num_loads += 1
             if arm.checkpoint is None:
                 self.description = self._model.describe()
-        if self._arm is None or self._arm.identity() != arm.identity():
+        edit = (arm.semantics, arm.suppress, arm.stimulate) if arm.suppress or arm.stimulate else NO_EDIT
+        if self._edit != edit:
             self._model.edit(arm)
-            self._arm = arm
+            self._edit = edit
         return self._model
 
     def close(self) -> None:

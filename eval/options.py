@@ -130,7 +130,7 @@ def plan_live(options: RunOptions, edit: NamedEdit, others: Sequence[NamedEdit |
         )
         for other in others
     ]
-    names = [arm.name for arm in (*variants, *more)]
+    names = [BASE, REPEAT, *(arm.name for arm in (*variants, *more))]
     doubled = {name for name in names if names.count(name) > 1}
     if doubled:
         raise InputError(f"two variants are called {sorted(doubled)[0]!r}; rename one of their files")

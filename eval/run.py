@@ -107,7 +107,8 @@ class Run:
             repeat = plan.repeat
             self._attempt("A/A repeat", lambda: self._repeat(base, repeat))
         for arm in plan.others:
-            self._attempt(f"variant {arm.name}", partial(self._observe_and_compare, base, arm))
+            if arm.checkpoint is None:
+                self._attempt(f"variant {arm.name}", partial(self._observe_and_compare, base, arm))
         if self.live is not None:
             live = self.live
             if inputs.neutral is not None:
@@ -121,6 +122,10 @@ class Run:
         if inputs.mt_bench is not None:
             options = inputs.mt_bench
             self._attempt("MT-Bench", lambda: self._mt_bench(options))
+        # Other checkpoints come last: each takes the place of the base's engine, and nothing may need that again.
+        for arm in plan.others:
+            if arm.checkpoint is not None:
+                self._attempt(f"variant {arm.name}", partial(self._observe_and_compare, base, arm))
         outcomes = list(self.found.outcomes.values())
         self.found.transcripts.insert(0, SideBySide("prompts", self.requests, outcomes))
         return self.found
