@@ -28,14 +28,16 @@ class ConflictError(HubError):
 
 
 def redact(text: str) -> str:
-    """Return text without access tokens: the one in use, whatever looks like one, and authorization headers."""
+    """Return text without secrets: the token in use, what looks like one, authorization headers, signed URLs' queries."""
     from huggingface_hub.utils import get_token
 
     token = get_token()
     if token:
         text = text.replace(token, "<token>")
-    text = re.sub(r"\b(hf|api|hf_oauth)_[A-Za-z0-9._-]{8,}", "<token>", text)
-    return re.sub(r"(?i)\bbearer\s+[^\s'\"]+", "Bearer <token>", text)
+    text = re.sub(r"\b(hf|api|hf_oauth|hf_jwt)_[A-Za-z0-9._-]{8,}", "<token>", text)
+    text = re.sub(r"(?i)\bbearer\s+[^\s'\"]+", "Bearer <token>", text)
+    text = re.sub(r"://[^\s/@]+@", "://", text)
+    return re.sub(r"(https?://[^\s?]+)\?[^\s)\"']+", r"\1", text)
 
 
 def explain(error: Exception, repo_id: str) -> HubError:
