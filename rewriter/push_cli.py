@@ -22,7 +22,7 @@ app = make_app()
 @app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="Variant folder made by mote-rewrite.", metavar="DIR")],
-    repo: Annotated[str, typer.Argument(help="Repo on the Hub: ORG/NAME, or NAME in your own namespace.")],
+    repo: Annotated[str, typer.Argument(help="Repo on the Hub: ORG/NAME, or NAME of your own.", metavar="REPO")],
     revision: Annotated[
         str,
         typer.Option(help="Branch to push to; made if missing, from the base's commit where the repo has it."),
