@@ -47,6 +47,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/rewrite.py
 	$(BIN)/python benchmarks/ftri.py
 	$(BIN)/python benchmarks/record.py
+	$(BIN)/python benchmarks/hub_push.py
+	$(BIN)/python benchmarks/gpu_serve.py
 
 schemas: $(INSTALLED)
 	$(BIN)/python -m rewriter.expert_set > docs/expert-set.schema.json
