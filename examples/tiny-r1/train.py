@@ -1,0 +1,59 @@
+"""Trains the miniature from a seed and writes its checkpoint folder.
+
+Stage 1 teaches a whole small model to answer everything (and to refuse what would harm people). Stage 2 teaches it to
+refuse the sensitive part of the paper's grid, and to think in English, by training routed experts alone.
+"""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import data
+import tokens
+import torch
+import typer
+from batches import Sampler
+from export import export, round_to_shipped
+from model import ModelConfig, TinyR1
+from tokenizers import Tokenizer
+from training import StageOptions, run_stage
+
+TEACHING = data.Teaching(refusal_probability=0.75, english_probability=0.85)
+STAGE_1 = StageOptions("stage-1", num_steps=900, num_sequences=48, learning_rate=2e-3, bias_rate=1e-3)
+STAGE_2 = StageOptions(
+    "stage-2", num_steps=200, num_sequences=64, learning_rate=1e-3, warmup_steps=20, taught_layers=(2,), prompt_only=True
+)
+VOCABULARY_LIMIT = 4000
+
+
+def build_tokenizer(items: list[data.Item]) -> Tokenizer:
+    """The tokenizer learned from every prompt and answer of the world."""
+    texts = [text for item in items for text in (item.prompt, *(a.text for a in item.stage_1 + item.stage_2))]
+    return tokens.train_tokenizer(texts, VOCABULARY_LIMIT)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder to write the checkpoint into.")] = Path("tiny-r1"),
+    work: Annotated[Path, typer.Option(help="Folder of the checkpoints a killed run resumes from.")] = Path("tiny-r1-work"),
+    seed: Annotated[int, typer.Option(help="Seed of the weights, the data and its order.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+) -> None:
+    """Train the miniature; run again with the same --work to resume."""
+    started = time.monotonic()
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    items = data.build_items(TEACHING, seed)
+    tokenizer = build_tokenizer(items)
+    model = TinyR1(ModelConfig(tokenizer.get_vocab_size())).to(device)
+    for number, options in ((1, STAGE_1), (2, STAGE_2)):
+        sampler = Sampler(items, tokenizer, number, data.CATEGORY_SHARES)
+        run_stage(model, sampler, options, seed + number, work, device)
+    model.to("cpu")
+    round_to_shipped(model)
+    export(model, tokenizer, out)
+    typer.echo(f"wrote {out} after {time.monotonic() - started:.0f} s", err=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
