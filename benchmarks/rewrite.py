@@ -1,0 +1,330 @@
+"""What a rewrite costs, beside `cp` of the affected shards and the ways it is done otherwise, all in one run.
+
+    python benchmarks/rewrite.py [--work DIR] [--layers N] [--repeats N] [--skip mergekit,transformers,...]
+
+Prints a Markdown table of ratios. Needs about three times the model's size (4.3 GB by default) on the disk of --work. Parts that
+cannot be run here (no replica of DeepSeek-R1, no root for a reflink image, no mergekit) say so in the table.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+HIDDEN, INTERMEDIATE, NUM_EXPERTS = 1024, 512, 64
+CONFIG = {
+    "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "hidden_size": HIDDEN,
+    "intermediate_size": 2048, "moe_intermediate_size": INTERMEDIATE, "n_routed_experts": NUM_EXPERTS,
+    "n_shared_experts": 1, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4, "first_k_dense_replace": 0,
+    "num_attention_heads": 8, "num_key_value_heads": 8, "q_lora_rank": 256, "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "vocab_size": 1024, "hidden_act": "silu",
+    "max_position_embeddings": 1024, "rms_norm_eps": 1e-06, "rope_theta": 10000, "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "torch_dtype": "bfloat16",
+    "attention_bias": False, "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+EDITED_LAYERS = (3, 7)  # one layer a shard, so two shards are affected
+MEMORY_SCRIPT = (
+    "import resource, subprocess, sys\n"
+    "code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode\n"
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)\n"
+    "sys.exit(code)\n"
+)
+TRANSFORMERS = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
+for layer in (3, 7):
+    model.model.layers[layer].mlp.gate.e_score_correction_bias[0] = float("-inf")
+model.save_pretrained(sys.argv[2], max_shard_size="300MB")
+"""
+SAFETENSORS = """
+import json, sys
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+source, target = Path(sys.argv[1]), Path(sys.argv[2])
+target.mkdir()
+for path in sorted(source.glob("*.safetensors")):
+    tensors = load_file(path)
+    for layer in (3, 7):
+        name = f"model.layers.{layer}.mlp.gate.e_score_correction_bias"
+        if name in tensors:
+            tensors[name][0] = float("-inf")
+    save_file(tensors, target / path.name, metadata={"format": "pt"})
+"""
+Row = tuple[str, str, str]
+
+
+def build(folder: Path, num_layers: int) -> Path:
+    """A random DeepSeek-V3 of 200 MB a layer, one layer a shard."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    weight_map: dict[str, str] = {}
+    for number in range(num_layers):
+        shapes = layer_shapes(number)
+        if number == 0:
+            shapes["model.embed_tokens.weight"] = [1024, HIDDEN]
+        if number == num_layers - 1:
+            shapes |= {"model.norm.weight": [HIDDEN], "lm_head.weight": [1024, HIDDEN]}
+        shard = f"model-{number + 1:05d}-of-{num_layers:05d}.safetensors"
+        header, position = {"__metadata__": {"format": "pt"}}, 0
+        for name, shape in shapes.items():
+            is_bias = name.endswith("e_score_correction_bias")
+            size = int(np.prod(shape)) * (4 if is_bias else 2)
+            header[name] = {
+                "dtype": "F32" if is_bias else "BF16",
+                "shape": shape,
+                "data_offsets": [position, position + size],
+            }  # type: ignore[assignment]
+            position += size
+        text = json.dumps(header, separators=(",", ":")).encode()
+        with (folder / shard).open("wb") as opened:
+            opened.write(len(text).to_bytes(8, "little") + text)
+            for name, shape in shapes.items():
+                if name.endswith("e_score_correction_bias"):
+                    opened.write((4 + rng.random(shape, np.float32)).tobytes())
+                else:
+                    opened.write(rng.bytes(int(np.prod(shape)) * 2))
+            os.fsync(opened.fileno())
+        weight_map |= dict.fromkeys(shapes, shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": num_layers}, indent=2))
+    return folder
+
+
+def layer_shapes(layer: int) -> dict[str, list[int]]:
+    """The tensors of one layer."""
+    prefix = f"model.layers.{layer}."
+    attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+    shapes: dict[str, list[int]] = {
+        f"{prefix}input_layernorm.weight": [HIDDEN],
+        f"{prefix}post_attention_layernorm.weight": [HIDDEN],
+        f"{attention}q_a_proj.weight": [256, HIDDEN],
+        f"{attention}q_a_layernorm.weight": [256],
+        f"{attention}q_b_proj.weight": [8 * 192, 256],
+        f"{attention}kv_a_proj_with_mqa.weight": [576, HIDDEN],
+        f"{attention}kv_a_layernorm.weight": [512],
+        f"{attention}kv_b_proj.weight": [8 * 256, 512],
+        f"{attention}o_proj.weight": [HIDDEN, 8 * 128],
+        f"{mlp}gate.weight": [NUM_EXPERTS, HIDDEN],
+        f"{mlp}gate.e_score_correction_bias": [NUM_EXPERTS],
+    }
+    for expert in [*(f"experts.{number}" for number in range(NUM_EXPERTS)), "shared_experts"]:
+        shapes[f"{mlp}{expert}.gate_proj.weight"] = [INTERMEDIATE, HIDDEN]
+        shapes[f"{mlp}{expert}.up_proj.weight"] = [INTERMEDIATE, HIDDEN]
+        shapes[f"{mlp}{expert}.down_proj.weight"] = [HIDDEN, INTERMEDIATE]
+    return shapes
+
+
+def timed(action: Callable[[], object], clean: Callable[[], object], repeats: int) -> float:
+    """Median wall seconds of an action, cleaned up after each time."""
+    times = []
+    for _ in range(repeats):
+        os.sync()
+        started = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - started)
+        clean()
+    return statistics.median(times)
+
+
+def call(*command: object, **keywords: object) -> None:
+    """Run a command that must succeed."""
+    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL, **keywords)  # type: ignore[call-overload]
+
+
+def rewrite_command(base: Path, suppress: str, target: Path, *more: str) -> list[object]:
+    """mote-rewrite as a user calls it."""
+    command = Path(sys.executable).with_name("mote-rewrite")
+    return [command, "--suppress", suppress, "--model", base, "-o", target, *more]
+
+
+def peak_memory(command: list[object]) -> int:
+    """Peak resident bytes of a command."""
+    parts = [sys.executable, "-c", MEMORY_SCRIPT, *map(str, command)]
+    return int(subprocess.run(parts, check=True, capture_output=True, text=True).stdout)
+
+
+def bench_start(repeats: int) -> list[Row]:
+    """Starting the command line."""
+    command = Path(sys.executable).with_name("mote-rewrite")
+    bare = timed(lambda: call(sys.executable, "-c", "pass"), lambda: None, repeats * 3)
+    seconds = timed(lambda: call(command, "--help"), lambda: None, repeats * 3)
+    return [("`mote-rewrite --help`", f"{seconds:.2f} s", f"Python itself {bare:.2f} s; claim: below 0.35 s")]
+
+
+def bench_replica(work: Path, repeats: int) -> list[Row]:
+    """DeepSeek-R1's sparse replica: planning, the whole rewrite, and memory."""
+    shared = Path(os.environ.get("MOTE_SHARED", Path(__file__).parents[2] / "shared"))
+    script = shared / "r1" / "make_sparse_r1.py"
+    if not script.exists():
+        return [("full-scale replica of DeepSeek-R1", "not run", "set MOTE_SHARED to the folder with r1/")]
+    base, target = work / "DeepSeek-R1", work / "r1-variant"
+    call(sys.executable, script, base)
+    planning = (
+        "import sys, time\nfrom pathlib import Path\nimport rewriter.hub\n"
+        "from rewriter.rewrite import RewriteRequest, prepare\n"
+        "started = time.perf_counter()\n"
+        "prepare(RewriteRequest(suppress='preset:r1-refusal', model=sys.argv[1]), say=lambda text: None)\n"
+        "print(time.perf_counter() - started)\n"
+    )
+    times = [
+        float(subprocess.run([sys.executable, "-c", planning, base], check=True, capture_output=True, text=True).stdout)
+        for _ in range(repeats * 3)
+    ]
+    command = rewrite_command(base, "preset:r1-refusal", target)
+    seconds = timed(lambda: call(*command), lambda: shutil.rmtree(target), repeats)
+    memory = peak_memory(command)
+    verify = [Path(sys.executable).with_name("mote-verify"), target, "--base", base]
+    rows = [
+        ("R1 replica: plan (config, index, 9 headers)", f"{statistics.median(times):.2f} s", "claim: below 0.5 s"),
+        ("R1 replica: `mote-rewrite` from start to end", f"{seconds:.2f} s", "163 shards, 642 GiB apparent"),
+        ("R1 replica: peak memory of `mote-rewrite`", f"{memory / 1e6:.0f} MB", "claim: below 120 MB"),
+        ("R1 replica: peak memory of `mote-verify`", f"{peak_memory(verify) / 1e6:.0f} MB", "claim: below 120 MB"),
+        ("R1 replica: peak memory of `mote-verify --full`", f"{peak_memory([*verify, '--full']) / 1e6:.0f} MB", ""),
+    ]
+    shutil.rmtree(target)
+    shutil.rmtree(base)
+    return rows
+
+
+def bench_copy(work: Path, base: Path, suppress: Path, repeats: int, skip: set[str]) -> list[Row]:
+    """Random data on this disk: against `cp` of the affected shards, and against what people do today."""
+    target, copies = work / "variant", work / "copies"
+    shards = [base / f"model-{layer + 1:05d}-of-{len(list(base.glob('*.safetensors'))):05d}.safetensors"
+              for layer in EDITED_LAYERS]  # fmt: skip
+
+    def copy(sync: bool) -> None:
+        copies.mkdir()
+        call("cp", "--reflink=never", *shards, copies)
+        if sync:
+            call("sync", *copies.iterdir())
+
+    command = rewrite_command(base, str(suppress), target, "--json")
+    emitting: list[float] = []
+
+    def rewrite() -> None:
+        done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
+        emitting.append(json.loads(done.stdout)["seconds"])
+
+    whole, plain, durable = [], [], []
+    for _ in range(repeats):  # interleaved, since a shared machine's pace changes from minute to minute
+        whole.append(timed(rewrite, lambda: shutil.rmtree(target), 1))
+        durable.append(timed(lambda: copy(True), lambda: shutil.rmtree(copies), 1))
+        plain.append(timed(lambda: copy(False), lambda: shutil.rmtree(copies), 1))
+    ours, cp_synced, cp_plain = (statistics.median(times) for times in (whole, durable, plain))
+    written = statistics.median(emitting)
+    rows = [
+        ("`mote-rewrite`, start to end", f"{ours:.2f} s", f"of which writing {written:.2f} s"),
+        ("`cp` of the two affected shards, and `sync` of them", f"{cp_synced:.2f} s",
+         f"rewrite / cp = {ours / cp_synced:.2f}, writing / cp = {written / cp_synced:.2f}; claim: 1.10"),
+        ("`cp` alone, not durable", f"{cp_plain:.2f} s", f"rewrite / cp = {ours / cp_plain:.2f}"),
+    ]  # fmt: skip
+    memory = peak_memory(command)
+    shutil.rmtree(target)
+    rows.append(("peak memory of `mote-rewrite`", f"{memory / 1e6:.0f} MB", "claim: below 120 MB"))
+    for name, script in (("transformers load, edit, save_pretrained", TRANSFORMERS),
+                         ("every shard through load_file / save_file", SAFETENSORS)):  # fmt: skip
+        if name.split()[0] not in skip:
+            rows.append(other_way(name, [sys.executable, "-c", script, base, target], target, ours))
+    if "mergekit" not in skip:
+        recipe = work / "passthrough.yml"
+        recipe.write_text(f"models:\n  - model: {base}\nmerge_method: passthrough\ndtype: bfloat16\n")
+        run = "import sys; from mergekit.scripts.run_yaml import main; main()"
+        rows.append(other_way("mergekit passthrough", [sys.executable, "-c", run, recipe, target], target, ours))
+    return rows
+
+
+def other_way(name: str, command: list[object], target: Path, ours: float) -> Row:
+    """Time another way of doing it, once."""
+    started = time.perf_counter()
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    shutil.rmtree(target, ignore_errors=True)
+    if done.returncode:
+        return name, "not run", done.stderr.strip().splitlines()[-1][:120].replace("|", "/")
+    return name, f"{seconds:.1f} s", f"{seconds / ours:.0f} times `mote-rewrite`"
+
+
+def bench_reflink(work: Path, base: Path, suppress: Path, repeats: int) -> list[Row]:
+    """The same model on a filesystem that shares blocks, in an image file."""
+    if os.geteuid() != 0 or shutil.which("mkfs.xfs") is None:
+        return [("XFS with reflinks", "not run", "needs root and mkfs.xfs")]
+    size = sum(path.stat().st_size for path in base.iterdir())
+    image, mounted = work / "xfs.img", work / "xfs"
+    with image.open("wb") as opened:
+        opened.truncate(3 * size + (1 << 30))
+    call("mkfs.xfs", "-q", image)
+    mounted.mkdir()
+    call("mount", "-o", "loop", image, mounted)
+    try:
+        call("cp", "-r", base, mounted / "base")
+        inside, target = mounted / "base", mounted / "variant"
+        command = rewrite_command(inside, str(suppress), target, "--json")
+        emitting: list[float] = []
+
+        def rewrite() -> None:
+            done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
+            emitting.append(json.loads(done.stdout)["seconds"])
+
+        ours = timed(rewrite, lambda: shutil.rmtree(target), repeats)
+        written = statistics.median(emitting)
+        used = shutil.disk_usage(mounted).used
+        rewrite()
+        os.sync()
+        grown = shutil.disk_usage(mounted).used - used
+        shutil.rmtree(target)
+        rows = [("XFS: `mote-rewrite`, start to end", f"{ours:.2f} s",
+                 f"of which writing {written:.3f} s; {grown / 1e6:.1f} MB more on disk")]  # fmt: skip
+        name, seconds, _ = other_way("XFS: every shard through load_file / save_file",
+                                     [sys.executable, "-c", SAFETENSORS, inside, target], target, ours)  # fmt: skip
+        if seconds != "not run":
+            other = float(seconds.split()[0])
+            rows.append((name, seconds, f"{other / ours:.0f} times the whole, {other / written:.0f} times the writing"))
+        return rows
+    finally:
+        call("umount", mounted)
+        image.unlink()
+
+
+def main() -> None:
+    """Run all parts and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--work", type=Path, help="folder on the disk to measure [default: the temporary folder]")
+    parser.add_argument("--layers", type=int, default=21, help="layers of 200 MB, one a shard")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--skip", default="", help="comma-separated: replica,transformers,every,mergekit,reflink")
+    options = parser.parse_args()
+    skip = set(options.skip.split(","))
+    rows: list[Row] = bench_start(options.repeats)
+    with tempfile.TemporaryDirectory(dir=options.work) as folder:
+        work = Path(folder)
+        if "replica" not in skip:
+            rows += bench_replica(work, options.repeats)
+        base = build(work / "base", options.layers)
+        size = sum(path.stat().st_size for path in base.iterdir())
+        experts = [{"layer": layer, "expert": 0} for layer in EDITED_LAYERS]
+        suppress = work / "set.json"
+        suppress.write_text(json.dumps({"schema": "mote.expert-set/1", "layer_index": "model", "behavior": "bench",
+                                        "experts": experts}))  # fmt: skip
+        rows.append(("**random data**", f"{size / 1e9:.1f} GB", f"{options.layers} shards, 2 affected"))
+        rows += bench_copy(work, base, suppress, options.repeats, skip)
+        if "reflink" not in skip:
+            rows += bench_reflink(work, base, suppress, options.repeats)
+    print(
+        f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n\n| what | measured | beside |\n|---|---|---|"
+    )
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+if __name__ == "__main__":
+    main()
