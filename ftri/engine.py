@@ -304,19 +304,22 @@ class Engine:
                     self._llm.step()
 
     def _add(self, request_id: str, request: Request) -> str:
+        from vllm.exceptions import VLLMError
         from vllm.inputs import TokensPrompt
 
         try:
             prompt = TokensPrompt(prompt_token_ids=list(request.token_ids))
             internal_id: str = self._llm.add_request(request_id, prompt, request.params)
-        except ValueError as error:
+        except (ValueError, VLLMError) as error:
             raise EngineError(f"prompt {request.name!r} cannot be run: {first_line(error)}") from error
         return internal_id
 
     def _step(self) -> list[Any]:
+        from vllm.exceptions import VLLMError
+
         try:
             outputs: list[Any] = self._llm.step()
-        except RuntimeError as error:
+        except (RuntimeError, VLLMError) as error:
             raise EngineError(f"vLLM failed while it ran: {first_line(error)}") from error
         return outputs
 
