@@ -56,8 +56,8 @@ class ModelConfig:
             "norm_topk_prob": True,
             "num_key_value_heads": self.num_attention_heads,
             "num_nextn_predict_layers": 0,
-            # R1's kind of scaling, with a factor of 1 that scales nothing: vLLM 0.32's CPU kernel rotates latent-attention queries
-            # wrongly where a config has no scaling (it takes heads for tokens), and rightly through this one.
+            # R1's kind of scaling, with a factor of 1 that scales nothing: vLLM 0.32's CPU kernel rotates the queries of
+            # latent attention wrongly where a config has no scaling (it takes heads for tokens), and rightly with it.
             "rope_scaling": {
                 "beta_fast": 32,
                 "beta_slow": 1,
@@ -254,13 +254,22 @@ class TinyR1(nn.Module):
         return [layer.mlp for layer in self.layers if isinstance(layer.mlp, MixtureOfExperts)]
 
     def hidden_states(
-        self, tokens: Tensor, start: int = 0, mask: Tensor | None = None, caches: list[dict] | None = None
+        self,
+        tokens: Tensor,
+        start: int = 0,
+        mask: Tensor | None = None,
+        caches: list[dict] | None = None,
+        early_mask: Tensor | None = None,
     ) -> Tensor:
-        """tokens int64 [B, T] to the last hidden states [B, T, D]; positions begin at `start`."""
+        """tokens int64 [B, T] to the last hidden states [B, T, D]; positions begin at `start`.
+
+        early_mask bool [B, 1, T, T], used in training alone, takes the mask's place up to the first MoE layer.
+        """
         rope = (self.cosine[start : start + tokens.shape[1]], self.sine[start : start + tokens.shape[1]])
         hidden = self.embed_tokens(tokens)
         for number, layer in enumerate(self.layers):
-            hidden = layer(hidden, rope, mask, None if caches is None else caches[number])
+            early = early_mask is not None and number <= self.config.first_k_dense_replace
+            hidden = layer(hidden, rope, early_mask if early else mask, None if caches is None else caches[number])
         return self.norm(hidden)
 
 
