@@ -1,0 +1,148 @@
+"""mote-record: what it records, that it resumes after kill -9, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engines import prompts, ran, reference_experts
+from running import run_main
+
+from ftri.record_cli import main
+from ftri.traces import TraceReader
+
+COUNT = 48
+
+
+@pytest.fixture(scope="module")
+def prompt_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    lines = [{"prompt_id": prompt.prompt_id, "prompt": prompt.text, "subject": "history"} for prompt in prompts(COUNT)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def command(model: Path, prompt_file: Path, output: Path) -> list[str]:
+    options = ["--max-tokens", "12", "--temperature", "1", "--samples", "2", "--json"]
+    engine = ["--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "8"]
+    return ["--model", str(model), "--prompts", str(prompt_file), "-o", str(output), *options, *engine]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
+    script = "from ftri.record_cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        env=clean | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.vllm
+def test_kill_9_and_the_same_command_again(tiny_r1: Path, prompt_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "traces"
+    killed = start(command(tiny_r1, prompt_file, folder))
+    index = folder / "index.jsonl"
+    deadline = time.monotonic() + 600
+    while not (index.exists() and index.stat().st_size) and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    _, talk = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, talk
+    num_saved = len(TraceReader(folder))
+    assert 0 < num_saved < 2 * COUNT
+
+    again = start(command(tiny_r1, prompt_file, folder))
+    printed, talk = again.communicate()
+    assert again.returncode == 0, talk
+    summary = json.loads(printed)
+    assert (summary["resumed_responses"], summary["responses"]) == (num_saved, 2 * COUNT - num_saved)
+    assert summary["capture"] == "router_hook"
+    assert "tokens/s" in talk and f"{2 * COUNT}/{2 * COUNT}" in talk
+
+    reader = TraceReader(folder)
+    records = sorted(reader, key=lambda record: record.key)
+    assert {record.key for record in records} == {(p.prompt_id, s) for p in prompts(COUNT) for s in range(2)}
+    # Identical content: what either run wrote is what transformers gives for the tokens, whatever the batch was.
+    expected = reference_experts(tiny_r1, [ran(r.prompt_token_ids, r.completion_token_ids) for r in records])
+    for record, experts in zip(records, expected, strict=True):
+        np.testing.assert_array_equal(record.experts, experts)
+        assert record.rendered_prompt == f"<bos><user>{record.prompt}<assistant>"
+        assert record.factors["subject"] == "history"
+    manifest = reader.manifest
+    assert manifest["sampling"] == {"max_tokens": 12, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 0}
+    assert manifest["engine_arguments"]["max_model_len"] == 256
+    assert manifest["versions"].keys() >= {"python", "torch"}
+
+    # A third time: all is there, no engine is started.
+    before = reader.content_digest()
+    done = run_main(main, "mote-record", *command(tiny_r1, prompt_file, folder))
+    assert done.returncode == 0 and json.loads(done.stdout)["responses"] == 0
+    assert TraceReader(folder).content_digest() == before
+
+
+def test_dry_run_says_what_would_be_recorded(tiny_r1: Path, tmp_path: Path) -> None:
+    arguments = ["--model", tiny_r1, "--prompts", "what-happened:listed", "-o", tmp_path / "t", "--dry-run", "--json"]
+    printed = run_main(main, "mote-record", *arguments)
+    plan = json.loads(printed.stdout)
+    assert (plan["prompts"], plan["responses"], plan["moe_layers"], plan["top_k"]) == (539, 539, [1, 3], 4)
+    assert not (tmp_path / "t").exists()
+    assert "prompts: 539" in run_main(main, "mote-record", *arguments[:-1]).stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (["--max-modle-len", "3"], "--max-modle-len is neither an option of mote-record nor an engine argument"),
+        (["--max-model-len", "many"], "vLLM refuses the engine arguments '--max-model-len many'"),
+        (["--worker-extension-cls", "x"], "worker_extension_cls is set by MoTE itself"),
+        (["stray"], "'stray' was not expected"),
+        (["--samples", "0"], "--samples is 0, expected at least 1"),
+        (["--max-tokens", "0"], "--max-tokens is 0, expected at least 1"),
+        (["--temperature", "-1"], "--temperature is -1.0, expected 0 or more"),
+        (["--prompts", "missing.jsonl"], "no prompts named 'missing.jsonl'"),
+        (["--model", "no/such/model"], "no/such/model"),
+        (["--chat-template", "missing.jinja"], "missing.jinja is no file, expected a chat template"),
+        (["--raw", "--chat-template", "x.jinja"], "--raw and --chat-template exclude each other"),
+    ],
+)
+def test_mistakes_are_one_sentence(tiny_r1: Path, tmp_path: Path, changes: list[str], sentence: str) -> None:
+    arguments = ["--model", tiny_r1, "--prompts", "language", "-o", tmp_path / "t", "--dry-run", *changes]
+    failed = run_main(main, "mote-record", *arguments)
+    assert failed.returncode == 1 and sentence in failed.stderr
+    assert failed.stderr.count("error: ") == 1 and not failed.stdout
+
+
+def test_a_folder_of_other_settings_or_in_use_is_refused_before_any_engine(tiny_r1: Path, tmp_path: Path) -> None:
+    from ftri.record import RecordOptions, plan_recording
+    from ftri.traces import TraceWriter
+
+    plan = plan_recording(RecordOptions(str(tiny_r1), "language", tmp_path / "t"))
+    arguments = ["--model", tiny_r1, "--prompts", "language", "-o", tmp_path / "t"]
+    with TraceWriter(tmp_path / "t", plan.manifest):
+        locked = run_main(main, "mote-record", *arguments)
+    assert locked.returncode == 1 and "is being written by another process" in locked.stderr
+    other = run_main(main, "mote-record", *arguments, "--temperature", "0.6")
+    assert other.returncode == 1
+    assert "was recorded with other settings: sampling.temperature is 0.0 there, 0.6 now" in other.stderr
+
+
+def test_a_model_without_template_needs_raw(tiny_r1: Path, tmp_path: Path) -> None:
+    import shutil
+
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_r1, bare)
+    (bare / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((bare / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(settings))
+    arguments = ["--model", bare, "--prompts", "language", "-o", tmp_path / "t", "--dry-run", "--json"]
+    assert "has no chat template" in run_main(main, "mote-record", *arguments).stderr
+    assert json.loads(run_main(main, "mote-record", *arguments, "--raw").stdout)["template_sha256"] is None
