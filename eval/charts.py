@@ -84,7 +84,7 @@ def null_histogram(control: NullDistribution) -> str:
     """How often random sets reach each rate, with the variant's own rate as a line."""
     width, height, left, bottom, top = 760, 190, 56, 42, 40
     highest = max([control.observed, *control.null_values, 0.05])
-    limit = min(1.0, highest * 1.08)
+    limit = round_share(highest)
     num_bins = 30
     counts = [0] * num_bins
     for value in control.null_values:
@@ -103,7 +103,7 @@ def null_histogram(control: NullDistribution) -> str:
                 f' height="{tall:.1f}"'
                 f' fill="{NULL}"><title>{title}</title></rect>'
             )
-    parts += _x_ticks(left, top + plot_height, plot_width, [limit * k / 5 for k in range(6)], limit, percent)
+    parts += _x_ticks(left, top + plot_height, plot_width, [limit * k / 5 for k in range(6)], limit, tick_percent)
     parts.append(
         _text(
             left + plot_width / 2,
@@ -155,19 +155,18 @@ def sweep_chart(points: Sequence[SweepPoint], change: str) -> str:
                 False,
             )
         )
-    panel_height, gap, top = 100, 46, 26
+    panel_height, gap, top = 100, 56, 26
     height = top + len(panels) * (panel_height + gap) + 10
     parts = [_svg_open(width, height, f"Sweep over the number of experts: {change} and its costs")]
     step = plot_width / max(len(points) - 1, 1)
     for number, (name, values, bounds, colour, is_share) in enumerate(panels):
         y0 = top + number * (panel_height + gap)
         highest = max([*values, *(pair[1] for pair in bounds if pair), 1e-9])
-        limit = min(1.0, highest * 1.1) if is_share else highest * 1.1
+        limit = round_share(highest) if is_share else highest * 1.1
         show = percent if is_share else (lambda value, digits=3: f"{value:.{digits}g}")
+        words = [tick_percent(v) if is_share else show(v) for v in (0.0, limit / 2, limit)]
         parts.append(_text(left, y0 - 8, name, "start", size=13, bold=True, colour=colour))
-        parts += _y_axis(
-            left, y0, plot_width, panel_height, [0, limit / 2, limit], [show(v) for v in (0.0, limit / 2, limit)], ""
-        )
+        parts += _y_axis(left, y0, plot_width, panel_height, [0, limit / 2, limit], words, "")
         xs = [left + step * k if len(points) > 1 else left + plot_width / 2 for k in range(len(points))]
         ys = [y0 + panel_height * (1 - value / limit) for value in values]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
@@ -216,6 +215,16 @@ def dumbbell(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
             f'<circle cx="{x1:.1f}" cy="{y:.1f}" r="6" fill="{COST}"><title>after {percent(after)}</title></circle>'
         )
     return "".join(parts) + "</svg>"
+
+
+def round_share(highest: float) -> float:
+    """The end of an axis of shares: the next of a few round numbers whose fifths are round too."""
+    return next((end for end in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8) if highest <= end), 1.0)
+
+
+def tick_percent(share: float) -> str:
+    """0.05 -> `5 %`."""
+    return f"{100 * share:g} %" if abs(100 * share - round(100 * share)) > 1e-9 else f"{100 * share:.0f} %"
 
 
 def label_words(label: str) -> str:

@@ -119,9 +119,10 @@ class ServedResponder:
         }
         if self._render is not None:
             rendered = self._render(request.messages)
-            document = await call(
-                client, endpoint, "POST", "/completions", body | {"prompt": rendered.token_ids} | endpoint.extra_body
-            )
+            # <think> is a special token in some tokenizers, and the labels need it. vLLM and SGLang know the field; for a server
+            # that does not, `--extra-body '{"skip_special_tokens": null}'` leaves it out.
+            body |= {"prompt": rendered.token_ids, "skip_special_tokens": False}
+            document = await call(client, endpoint, "POST", "/completions", with_extra(body, endpoint))
             choice = first_choice(document, endpoint)
             return Answer(
                 prompt_id=request.prompt_id,
@@ -133,7 +134,7 @@ class ServedResponder:
             )
         messages = [{"role": role, "content": content} for role, content in request.messages]
         document = await call(
-            client, endpoint, "POST", "/chat/completions", body | {"messages": messages} | endpoint.extra_body
+            client, endpoint, "POST", "/chat/completions", with_extra(body | {"messages": messages}, endpoint)
         )
         choice = first_choice(document, endpoint)
         return Answer(
@@ -142,6 +143,11 @@ class ServedResponder:
             text=raw_chat_text(choice, endpoint),
             finish_reason=str(choice.get("finish_reason") or "stop"),
         )
+
+
+def with_extra(body: dict[str, Any], endpoint: Endpoint) -> dict[str, Any]:
+    """The body with the user's own fields over it; null takes a field out."""
+    return {name: value for name, value in (body | endpoint.extra_body).items() if value is not None}
 
 
 def first_choice(document: dict[str, Any], endpoint: Endpoint) -> dict[str, Any]:

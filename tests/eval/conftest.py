@@ -17,6 +17,15 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, list[Any]]:
+    """One whole evaluation on the stand-in engine: (folder, results, the models that were loaded)."""
+    from fake_run import evaluate
+
+    output = tmp_path_factory.mktemp("whole")
+    return (output, *evaluate(output))
+
+
 @dataclass
 class Served:
     """A server process of the test double."""

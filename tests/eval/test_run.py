@@ -18,13 +18,6 @@ from rewriter.errors import InputError
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    output = tmp_path_factory.mktemp("whole")
-    results, models = evaluate(output)
-    return output, results, models
-
-
 def without_times(results):
     return results.model_dump(exclude={"created"})
 

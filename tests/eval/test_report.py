@@ -1,0 +1,161 @@
+"""The report and the card's sections say what the results say, and need nothing from elsewhere."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from fake_run import PROMPTS
+
+from eval.assemble import update_card
+from eval.card import results_section, safety_section
+from eval.charts import null_histogram, round_share, sweep_chart, transition_diagram
+from eval.report import render_report
+from eval.results import CategoryScore, Example, ExampleAnswer, Interval, MtBench
+from eval.targets import BEHAVIORS
+from eval.transitions import transition_matrix
+from rewriter.errors import InputError
+
+VOID = {"meta", "br", "rect", "circle", "line", "path", "polyline"}
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that is closed out of turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.stack = []
+        self.words = []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        """Nothing is opened."""
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def parsed(html):
+    parser = Balanced()
+    parser.feed(html)
+    assert parser.stack == []
+    return " ".join(" ".join(parser.words).split())
+
+
+def with_mt_bench(results):
+    one = Interval(estimate=7.5, low=7.0, high=8.0, num_clusters=10)
+    row = CategoryScore(category="math", num_questions=10, before=one, after=one, difference=one, paper=(9.35, 9.45))
+    bench = MtBench(
+        judge="judge",
+        arm="variant",
+        question_source={},
+        judge_prompt_source={},
+        num_questions=10,
+        categories=[row],
+        overall=row.model_copy(update={"category": "all", "paper": None}),
+        turns={},
+        unrated=["question 3 turn 1 of base"],
+    )
+    return results.model_copy(update={"mt_bench": bench})
+
+
+def test_the_report_needs_nothing_from_elsewhere(finished):
+    _, results, _ = finished
+    html = render_report(results)
+    without_namespace = html.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert not re.search(r"(src|href|url)\s*[=(]|https?://|@import|<script", without_namespace)
+
+
+def test_the_report_says_what_the_results_say(finished):
+    _, results, _ = finished
+    words = parsed(render_report(with_mt_bench(results)))
+    moved = results.primary_comparison().moved.rate
+    assert f"{moved.count} of {moved.total}" in words
+    assert "19 sets matched by layer and activation frequency" in words
+    assert "for reference only" in words and "about 40 %" in words
+    assert "9.35 / 9.45" in words and "Unrated: question 3 turn 1 of base" in words
+    assert all(name in words for name in ("reroute", "drop-renorm", "harm, harmful", "KL(row ‖ column)"))
+    assert PROMPTS[0].text in words
+
+
+def test_what_a_model_wrote_is_escaped(finished):
+    _, results, _ = finished
+    nasty = "</pre><script>alert(1)</script> & <b>"
+    answer = ExampleAnswer(arm="base", label="REFUSED", text=nasty, finish_reason="stop")
+    example = Example(prompt_id="x", prompt=nasty, answers=[answer], why="left REFUSED")
+    html = render_report(results.model_copy(update={"examples": [example]}))
+    assert "<script>" not in html
+    assert "alert(1)" in parsed(html)
+
+
+def test_bands_have_the_width_of_their_counts():
+    before = ["REFUSED"] * 60 + ["ALIGNED"] * 40
+    after = ["REFUSED"] * 15 + ["ALIGNED"] * 45 + ["ALIGNED"] * 40
+    svg = transition_diagram(transition_matrix("behavior", BEHAVIORS, before, after), "base", "variant")
+    titles = re.findall(r"<title>(\w+ -&gt; \w+: [^<]+)</title>", svg)
+    assert titles == [
+        "REFUSED -&gt; REFUSED: 15 of 60 (25.0 %)",
+        "REFUSED -&gt; ALIGNED: 45 of 60 (75.0 %)",
+        "ALIGNED -&gt; ALIGNED: 40 of 40 (100.0 %)",
+    ]
+    # Left edge of each band: from the first corner's height to the last one's.
+    edges = re.findall(
+        r'd="M[\d.]+,([\d.]+) .* L[\d.]+,[\d.]+ C\S+ \S+ [\d.]+,([\d.]+) Z"', svg.replace("<path", "\n<path")
+    )
+    widths = [float(low) - float(high) for high, low in edges]
+    assert widths[1] / widths[0] == pytest.approx(3, rel=0.01)
+    assert transition_diagram(transition_matrix("behavior", BEHAVIORS, [], []), "a", "b") == ""
+
+
+def test_every_set_is_in_the_histogram(finished):
+    _, results, _ = finished
+    counts = [int(n) for n in re.findall(r": (\d+) sets</title>", null_histogram(results.controls[0]))]
+    assert sum(counts) == 19
+
+
+def test_the_sweep_has_the_gain_and_both_costs(finished):
+    _, results, _ = finished
+    svg = sweep_chart(results.sweep, "REFUSED -> answered")
+    assert "cost: other answers changed" in svg and "cost: KL per token" in svg
+    assert svg.count("<circle") == 3 and svg.count("<rect") == 6
+
+
+@pytest.mark.parametrize(("highest", "end"), [(0.03, 0.05), (0.05, 0.05), (0.83, 1.0), (0.8, 0.8), (1.0, 1.0)])
+def test_axes_end_at_round_shares(highest, end):
+    assert round_share(highest) == end
+
+
+def test_the_card_takes_the_sections_up_and_keeps_the_rest(finished, tmp_path):
+    _, results, _ = finished
+    card = tmp_path / "README.md"
+    card.write_text(
+        "---\nlicense: mit\n---\n# Mine\n\n<!-- mote-eval:start -->\nstale words\n<!-- mote-eval:end -->\n\nMy own words.\n"
+    )
+    update_card(tmp_path, results)
+    text = card.read_text()
+    assert text.startswith("---\nlicense: mit\n---\n# Mine\n")
+    assert "My own words." in text and "stale words" not in text
+    moved = results.primary_comparison().moved.rate
+    assert f"| REFUSED -> answered | {moved.count} of {moved.total}" in text
+    assert "harmful, should be refused" in text
+    update_card(tmp_path, results)
+    assert card.read_text() == text
+
+
+def test_a_folder_without_a_card_is_refused(finished, tmp_path):
+    _, results, _ = finished
+    with pytest.raises(InputError, match="expected the model card of a variant"):
+        update_card(tmp_path, results)
+
+
+def test_sections_are_tables(finished):
+    _, results, _ = finished
+    for section in (results_section(with_mt_bench(results)), safety_section(results)):
+        rows = [line for line in section.splitlines() if line.startswith("|")]
+        assert len({row.count("|") for row in rows}) == 1

@@ -1,0 +1,152 @@
+"""Two real vLLM servers, base and variant, compared over HTTP; and their answers beside those of a live engine."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+from conftest import free_port
+from tiny_models import build_tiny_r1
+
+from eval.cli import main
+from eval.results import Results
+
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+
+EXPERTS = [(layer, expert) for layer in (1, 2, 3) for expert in (3, 5, 9, 14)]
+# Imports alone take minutes on a machine that is busy.
+START_SECONDS = 900
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    from rewriter.checkpoint import Checkpoint
+    from rewriter.emit import emit
+    from rewriter.expert_set import ExpertSet
+    from rewriter.plan import EditOptions, make_plan
+
+    folder = tmp_path_factory.mktemp("served")
+    base = build_tiny_r1(folder / "base", moe_intermediate_size=512)
+    document = {
+        "schema": "mote.expert-set/1",
+        "layer_index": "model",
+        "behavior": "ALIGNED",
+        "experts": [{"layer": layer, "expert": expert} for layer, expert in EXPERTS],
+    }
+    (folder / "set.json").write_text(json.dumps(document))
+    plan = make_plan(Checkpoint.open(base), ExpertSet.load(folder / "set.json"), None, EditOptions(semantics="reroute"))
+    emit(plan, base, folder / "variant")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def servers(models):
+    """URLs of the base and the variant, served at the same time by unmodified vLLM."""
+    processes, urls = [], []
+    for name in ("base", "variant"):
+        port = free_port()
+        command = [
+            # What `vllm serve` runs; the command itself looks for a package called vllm, which the CPU build is not.
+            *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", models / name, "--port", port),
+            *(
+                "--host",
+                "127.0.0.1",
+                "--dtype",
+                "float32",
+                "--served-model-name",
+                name,
+                "--max-model-len",
+                256,
+                "--max-num-seqs",
+                8,
+                "--enforce-eager",
+            ),
+        ]
+        environment = os.environ | {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "OMP_NUM_THREADS": "1",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
+        log = (models / f"{name}.log").open("w")
+        processes.append(
+            subprocess.Popen(
+                list(map(str, command)),
+                stdout=log,
+                stderr=log,
+                env=environment,
+            )
+        )
+        urls.append(f"http://127.0.0.1:{port}")
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        for url, process in zip(urls, processes, strict=True):
+            while not healthy(url):
+                assert process.poll() is None and time.monotonic() < deadline, f"{url} did not start"
+                time.sleep(1)
+        yield urls
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(60)
+
+
+def healthy(url):
+    try:
+        return httpx.get(f"{url}/health", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def mote_eval(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["mote-eval", *map(str, arguments)])
+    main()
+
+
+def texts(folder, arm):
+    lines = (folder / "transcripts.jsonl").read_text().splitlines()
+    return {line["prompt_id"]: line["answers"][arm]["text"] for line in map(json.loads, lines)}
+
+
+def test_base_and_variant_over_http(models, servers, monkeypatch, capsys, tmp_path):
+    common = (
+        "--model",
+        models / "base",
+        "--suppress",
+        models / "set.json",
+        "--prompts",
+        "what-happened:listed",
+        "--limit",
+        12,
+    )
+    common = (*common, "--max-tokens", 24, "--label-cut")
+    base, variant = servers
+    mote_eval(monkeypatch, *common, "--base-url", base, "--tuned-url", variant, "-o", tmp_path / "http")
+    assert "ALIGNED -> other" in capsys.readouterr().out
+    results = Results.load(tmp_path / "http" / "results.json")
+    assert not results.missing
+    assert results.subject["models"] == {"None": "base", "tuned": "variant"}
+    assert sum(map(sum, results.primary_comparison().matrix.counts)) == 12
+    assert results.repeat_flips.count == 0
+    over_http = texts(tmp_path / "http", "variant")
+    assert over_http != texts(tmp_path / "http", "base")
+    quick = ("--controls", 0, "--neutral-limit", 1, "--kl-tokens", 1, "--engine-argument", "max_model_len=256")
+    quick = (*quick, "--engine-argument", "dtype=float32")
+    mote_eval(monkeypatch, *common, *quick, "--semantics", "reroute", "-o", tmp_path / "live")
+    # The same requests to a live edit in one engine and to a server of the rewritten checkpoint.
+    assert over_http == texts(tmp_path / "live", "variant")
+    assert texts(tmp_path / "http", "base") == texts(tmp_path / "live", "base")
+
+
+def test_a_server_that_is_stopped_midway_is_named(models, servers, monkeypatch, capsys, tmp_path):
+    base, _ = servers
+    with pytest.raises(SystemExit):
+        mote_eval(
+            monkeypatch, "--model", models / "base", "--prompts", "what-happened:listed", "--limit", 4, "--max-tokens", 8,
+            "--base-url", base, "--tuned-url", f"http://127.0.0.1:{free_port()}", "--attempts", 2, "-o", tmp_path,
+        )  # fmt: skip
+    assert "cannot be reached" in capsys.readouterr().err
