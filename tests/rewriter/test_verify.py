@@ -249,6 +249,9 @@ def test_runtimes_that_a_variant_is_not_safe_on(
         out = tmp_path / name.strip("-")
         assert mote_rewrite("--model", base, "--suppress", refusal, "-o", out, "--suppress-bias", name).code == 0
         rows = json.loads(mote_verify(out, "--base", base, "--json").stdout)["runtimes"]
-        verdicts[name] = {row["runtime"].split()[0]: row["verdict"] for row in rows}
-    assert verdicts["-inf"]["llama.cpp"] == "not safe" and verdicts["margin"]["llama.cpp"] == "safe"
-    assert verdicts["-inf"]["vLLM"] == verdicts["margin"]["vLLM"] == "safe"
+        verdicts[name] = {row["runtime"]: row["verdict"] for row in rows}
+    assert (
+        verdicts["-inf"]["llama.cpp (after conversion)"] == "not safe"
+        and verdicts["margin"]["llama.cpp (after conversion)"] == "safe"
+    )
+    assert verdicts["-inf"]["vLLM (CPU build)"] == verdicts["margin"]["vLLM (CUDA)"] == "safe"
