@@ -15,6 +15,7 @@ def byte_progress(total_bytes: int, description: str = "shards") -> Iterator[Pro
 
     with tqdm(
         total=total_bytes,
+        disable=None,  # only on a terminal: elsewhere its lines would mix with the sentences that scripts read
         unit="B",
         unit_scale=True,
         unit_divisor=1024,
