@@ -97,8 +97,6 @@ def rewrite(
     Only the tensors in the plan change; the base is never opened for writing. The variant is served by stock runtimes.
     """
     from rewriter.progress import byte_progress
-    from rewriter.push_cli import check_can_ask, push_variant
-    from rewriter.push_prepare import PushRequest
     from rewriter.rewrite import RewriteRequest, execute, prepare
 
     request = RewriteRequest(
@@ -124,12 +122,17 @@ def rewrite(
         _print_plan(prepared.plan, prepared.preview(), prepared.base, prepared.target, as_json)
         return
     if push_to_hub is not None:
+        from rewriter.push_cli import check_can_ask
+
         check_can_ask(yes)
     result = execute(prepared, progress=byte_progress)
     if push_to_hub is None or not as_json:
         _print_result(result, prepared.plan, as_json)
     if push_to_hub is None:
         return
+    from rewriter.push_cli import push_variant
+    from rewriter.push_prepare import PushRequest
+
     outcome = push_variant(PushRequest(prepared.target, push_to_hub, private=private), None, yes=yes)
     if as_json:
         print(json.dumps({**result.to_json(), "push": outcome.to_json()}, indent=2, ensure_ascii=False))
