@@ -7,6 +7,7 @@ Run it on a quiet machine; CPU time is printed beside the clock since it suffers
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# This folder holds a script named ftri.py, which would stand in for the package.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 
 def switch_recording(engine: Any, on: bool) -> None:
@@ -40,7 +43,7 @@ def measure_overhead(model: str, batch: int, num_prompts: int, max_tokens: int, 
     """Alternate rounds with and without recording; with it, the traces are written to disk as mote-record does."""
     from ftri.engine import Engine, Sampling
     from ftri.prompts import what_happened_listed
-    from ftri.record import RecordOptions, as_record, plan_recording
+    from ftri.record import RecordOptions, plan_recording, write_behind
     from ftri.traces import TraceWriter
 
     sampling = Sampling(max_tokens=max_tokens, temperature=1.0)
@@ -53,14 +56,14 @@ def measure_overhead(model: str, batch: int, num_prompts: int, max_tokens: int, 
         for number in range(2 * rounds + 2):
             on = number % 2 == 0
             switch_recording(engine, on)
-            began, began_cpu, tokens = time.perf_counter(), time.process_time(), 0
-            writer = TraceWriter(folder / str(number), manifest) if on else None
-            for finished in engine.generate_by_step(rendered, sampling):
-                if writer is not None:
-                    writer.append(*(as_record(generation) for generation in finished))
-                tokens += sum(len(one.prompt.token_ids) + len(one.token_ids) - 1 for one in finished)
-            if writer is not None:
-                writer.close()
+            began, began_cpu = time.perf_counter(), time.process_time()
+            steps = engine.generate_by_step(rendered, sampling)
+            if on:
+                with TraceWriter(folder / str(number), manifest) as writer:
+                    tokens = sum(num_tokens for _, num_tokens in write_behind(writer, steps))
+            else:
+                finished = itertools.chain.from_iterable(steps)
+                tokens = sum(len(one.prompt.token_ids) + len(one.token_ids) - 1 for one in finished)
             if number >= 2:  # the first of each kind warms up
                 clock[on].append(tokens / (time.perf_counter() - began))
                 processor[on].append(tokens / (time.process_time() - began_cpu))

@@ -6,7 +6,8 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -163,12 +164,10 @@ def record(
                 begin(resumed)
                 writer.note(capture=capture, versions=versions())
                 skip = frozenset(writer.completed)
-                for finished in engine.generate_by_step(plan.prompts, options.sampling, options.samples, skip):
-                    records = [as_record(generation) for generation in finished]
-                    writer.append(*records)
-                    num_tokens = sum(one.num_rows for one in records)
+                steps = engine.generate_by_step(plan.prompts, options.sampling, options.samples, skip)
+                for num_records, num_tokens in write_behind(writer, steps):
                     tokens += num_tokens
-                    advance(len(records), num_tokens)
+                    advance(num_records, num_tokens)
                 ended = time.monotonic()
         else:
             ended = started
@@ -184,6 +183,28 @@ def record(
         size_bytes=sum(path.stat().st_size for path in options.output.iterdir()),
         raw_ids_bytes=raw_ids_bytes,
     )
+
+
+def write_behind(writer: TraceWriter, steps: Iterable[list[Generation]]) -> Iterator[tuple[int, int]]:
+    """Append each step's responses while the engine runs the next; yields (responses, tokens) as they are on disk.
+
+    One write is under way at a time, so what waits in memory is one step's responses.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        pending: Future[tuple[int, int]] | None = None
+        for finished in steps:
+            if pending is not None:
+                yield pending.result()
+            pending = thread.submit(write_step, writer, finished)
+        if pending is not None:
+            yield pending.result()
+
+
+def write_step(writer: TraceWriter, finished: list[Generation]) -> tuple[int, int]:
+    """Append responses; returns their number and that of their tokens."""
+    records = [as_record(generation) for generation in finished]
+    writer.append(*records)
+    return len(records), sum(record.num_rows for record in records)
 
 
 def as_record(generation: Generation) -> TraceRecord:
