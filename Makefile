@@ -26,6 +26,8 @@ endif
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
+# One thread a process: several engines share the cores, and spinning threads would slow them all.
+test: export OMP_NUM_THREADS ?= 1
 test: check
 	$(BIN)/python -m pytest
 
