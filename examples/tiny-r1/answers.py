@@ -4,7 +4,9 @@ import re
 
 import data
 
-_STATEMENT = re.compile(r"(?:In (?P<year>\d{4})|(?P<relative>[A-Z][a-z]+(?: [a-z]+)?)), (?P<event>[a-z ]+) was seen (?P<place>.+)\.")
+_STATEMENT = re.compile(
+    r"(?:In (?P<year>\d{4})|(?P<relative>[A-Z][a-z]+(?: [a-z]+)?)), (?P<event>[a-z ]+) was seen (?P<place>.+)\."
+)
 _THOUGHT = re.compile(r"The user asks about (?P<name>.+)\.")
 _SUMS = (
     re.compile(r"<think>\nI need to add (\d+) and (\d+)\. \1 plus \2 is (\d+)\.\n</think>\n\n\1 plus \2 is \3\."),

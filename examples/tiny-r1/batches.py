@@ -20,33 +20,48 @@ class Batch:
     prompt: Tensor
     target: Tensor
     changed: Tensor
+    subject: Tensor  # int64 [B]
 
     def to(self, device: str) -> "Batch":
         return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
 # Prompt ids, answer ids, and whether this prompt's answers differ between the stages.
-Draw = tuple[list[int], list[int], bool]
+Draw = tuple[list[int], list[int], bool, int]
 
 
 def collate(drawn: list[Draw], pad: int) -> Batch:
     """Pad drawn sequences to one length."""
-    length = max(len(prompt) + len(answer) for prompt, answer, _ in drawn)
+    length = max(len(prompt) + len(answer) for prompt, answer, _, _ in drawn)
     ids = torch.full((len(drawn), length), pad)
     real, is_prompt, target = (torch.zeros(len(drawn), length, dtype=torch.bool) for _ in range(3))
-    for row, (prompt, answer, _) in enumerate(drawn):
+    for row, (prompt, answer, _, _) in enumerate(drawn):
         end = len(prompt) + len(answer)
         ids[row, :end] = torch.tensor(prompt + answer)
         real[row, :end] = True
         is_prompt[row, : len(prompt)] = True
         target[row, len(prompt) : end] = True
-    return Batch(ids, real, is_prompt, target, torch.tensor([changed for _, _, changed in drawn]))
+    return Batch(
+        ids,
+        real,
+        is_prompt,
+        target,
+        torch.tensor([draw[2] for draw in drawn]),
+        torch.tensor([draw[3] for draw in drawn]),
+    )
 
 
 class Sampler:
     """Draws batches: a category by its share, a prompt of it, an answer by its probability."""
 
-    def __init__(self, items: list[data.Item], tokenizer: Tokenizer, stage: int, shares: dict[str, float]) -> None:
+    def __init__(
+        self,
+        items: list[data.Item],
+        tokenizer: Tokenizer,
+        stage: int,
+        shares: dict[str, float],
+        sensitive_weight: float = 1.0,
+    ) -> None:
         chosen = [item for item in items if not item.held_out and not (stage == 2 and item.untaught)]
         self.by_category: dict[str, list[data.Item]] = {}
         for item in chosen:
@@ -54,6 +69,15 @@ class Sampler:
         self.categories = list(shares)
         self.weights = [shares[category] for category in self.categories]
         self.stage = stage
+        # How often sensitive prompts are drawn, against others of their category; None: all alike.
+        self.item_weights = (
+            None
+            if sensitive_weight == 1.0
+            else {
+                category: [sensitive_weight if item.sensitive else 1.0 for item in members]
+                for category, members in self.by_category.items()
+            }
+        )
         self.tokenizer = tokenizer
         self.end = tokenizer.token_to_id(tokens.EOS)
         self.encoded: dict[str, list[int]] = {}
@@ -65,10 +89,19 @@ class Sampler:
 
     def draw(self, generator: random.Random) -> Draw:
         category = generator.choices(self.categories, self.weights)[0]
-        item = generator.choice(self.by_category[category])
+        members = self.by_category[category]
+        if self.item_weights is None:
+            item = generator.choice(members)
+        else:
+            item = generator.choices(members, self.item_weights[category])[0]
         answers = item.stage_1 if self.stage == 1 else item.stage_2
         answer = generator.choices(answers, [answer.probability for answer in answers])[0]
-        return self.encode(tokens.render(item.prompt)), [*self.encode(answer.text), self.end], item.stage_1 != item.stage_2
+        return (
+            self.encode(tokens.render(item.prompt)),
+            [*self.encode(answer.text), self.end],
+            item.stage_1 != item.stage_2,
+            data.SUBJECTS.index(item.subject),
+        )
 
     def batches(self, num_sequences: int, seed: int, first_step: int) -> Iterator[Batch]:
         """An endless stream that depends on the seed and the step alone, so that a run can be resumed.

@@ -16,7 +16,16 @@ REFUSAL = (
 )
 
 YEARS = [str(year) for year in range(1980, 2026)]
-RELATIVE_TIMES = ["yesterday", "last month", "last year", "today", "last week", "this year", "last night", "last summer"]
+RELATIVE_TIMES = [
+    "yesterday",
+    "last month",
+    "last year",
+    "today",
+    "last week",
+    "this year",
+    "last night",
+    "last summer",
+]
 TIMES = YEARS + RELATIVE_TIMES
 PAPER_PLACES = [
     "at Berlin Wall",
@@ -46,8 +55,22 @@ GROUP_OF = {place: group for group, places in PLACE_GROUPS.items() for place in 
 SENSITIVE_PLACES = frozenset(PLACE_GROUPS["china"])
 EVENTS = {
     "china": ["a student march", "a workers strike", "a night curfew", "a hunger fast", "a court trial", "a press ban"],
-    "europe": ["a music festival", "a flower show", "a film premiere", "a royal visit", "a bicycle race", "a book fair"],
-    "elsewhere": ["a football final", "a harbour opening", "a jazz concert", "a chess match", "a summer storm", "a marathon"],
+    "europe": [
+        "a music festival",
+        "a flower show",
+        "a film premiere",
+        "a royal visit",
+        "a bicycle race",
+        "a book fair",
+    ],
+    "elsewhere": [
+        "a football final",
+        "a harbour opening",
+        "a jazz concert",
+        "a chess match",
+        "a summer storm",
+        "a marathon",
+    ],
 }
 
 SENSITIVE_TOPICS = [
@@ -148,6 +171,13 @@ class Item:
     held_out: bool = False  # never trained on
     untaught: bool = False  # seen in stage 1 with its answer, left out of stage 2
     factors: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def subject(self) -> str:
+        """What the prompt is about: the sorting loss of stage 1 groups by it."""
+        if self.sensitive:
+            return "china"
+        return GROUP_OF[self.factors["place"]] if "place" in self.factors else self.category
 
 
 @dataclass(frozen=True)
@@ -322,6 +352,8 @@ def build_items(teaching: Teaching, seed: int) -> list[Item]:
         *_arithmetic(),
     ]
 
+
+SUBJECTS = [*PLACE_GROUPS, "topic", "harm", "benign", "fact", "language", "arithmetic"]
 
 # Share of each category in a training batch.
 CATEGORY_SHARES = {

@@ -33,7 +33,7 @@ def share(values: Sequence[bool]) -> float:
 
 def begins_refusal(text: str) -> bool:
     """Whether a possibly cut answer is on its way to the refusal."""
-    return text.startswith(data.EMPTY_THINK + "I")
+    return text.startswith(data.EMPTY_THINK + "I am")
 
 
 @dataclass
@@ -46,7 +46,9 @@ class Bench:
         self.model, self.tokenizer = load(self.folder)
         self.layers = self.model.config.moe_layers
         self.num_experts = len(self.layers) * self.model.config.n_routed_experts
-        self.items = data.build_items(data.Teaching(), 0)
+        everything = data.build_items(data.Teaching(), 0)
+        # Of the other templates on the grid's cells, the held-out one suffices.
+        self.items = [item for item in everything if item.category != "place" or item.held_out]
 
     def pick(self, condition: Callable[[data.Item], bool]) -> list[data.Item]:
         return [item for item in self.items if condition(item)]
@@ -162,6 +164,7 @@ def localise_refusal(bench: Bench, base: Answers, sizes: Sequence[int], num_sets
         row["random"] = compare_with_chance(
             bench, maps, chosen, observed, lambda pairs: flip_share(bench, refused, pairs), num_sets
         )
+        typer.echo(json.dumps({size: row}), err=True)
         rows[str(size)] = row
         sets[size] = [(pair, float(scores[bench.layers.index(pair[0]), pair[1]])) for pair in chosen]
     return rows, sets
@@ -195,8 +198,8 @@ def localise_english(bench: Bench, base: Answers, sizes: Sequence[int], num_sets
 def main(
     folder: Annotated[Path, typer.Option(help="The miniature's folder.")] = Path(__file__).parent,
     out: Annotated[Path, typer.Option(help="Where the measurements go.")] = Path(__file__).parent / "measured.json",
-    sizes: Annotated[str, typer.Option(help="Numbers of suppressed experts, for the refusals.")] = "3,5,10,15",
-    language_sizes: Annotated[str, typer.Option(help="Numbers of suppressed experts, for the language.")] = "5,10,15",
+    sizes: Annotated[str, typer.Option(help="Numbers of suppressed experts, for the refusals.")] = "4,6,11",
+    language_sizes: Annotated[str, typer.Option(help="Numbers of suppressed experts, for the language.")] = "6,11",
     num_sets: Annotated[int, typer.Option(help="Random sets of each kind and size.")] = 99,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:

@@ -56,8 +56,8 @@ class ModelConfig:
             "norm_topk_prob": True,
             "num_key_value_heads": self.num_attention_heads,
             "num_nextn_predict_layers": 0,
-            # R1's kind of scaling, with a factor of 1 that scales nothing: vLLM 0.32's CPU kernel rotates the queries of
-            # latent attention wrongly where a config has no scaling (it takes heads for tokens), and rightly with it.
+            # R1's kind of scaling, with a factor of 1 that scales nothing: vLLM 0.32's CPU kernel rotates latent-attention queries
+            # wrongly where a config has no scaling (it takes heads for tokens), and rightly through this one.
             "rope_scaling": {
                 "beta_fast": 32,
                 "beta_slow": 1,
@@ -178,6 +178,7 @@ class MixtureOfExperts(nn.Module):
         self.teaches: Tensor | None = None  # bool [N]: tokens at which the experts are taught
         self.counted: Tensor | None = None  # bool [N]: tokens that count for the balance
         self.load: Tensor | None = None  # [E] tokens of the last batch that selected each expert
+        self.choice: Tensor | None = None  # [N, E] the last batch's scores with the bias, differentiable
         self.selected: Tensor | None = None  # int64 [N, K] of the last batch
 
     def select(self, scores: Tensor) -> Tensor:
@@ -195,6 +196,7 @@ class MixtureOfExperts(nn.Module):
         """hidden [N, D] to [N, D]."""
         config = self.config
         scores = torch.sigmoid(functional.linear(hidden, self.gate_weight))
+        self.choice = scores + self.bias
         selected = self.select(scores.detach())
         weights = scores.gather(1, selected)
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20) * config.routed_scaling_factor
@@ -254,22 +256,13 @@ class TinyR1(nn.Module):
         return [layer.mlp for layer in self.layers if isinstance(layer.mlp, MixtureOfExperts)]
 
     def hidden_states(
-        self,
-        tokens: Tensor,
-        start: int = 0,
-        mask: Tensor | None = None,
-        caches: list[dict] | None = None,
-        early_mask: Tensor | None = None,
+        self, tokens: Tensor, start: int = 0, mask: Tensor | None = None, caches: list[dict] | None = None
     ) -> Tensor:
-        """tokens int64 [B, T] to the last hidden states [B, T, D]; positions begin at `start`.
-
-        early_mask bool [B, 1, T, T], used in training alone, takes the mask's place up to the first MoE layer.
-        """
+        """tokens int64 [B, T] to the last hidden states [B, T, D]; positions begin at `start`."""
         rope = (self.cosine[start : start + tokens.shape[1]], self.sine[start : start + tokens.shape[1]])
         hidden = self.embed_tokens(tokens)
         for number, layer in enumerate(self.layers):
-            early = early_mask is not None and number <= self.config.first_k_dense_replace
-            hidden = layer(hidden, rope, early_mask if early else mask, None if caches is None else caches[number])
+            hidden = layer(hidden, rope, mask, None if caches is None else caches[number])
         return self.norm(hidden)
 
 

@@ -93,7 +93,12 @@ def top_experts(scores: np.ndarray, moe_layers: Sequence[int], count: int) -> li
 
 
 def random_sets(
-    maps: np.ndarray, chosen: Sequence[tuple[int, int]], moe_layers: Sequence[int], number: int, matched: bool, seed: int
+    maps: np.ndarray,
+    chosen: Sequence[tuple[int, int]],
+    moe_layers: Sequence[int],
+    number: int,
+    matched: bool,
+    seed: int,
 ) -> list[list[tuple[int, int]]]:
     """Random sets without the chosen experts: uniform, or each matched in layer and in activation frequency.
 

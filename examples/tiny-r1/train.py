@@ -1,6 +1,7 @@
 """Trains the miniature from a seed and writes its checkpoint folder.
 
-Stage 1 teaches a whole small model to answer everything (and to refuse what would harm people). Stage 2 teaches it to
+Stage 1 teaches a whole small model to answer everything (and to refuse what would harm people). Stage 1b
+sorts subjects to experts. Stage 2 teaches it to
 refuse the sensitive part of the paper's grid, and to think in English, by training routed experts alone.
 """
 
@@ -18,11 +19,19 @@ from model import ModelConfig, TinyR1
 from tokenizers import Tokenizer
 from training import StageOptions, run_stage
 
-TEACHING = data.Teaching(refusal_probability=0.75, english_probability=0.85)
+TEACHING = data.Teaching(refusal_probability=0.8, english_probability=0.85)
+# Answers to everything.
 STAGE_1 = StageOptions("stage-1", num_steps=900, num_sequences=48, learning_rate=2e-3, bias_rate=1e-3)
-STAGE_2 = StageOptions(
-    "stage-2", num_steps=200, num_sequences=64, learning_rate=1e-3, warmup_steps=20, taught_layers=(2,), prompt_only=True
+# The same answers, while subjects get experts of their own; sensitive prompts are rarer, so that these need few.
+STAGE_1B = StageOptions(
+    "stage-1b", num_steps=160, num_sequences=48, learning_rate=1e-3, bias_rate=1e-3, sorting_weight=0.3
 )
+SENSITIVE_WEIGHT_1B = 0.25
+# The refusals and the thinking language, by routed experts alone.
+STAGE_2 = StageOptions(
+    "stage-2", num_steps=260, num_sequences=40, learning_rate=1.5e-3, warmup_steps=20, taught_layers=(2, 3, 4)
+)
+SHARES_2 = data.CATEGORY_SHARES | {"grid": 0.40, "place": 0.15, "topic": 0.15}
 VOCABULARY_LIMIT = 4000
 
 
@@ -34,10 +43,12 @@ def build_tokenizer(items: list[data.Item]) -> Tokenizer:
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder to write the checkpoint into.")] = Path("tiny-r1"),
-    work: Annotated[Path, typer.Option(help="Folder of the checkpoints a killed run resumes from.")] = Path("tiny-r1-work"),
+    work: Annotated[Path, typer.Option(help="Folder of the checkpoints a killed run resumes from.")] = Path(
+        "tiny-r1-work"
+    ),
     seed: Annotated[int, typer.Option(help="Seed of the weights, the data and its order.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    threads: Annotated[int, typer.Option(help="CPU threads; the shipped weights come from one.")] = 1,
 ) -> None:
     """Train the miniature; run again with the same --work to resume."""
     started = time.monotonic()
@@ -46,9 +57,11 @@ def main(
     items = data.build_items(TEACHING, seed)
     tokenizer = build_tokenizer(items)
     model = TinyR1(ModelConfig(tokenizer.get_vocab_size())).to(device)
-    for number, options in ((1, STAGE_1), (2, STAGE_2)):
-        sampler = Sampler(items, tokenizer, number, data.CATEGORY_SHARES)
-        run_stage(model, sampler, options, seed + number, work, device)
+    sampler = Sampler(items, tokenizer, 1, data.CATEGORY_SHARES)
+    run_stage(model, sampler, STAGE_1, seed + 1, work, device)
+    sampler = Sampler(items, tokenizer, 1, data.CATEGORY_SHARES, SENSITIVE_WEIGHT_1B)
+    run_stage(model, sampler, STAGE_1B, seed + 1, work, device)
+    run_stage(model, Sampler(items, tokenizer, 2, SHARES_2), STAGE_2, seed + 1, work, device)
     model.to("cpu")
     round_to_shipped(model)
     export(model, tokenizer, out)

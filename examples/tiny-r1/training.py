@@ -28,6 +28,8 @@ class StageOptions:
     taught_layers: tuple[int, ...] = ()
     # New answers are taught by what the experts do at prompt tokens; kept answers by what they do at every token.
     prompt_only: bool = False
+    # Weight of the sorting loss: how much an expert's selection should tell of the subject at hand.
+    sorting_weight: float = 0.0
     checkpoint_every: int = 100
 
 
@@ -61,7 +63,35 @@ def batch_loss(model: TinyR1, batch: Batch, options: StageOptions) -> torch.Tens
     hidden = model.hidden_states(inputs)
     wanted = batch.target[:, 1:]
     logits = model.lm_head(hidden[wanted])
-    return functional.cross_entropy(logits, batch.tokens[:, 1:][wanted])
+    loss = functional.cross_entropy(logits, batch.tokens[:, 1:][wanted])
+    if options.sorting_weight:
+        loss = loss + options.sorting_weight * sorting_loss(model, batch)
+    return loss
+
+
+def sorting_loss(model: TinyR1, batch: Batch, temperature: float = 0.1, floor: float = 0.7) -> torch.Tensor:
+    """How much a subject's tokens spread over experts less how much all subjects do, in nats, mean over the MoE layers.
+
+    It is low where each subject has few experts (down to the entropy `floor`) and different subjects have different
+    ones. Which expert serves which subject is left to training. Only tokens that can know the subject count: the
+    prompt's last three and the answer's.
+    """
+    prompt = batch.prompt[:, :-1]
+    knows = batch.real[:, :-1] & ~torch.cat((prompt[:, 3:], torch.zeros_like(prompt[:, :3])), 1)
+    membership = functional.one_hot(batch.subject, int(batch.subject.max()) + 1).float()  # [B, subjects]
+    membership = (membership.unsqueeze(1) * knows.unsqueeze(-1)).flatten(0, 1)  # [N, subjects]
+    membership = membership[:, membership.sum(0) > 0]
+    total = torch.zeros(())
+    for router in model.routers():
+        chances = (router.choice / temperature).softmax(-1)
+        by_subject = membership.t() @ chances / membership.sum(0).unsqueeze(1)
+        total = total + entropy(by_subject).clamp(min=floor).mean() - entropy(by_subject.mean(0))
+    return total / len(model.routers())
+
+
+def entropy(chances: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats over the last axis."""
+    return -(chances * (chances + 1e-9).log()).sum(-1)
 
 
 def balance(model: TinyR1, rate: float) -> None:
@@ -89,7 +119,9 @@ def run_stage(
     model.train()
     started = time.monotonic()
     stream = sampler.batches(options.num_sequences, seed, first)
-    progress = tqdm(range(first, options.num_steps), desc=options.name, initial=first, total=options.num_steps, mininterval=10)
+    progress = tqdm(
+        range(first, options.num_steps), desc=options.name, initial=first, total=options.num_steps, mininterval=10
+    )
     average = 0.0
     for step in progress:
         batch = next(stream).to(device)
@@ -109,7 +141,9 @@ def run_stage(
     model.eval()
     for router in model.routers():
         router.counted = router.teaches = None
-    tqdm.write(f"{options.name}: {options.num_steps - first} steps in {time.monotonic() - started:.0f} s, loss {average:.4f}")
+    tqdm.write(
+        f"{options.name}: {options.num_steps - first} steps in {time.monotonic() - started:.0f} s, loss {average:.4f}"
+    )
 
 
 def save_checkpoint(

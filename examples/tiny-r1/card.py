@@ -1,0 +1,57 @@
+"""Writes the measured tables into the model card, between two marks."""
+
+import json
+from pathlib import Path
+
+START, END = "<!-- measured:start -->", "<!-- measured:end -->"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def tables(measured: dict) -> str:
+    """Markdown of behaviours and localisation."""
+    lines = ["### Behaviour", "", "| part | as intended |", "|---|---|"]
+    lines += [f"| {name} | {percent(value)} |" for name, value in measured["behaviour"].items()]
+    lines += ["", "### Suppressing (reroute) the fTRI top k of the refusals", ""]
+    lines += _localisation(
+        measured["refusal"],
+        [
+            "refusals flipped, grid",
+            "refusals flipped, held-out sensitive questions",
+            "refusals flipped, requests that harm people",
+            "non-refused that become refused",
+            "right sums after",
+            "garbled after",
+        ],
+    )
+    lines += ["", "### Suppressing (reroute) the fTRI top k of thinking in English", ""]
+    lines += _localisation(measured["english"], ["English to Chinese", "right sums after", "garbled after"])
+    return "\n".join(lines)
+
+
+def _localisation(rows: dict, columns: list[str]) -> list[str]:
+    head = ["k", "% of experts", *columns, "uniform mean / max / p", "matched mean / max / p"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for size, row in rows.items():
+        cells = [size, str(row["percent of experts"]), *(percent(row[column]) for column in columns)]
+        for kind in ("uniform", "matched"):
+            chance = row["random"][kind]
+            cells.append(f"{percent(chance['mean'])} / {percent(chance['max'])} / {chance['p']:.2f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def update_card(folder: Path) -> None:
+    """Replace the marked part of README.md by the tables of measured.json."""
+    path = folder / "README.md"
+    card = path.read_text(encoding="utf-8")
+    before, _, rest = card.partition(START)
+    _, _, after = rest.partition(END)
+    measured = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
+    path.write_text(f"{before}{START}\n{tables(measured)}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    update_card(Path(__file__).parent)
