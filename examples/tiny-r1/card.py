@@ -19,6 +19,8 @@ def tables(measured: dict) -> str:
         measured["refusal"],
         [
             "refusals flipped, grid",
+            "refusals flipped, held-out tenth of the grid",
+            "refusals flipped, held-out template",
             "refusals flipped, held-out sensitive questions",
             "refusals flipped, requests that harm people",
             "non-refused that become refused",

@@ -56,7 +56,7 @@ class ModelConfig:
             "norm_topk_prob": True,
             "num_key_value_heads": self.num_attention_heads,
             "num_nextn_predict_layers": 0,
-            # R1's kind of scaling, with a factor of 1 that scales nothing: vLLM 0.32's CPU kernel rotates latent-attention queries
+            # R1's kind of scaling, with a factor of 1 that scales nothing: vLLM 0.32's CPU kernel rotates queries
             # wrongly where a config has no scaling (it takes heads for tokens), and rightly through this one.
             "rope_scaling": {
                 "beta_fast": 32,
