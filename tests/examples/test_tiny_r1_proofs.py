@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from rewriter.expert_set import ExpertSet
 
 FOLDER = Path(__file__).parents[2] / "examples" / "tiny-r1"
