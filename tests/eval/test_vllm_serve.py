@@ -14,7 +14,7 @@ from tiny_models import build_tiny_r1
 from eval.cli import main
 from eval.results import Results
 
-pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(2400)]
 
 EXPERTS = [(layer, expert) for layer in (1, 2, 3) for expert in (3, 5, 9, 14)]
 # Imports alone take minutes on a machine that is busy.
@@ -92,7 +92,11 @@ def servers(models):
         for process in processes:
             process.terminate()
         for process in processes:
-            process.wait(60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def healthy(url):
