@@ -305,6 +305,8 @@ def main() -> None:
     options = parser.parse_args()
     skip = set(options.skip.split(","))
     rows: list[Row] = bench_start(options.repeats)
+    if options.work:
+        options.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         work = Path(folder)
         if "replica" not in skip:

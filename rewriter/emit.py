@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -147,11 +148,19 @@ def _write_shards(
 ) -> None:
     """Put all shards into the folder, the edited ones patched."""
     methods: Counter[str] = Counter()
-    for shard in checkpoint.shards:
+    changed = plan.changed_shards
+
+    def write_edited(shard: str) -> LinkMethod:
         patches = [patch for patch in plan.patches if patch.shard == shard]
+        return _write_edited(checkpoint, base / shard, folder / shard, patches, plan.fingerprint, report)
+
+    # Two at a time: while one is being made durable, the next is read.
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        edited = dict(zip(changed, pool.map(write_edited, changed), strict=True))
+    for shard in checkpoint.shards:
         method: LinkMethod
-        if patches:
-            method = _write_edited(checkpoint, base / shard, folder / shard, patches, plan.fingerprint, report)
+        if shard in edited:
+            method = edited[shard]
             methods["edited" if method == "copy" else "edited, blocks shared"] += 1
         else:
             method = place_unchanged(base / shard, folder / shard, link, report)

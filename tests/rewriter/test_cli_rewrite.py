@@ -1,5 +1,6 @@
 """mote-rewrite's command line: options, output for people and scripts, dry runs, and what starting it costs."""
 
+import io
 import json
 import subprocess
 import sys
@@ -179,10 +180,22 @@ def test_bare_pairs_as_the_paper_prints_them(base: Path, tmp_path: Path, mote_re
     assert json.loads((out / "config.json").read_text())["mote"]["behavior"] == "pairs"
 
 
-def test_progress_bar_shows_only_when_it_takes_long(
+def test_progress_bar_shows_on_a_terminal_when_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with byte_progress(100) as report:
+        report(50)
+    assert terminal.getvalue() == ""
+    monkeypatch.setattr("rewriter.progress.DELAY_SECONDS", 0)
+    with byte_progress(100) as report:
+        report(50)
+    assert "shards" in terminal.getvalue()
+
+
+def test_no_progress_bar_off_a_terminal(
     base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "quick").stderr == ""
     monkeypatch.setattr("rewriter.progress.DELAY_SECONDS", 0)
     outcome = mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "slow", "--json")
-    assert "shards" in outcome.stderr and json.loads(outcome.stdout)["folder"].endswith("slow")
+    assert outcome.stderr == "" and json.loads(outcome.stdout)["folder"].endswith("slow")
