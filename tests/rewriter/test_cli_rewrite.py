@@ -10,6 +10,8 @@ import pytest
 from checkpoints import bias_name, build_checkpoint, read_tensors, tree_state, values_of, write_json, write_set
 from commands import Command
 
+from rewriter.progress import byte_progress
+
 HEAVY = ["torch", "numpy", "pydantic", "transformers", "huggingface_hub", "ml_dtypes", "tqdm", "safetensors", "yaml"]
 OPTIONS = [
     "--suppress", "--stimulate", "--model", "--revision", "-o", "--output", "--top", "--layer-index", "--semantics",
