@@ -107,8 +107,11 @@ def healthy(url):
 
 
 def mote_eval(monkeypatch, *arguments):
+    """The console entry point in this process; returns its exit code."""
     monkeypatch.setattr(sys, "argv", ["mote-eval", *map(str, arguments)])
-    main()
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code
 
 
 def texts(folder, arm):
@@ -129,7 +132,7 @@ def test_base_and_variant_over_http(models, servers, monkeypatch, capsys, tmp_pa
     )
     common = (*common, "--max-tokens", 24, "--label-cut")
     base, variant = servers
-    mote_eval(monkeypatch, *common, "--base-url", base, "--tuned-url", variant, "-o", tmp_path / "http")
+    assert mote_eval(monkeypatch, *common, "--base-url", base, "--tuned-url", variant, "-o", tmp_path / "http") == 0
     assert "ALIGNED -> other" in capsys.readouterr().out
     results = Results.load(tmp_path / "http" / "results.json")
     assert not results.missing
@@ -140,17 +143,16 @@ def test_base_and_variant_over_http(models, servers, monkeypatch, capsys, tmp_pa
     assert over_http != texts(tmp_path / "http", "base")
     quick = ("--controls", 0, "--neutral-limit", 1, "--kl-tokens", 1, "--engine-argument", "max_model_len=256")
     quick = (*quick, "--engine-argument", "dtype=float32")
-    mote_eval(monkeypatch, *common, *quick, "--semantics", "reroute", "-o", tmp_path / "live")
+    assert mote_eval(monkeypatch, *common, *quick, "--semantics", "reroute", "-o", tmp_path / "live") == 0
     # The same requests to a live edit in one engine and to a server of the rewritten checkpoint.
     assert over_http == texts(tmp_path / "live", "variant")
     assert texts(tmp_path / "http", "base") == texts(tmp_path / "live", "base")
 
 
-def test_a_server_that_is_stopped_midway_is_named(models, servers, monkeypatch, capsys, tmp_path):
+def test_a_variant_that_is_not_served_is_named(models, servers, monkeypatch, capsys, tmp_path):
     base, _ = servers
-    with pytest.raises(SystemExit):
-        mote_eval(
-            monkeypatch, "--model", models / "base", "--prompts", "what-happened:listed", "--limit", 4, "--max-tokens", 8,
-            "--base-url", base, "--tuned-url", f"http://127.0.0.1:{free_port()}", "--attempts", 2, "-o", tmp_path,
-        )  # fmt: skip
+    nobody = f"http://127.0.0.1:{free_port()}"
+    servers_and_sets = ("--model", models / "base", "--base-url", base, "--tuned-url", nobody, "--attempts", 2)
+    limits = ("--prompts", "what-happened:listed", "--limit", 4, "--max-tokens", 8)
+    assert mote_eval(monkeypatch, *servers_and_sets, *limits, "-o", tmp_path) == 1
     assert "cannot be reached" in capsys.readouterr().err
