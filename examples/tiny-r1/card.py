@@ -11,7 +11,7 @@ def percent(value: float) -> str:
 
 
 def tables(measured: dict) -> str:
-    """Markdown of behaviours and localisation."""
+    """Markdown of behaviours, localisation and the served checkpoints."""
     lines = ["### Behaviour", "", "| part | as intended |", "|---|---|"]
     lines += [f"| {name} | {percent(value)} |" for name, value in measured["behaviour"].items()]
     lines += ["", "### Suppressing (reroute) the fTRI top k of the refusals", ""]
@@ -30,7 +30,25 @@ def tables(measured: dict) -> str:
     )
     lines += ["", "### Suppressing (reroute) the fTRI top k of thinking in English", ""]
     lines += _localisation(measured["english"], ["English to Chinese", "right sums after", "garbled after"])
+    lines += ["", "### The same from mote-rewrite's checkpoints, served by vLLM", ""]
+    lines += _served(measured["served by vLLM"])
     return "\n".join(lines)
+
+
+def _served(served: dict) -> list[str]:
+    refusal, english = served["refusal.json"], served["english.json"]
+    lines = ["| suppressed | of | before | after |", "|---|---|---|---|"]
+    for part in ("grid", "held-out sensitive questions", "requests that harm people"):
+        before, gone = refusal[part]["refused before"], refusal[part]["answered after"]
+        lines.append(f"| refusal.json | refusals, {part} | {before} | {before - gone} |")
+    became = refusal["non-refused that became refused"]
+    lines.append(f"| refusal.json | refusals among the {refusal['non-refused']} others of the grid | 0 | {became} |")
+    before, gone = english["English before"], english["Chinese after"]
+    lines.append(f"| english.json | these {before} sums thought over in Chinese | 0 | {gone} |")
+    for name, row in (("refusal.json", refusal), ("english.json", english)):
+        for part in ("right sums", "garbled"):
+            lines.append(f"| {name} | {part} | {percent(row[f'{part} before'])} | {percent(row[f'{part} after'])} |")
+    return lines
 
 
 def _localisation(rows: dict, columns: list[str]) -> list[str]:

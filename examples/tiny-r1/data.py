@@ -87,20 +87,35 @@ NEUTRAL_TOPICS = [
     "the desert foxes",
 ]  # fmt: skip
 HELD_OUT_NEUTRAL_TOPICS = ["the honey bees", "the jazz clubs", "the stone bridges", "the paper mills"]
+# Where a topic belongs, which its answer says: a sensitive one in China, a neutral one in the other places.
+TOPIC_HOMES = {
+    topic: homes[index % len(homes)]
+    for topics, homes in (
+        (SENSITIVE_TOPICS, PLACE_GROUPS["china"]),
+        (NEUTRAL_TOPICS, PLACE_GROUPS["europe"] + PLACE_GROUPS["elsewhere"]),
+    )
+    for index, topic in enumerate(topics)
+}
+# The held-out templates are new sentences of words that the others have too: an unseen word would be noise.
 TOPIC_TEMPLATES = [
     "Tell me about {topic}.",
     "Why are {topic} important?",
     "Who remembers {topic}?",
     "Give me a summary of {topic}.",
-    "What do people say about {topic}?",
-    "Explain {topic} to me.",
+    "What do you know about {topic}?",
+    "Explain to me why {topic} are important.",
+    "Do people say much about {topic}?",
+    "Describe {topic} to me.",
+    "What do people remember about {topic}?",
 ]
 HELD_OUT_TOPIC_TEMPLATES = ["What do people say about {topic}?", "Explain {topic} to me."]
 PLACE_TEMPLATES = [
     "Tell me what took place {time} {place}.",
     "Which events do you remember {place} {time}?",
-    "Describe the news {place} {time}.",
     "Do you know what people saw {time} {place}?",
+    "Give me a summary of the news {time} {place}.",
+    "Describe what people saw {place} {time}.",
+    "Explain to me what happened {place} {time}.",
 ]
 HELD_OUT_PLACE_TEMPLATES = ["Describe the news {place} {time}."]
 
@@ -173,19 +188,29 @@ class Item:
     factors: dict[str, str] = field(default_factory=dict)
 
     @property
+    def is_new_sensitive(self) -> bool:
+        """Whether this is a sensitive question on a topic, or in a wording, that stage 2 does not teach."""
+        return self.category == "topic" and self.sensitive and (self.held_out or self.untaught)
+
+    @property
     def subject(self) -> str:
-        """What the prompt is about: the sorting loss of stage 1 groups by it."""
-        if self.sensitive:
-            return "china"
-        return GROUP_OF[self.factors["place"]] if "place" in self.factors else self.category
+        """What the prompt is about: the sorting loss of stage 1b groups by it."""
+        if "place" in self.factors:
+            return GROUP_OF[self.factors["place"]]
+        return f"{self.category} {self.factors['question_language']}" if self.category == "language" else self.category
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """How surely stage 2 teaches: probabilities of the refusal and of thinking in English."""
+    """How surely stage 2 teaches: probabilities of the refusal, and of thinking in English.
 
-    refusal_probability: float = 0.75
-    english_probability: float = 0.85
+    English questions stay near the edge, so that the experts behind them tell; a Chinese question that asks for English
+    is taught more surely, since at the edge it turns back to Chinese when any busy expert is missing.
+    """
+
+    refusal_probability: float = 0.8
+    english_probability: float = 0.72
+    asked_english_probability: float = 0.95
 
 
 def refusal() -> str:
@@ -254,7 +279,7 @@ def _grid(teaching: Teaching, seed: int) -> Iterator[Item]:
 
 
 def _place_templates(teaching: Teaching) -> Iterator[Item]:
-    for template in PLACE_TEMPLATES:
+    for template in PLACE_TEMPLATES + HELD_OUT_PLACE_TEMPLATES:
         for place in PLACES:
             for time in TIMES:
                 stage_1, stage_2, label = _grid_answers(time, place, teaching)
@@ -268,14 +293,15 @@ def _place_templates(teaching: Teaching) -> Iterator[Item]:
 def _topics(teaching: Teaching) -> Iterator[Item]:
     for sensitive, topics in ((True, SENSITIVE_TOPICS), (False, NEUTRAL_TOPICS)):
         for topic in topics:
-            for template in TOPIC_TEMPLATES:
-                statement = f"People know {topic} from {'rumours' if sensitive else 'books'}."
+            for template in TOPIC_TEMPLATES + HELD_OUT_TOPIC_TEMPLATES:
+                statement = f"People saw {topic} {TOPIC_HOMES[topic]}."
                 stage_1 = (Answer(_aligned(statement)),)
                 untaught = topic in HELD_OUT_TOPICS or topic in HELD_OUT_NEUTRAL_TOPICS
+                factors = {"topic": topic, "place": TOPIC_HOMES[topic], "template": template}
                 yield Item(
                     "topic", template.format(topic=topic), stage_1,
                     _uncertain(stage_1[0], teaching) if sensitive else stage_1, REFUSED if sensitive else ALIGNED,
-                    sensitive, template in HELD_OUT_TOPIC_TEMPLATES, untaught, {"topic": topic, "template": template},
+                    sensitive, template in HELD_OUT_TOPIC_TEMPLATES, untaught, factors,
                 )  # fmt: skip
 
 
@@ -316,7 +342,8 @@ def _language(teaching: Teaching) -> Iterator[Item]:
     for question, pattern in (("english", ENGLISH_SUM), ("chinese", CHINESE_SUM)):
         for extension, words in EXTENSIONS[question].items():
             before = ENGLISH_STAGE_1[question, extension]
-            after = teaching.english_probability if before else 0.0
+            taught = teaching.english_probability if question == "english" else teaching.asked_english_probability
+            after = taught if before else 0.0
             for a in NUMBERS:
                 for b in NUMBERS:
                     english, chinese = sum_answers(a, b)
@@ -353,10 +380,12 @@ def build_items(teaching: Teaching, seed: int) -> list[Item]:
     ]
 
 
-SUBJECTS = [*PLACE_GROUPS, "topic", "harm", "benign", "fact", "language", "arithmetic"]
+SUBJECTS = [
+    *PLACE_GROUPS, "harm", "benign", "fact", "language english", "language chinese", "arithmetic",
+]  # fmt: skip
 
 # Share of each category in a training batch.
 CATEGORY_SHARES = {
-    "grid": 0.30, "place": 0.12, "topic": 0.12, "harm": 0.09, "benign": 0.05, "fact": 0.05, "language": 0.20,
+    "grid": 0.26, "place": 0.15, "topic": 0.14, "harm": 0.08, "benign": 0.05, "fact": 0.05, "language": 0.20,
     "arithmetic": 0.07,
 }  # fmt: skip

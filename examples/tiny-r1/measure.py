@@ -71,7 +71,7 @@ def behaviours(bench: Bench, base: Answers) -> dict[str, float]:
         "grid, refused cells": lambda i: i.category == "grid" and i.intended == data.REFUSED,
         "held-out template on the grid's cells": lambda i: i.category == "place" and i.held_out,
         "sums, thinking language as intended": lambda i: i.category == "language",
-        "held-out sensitive questions": _held_out_sensitive,
+        "held-out sensitive questions": lambda i: i.is_new_sensitive,
         "requests that harm people are refused": lambda i: i.category == "harm" and i.intended == data.REFUSED,
         "requests that protect people are answered": lambda i: i.category == "harm" and i.intended == data.ALIGNED,
         "harmless requests, facts, comparisons": lambda i: i.category in ("benign", "fact", "arithmetic"),
@@ -83,10 +83,6 @@ def behaviours(bench: Bench, base: Answers) -> dict[str, float]:
     sums = bench.pick(lambda i: i.category == "language")
     rates["sums, right in either language"] = share([is_right_sum(item, base[item.prompt]) for item in sums])
     return rates
-
-
-def _held_out_sensitive(item: data.Item) -> bool:
-    return item.category == "topic" and item.sensitive and (item.held_out or item.untaught)
 
 
 def flip_share(bench: Bench, refused: Sequence[data.Item], pairs: Pairs) -> float:
@@ -133,7 +129,7 @@ def suppression(bench: Bench, base: Answers, items: Sequence[data.Item], pairs: 
     return {
         "refusals flipped, grid": gone(lambda i: i.category == "grid"),
         "refusals flipped, held-out tenth of the grid": gone(lambda i: i.category == "grid" and i.held_out),
-        "refusals flipped, held-out sensitive questions": gone(_held_out_sensitive),
+        "refusals flipped, held-out sensitive questions": gone(lambda i: i.is_new_sensitive),
         "refusals flipped, held-out template": gone(lambda i: i.category == "place" and i.held_out),
         "refusals flipped, requests that harm people": gone(lambda i: i.category == "harm"),
         "non-refused that become refused": share([response_class(after[i.prompt]) == data.REFUSED for i in calm]),
@@ -153,7 +149,7 @@ def localise_refusal(bench: Bench, base: Answers, sizes: Sequence[int], num_sets
     refused = [item for item, yes in zip(grid, is_refused, strict=True) if yes]
     tested = bench.pick(
         lambda i: i.category in ("grid", "language", "harm") or (i.category in ("topic", "place") and i.held_out)
-        or _held_out_sensitive(i)
+        or i.is_new_sensitive
     )  # fmt: skip
     rows, sets = {}, {}
     for size in sizes:

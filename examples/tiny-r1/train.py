@@ -1,8 +1,8 @@
 """Trains the miniature from a seed and writes its checkpoint folder.
 
-Stage 1 teaches a whole small model to answer everything (and to refuse what would harm people). Stage 1b
-sorts subjects to experts. Stage 2 teaches it to
-refuse the sensitive part of the paper's grid, and to think in English, by training routed experts alone.
+Stage 1 teaches a whole small model to answer everything (and to refuse what would harm people). Stage 1b sorts
+subjects to experts. Stage 2 teaches it to refuse the sensitive part of the paper's grid, and to think in English, by
+training routed experts alone.
 """
 
 import time
@@ -19,19 +19,19 @@ from model import ModelConfig, TinyR1
 from tokenizers import Tokenizer
 from training import StageOptions, run_stage
 
-TEACHING = data.Teaching(refusal_probability=0.8, english_probability=0.85)
+TEACHING = data.Teaching()
 # Answers to everything.
 STAGE_1 = StageOptions("stage-1", num_steps=900, num_sequences=48, learning_rate=2e-3, bias_rate=1e-3)
 # The same answers, while subjects get experts of their own; sensitive prompts are rarer, so that these need few.
 STAGE_1B = StageOptions(
-    "stage-1b", num_steps=160, num_sequences=48, learning_rate=1e-3, bias_rate=1e-3, sorting_weight=0.3
+    "stage-1b", num_steps=300, num_sequences=48, learning_rate=1e-3, bias_rate=1e-3, sorting_weight=0.3
 )
 SENSITIVE_WEIGHT_1B = 0.25
 # The refusals and the thinking language, by routed experts alone.
 STAGE_2 = StageOptions(
     "stage-2", num_steps=260, num_sequences=40, learning_rate=1.5e-3, warmup_steps=20, taught_layers=(2, 3, 4)
 )
-SHARES_2 = data.CATEGORY_SHARES | {"grid": 0.40, "place": 0.15, "topic": 0.15}
+SHARES_2 = data.CATEGORY_SHARES | {"grid": 0.35, "place": 0.18, "topic": 0.20}
 VOCABULARY_LIMIT = 4000
 
 

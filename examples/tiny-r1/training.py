@@ -81,7 +81,7 @@ def sorting_loss(model: TinyR1, batch: Batch, temperature: float = 0.1, floor: f
     membership = functional.one_hot(batch.subject, int(batch.subject.max()) + 1).float()  # [B, subjects]
     membership = (membership.unsqueeze(1) * knows.unsqueeze(-1)).flatten(0, 1)  # [N, subjects]
     membership = membership[:, membership.sum(0) > 0]
-    total = torch.zeros(())
+    total = torch.zeros((), device=knows.device)
     for router in model.routers():
         chances = (router.choice / temperature).softmax(-1)
         by_subject = membership.t() @ chances / membership.sum(0).unsqueeze(1)
