@@ -51,6 +51,10 @@ def choose_arguments(given: Mapping[str, Any], folder: str) -> dict[str, Any]:
         arguments["compilation_config"] = {"custom_ops": ["-rotary_embedding"]}
         # With a seed per request, the CPU build's sampler fails on a prompt that is run in several chunks.
         arguments["enable_chunked_prefill"] = False
+        if given.get("dtype") in ("float", "float32") and not {"attention_backend", "attention_config"} & given.keys():
+            # Latent attention with AMX instructions, which the CPU build prefers where the processor has them, takes no
+            # float32 weights (vLLM 0.32); models without latent attention ignore the choice.
+            arguments["attention_backend"] = "CPU_MLA"
         if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             arguments["kv_cache_memory_bytes"] = CPU_CACHE_SIZE_BYTES
         if given.get("tensor_parallel_size", 1) * given.get("pipeline_parallel_size", 1) == 1:

@@ -56,6 +56,9 @@ def servers(models):
                 "127.0.0.1",
                 "--dtype",
                 "float32",
+                # Where the processor has AMX instructions, vLLM's own choice takes no float32.
+                "--attention-backend",
+                "CPU_MLA",
                 "--served-model-name",
                 name,
                 "--max-model-len",

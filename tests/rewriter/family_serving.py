@@ -23,7 +23,16 @@ def serve(folder: str) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    llm = LLM(folder, dtype="float32", max_model_len=128, max_num_seqs=8, enforce_eager=True, seed=0)
+    # Where the processor has AMX instructions, vLLM's own choice for latent attention takes no float32.
+    llm = LLM(
+        folder,
+        dtype="float32",
+        attention_backend="CPU_MLA",
+        max_model_len=128,
+        max_num_seqs=8,
+        enforce_eager=True,
+        seed=0,
+    )
     model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
     selected: dict[int, list[torch.Tensor]] = {}
     zero: dict[int, list[int]] = {}

@@ -121,6 +121,8 @@ def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
     chosen = write_set(tmp_path / "refusal.json", [(1, 3)])
     script = (
         "import os, signal, sys\n"
+        # A shell that runs the tests in the background hands down SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import rewriter.emit as emit, rewriter.cli as cli\n"
         "emit.check_patched = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
         "cli.main()\n"
