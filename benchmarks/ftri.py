@@ -2,7 +2,8 @@
 
     python benchmarks/ftri.py [--gigabytes 1] [--folder FOLDER]
 
-1. Aggregation: traces to activation maps, on one core, for two amounts of trace; the alternative is np.add.at per response.
+1. Aggregation: traces to activation maps, on one core, for two amounts of trace in 756 responses, and for the larger one in
+   responses of 24 tokens, which are what memory could grow with; the alternative is np.add.at per response.
 2. Analysis: map, ranking, 10,000 permutations and 1,000 bootstraps of 756 x 14,848; the alternative permutes labels one at a
    time, as numpy code does that takes the means of each relabelling (timed over 100, scaled to 10,000).
 
@@ -31,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 NUM_LAYERS, NUM_EXPERTS, TOP_K = 58, 256, 8
 NUM_PROMPTS = 756
 PROMPT_TOKENS = 20
+SHORT_TOKENS = 24
 TOKEN_SIZE_BYTES = NUM_LAYERS * TOP_K
 ANSWERS = (
     "<think>\n\n</think>\n\nI am sorry, I cannot answer that.",
@@ -39,12 +41,13 @@ ANSWERS = (
 )
 
 
-def write_random_traces(folder: Path, size_bytes: int) -> None:
-    """756 responses, equally long, that add up to `size_bytes` of selected experts."""
-    from ftri.traces import TraceRecord, TraceWriter
+def write_random_traces(folder: Path, size_bytes: int, num_responses: int = NUM_PROMPTS) -> None:
+    """Responses, equally long, that add up to `size_bytes` of selected experts."""
+    from ftri.trace_writer import TraceWriter
+    from ftri.traces import TraceRecord
 
     generator = np.random.default_rng(0)
-    num_rows = max(PROMPT_TOKENS, size_bytes // NUM_PROMPTS // TOKEN_SIZE_BYTES)
+    num_rows = max(PROMPT_TOKENS, size_bytes // num_responses // TOKEN_SIZE_BYTES)
     manifest = {
         "model": "benchmark",
         "config_sha256": "0",
@@ -54,7 +57,7 @@ def write_random_traces(folder: Path, size_bytes: int) -> None:
     }
 
     def records() -> Iterator[TraceRecord]:
-        for number in range(NUM_PROMPTS):
+        for number in range(num_responses):
             yield TraceRecord(
                 prompt_id=str(number),
                 sample=0,
@@ -71,7 +74,7 @@ def write_random_traces(folder: Path, size_bytes: int) -> None:
     # Random ids do not compress, and one sync for many responses is enough for what is thrown away afterwards.
     with TraceWriter(folder, manifest, compress=False) as writer:
         rest = records()
-        while batch := list(itertools.islice(rest, 32)):
+        while batch := list(itertools.islice(rest, 32 if num_rows > 1000 else 2000)):
             writer.append(*batch)
 
 
@@ -115,9 +118,7 @@ def analyse(_: str) -> dict[str, float]:
     observations = []
     for number in range(NUM_PROMPTS):
         store.append(generator.poisson(0.6, store.num_columns))
-        observations.append(
-            maps.Observation(str(number), 0, "p", "a", "AB"[number % 3 > 0], int(number % 3 > 0), {}, 20)
-        )
+        observations.append(maps.Observation(str(number), 0, "AB"[number % 3 > 0], int(number % 3 > 0), {}, 20))
     shape = (tuple(range(3, 61)), NUM_EXPERTS, TOP_K, "prompt", maps.SharedTokens(0, 0))
     activation = maps.ActivationMaps(store, np.full(NUM_PROMPTS, 20), observations, *shape)
     paper = resonance.STATISTICS["paper"]
@@ -182,16 +183,23 @@ def main() -> None:
         print("| aggregation, one core | trace | seconds | CPU seconds | MB/s | MB per CPU second | peak memory |")
         print("|---|---|---|---|---|---|---|")
         rates = []
-        for share in (0.25, 1.0):
-            traces = folder / f"traces-{share}"
-            write_random_traces(traces, int(share * arguments.gigabytes * 1e9))
-            for part in ("aggregate", "add-at") if share == 1.0 else ("aggregate",):
+        size_bytes = int(arguments.gigabytes * 1e9)
+        for size, num_responses, parts in (
+            (size_bytes // 4, NUM_PROMPTS, ("aggregate",)),
+            (size_bytes, NUM_PROMPTS, ("aggregate", "add-at")),
+            (size_bytes, size_bytes // (SHORT_TOKENS * TOKEN_SIZE_BYTES), ("aggregate",)),
+        ):
+            traces = folder / "traces"
+            write_random_traces(traces, size, num_responses)
+            for part in parts:
                 found = run_part(part, str(traces), 1)
                 rates.append(found["megabytes"] / found["cpu_seconds"])
                 print(
-                    f"| {part} | {found['megabytes']:.0f} MB | {found['seconds']:.2f} | {found['cpu_seconds']:.2f} "
-                    f"| {found['megabytes'] / found['seconds']:.0f} | {rates[-1]:.0f} | {found['peak_megabytes']:.0f} MB |"
+                    f"| {part}, {num_responses:,} responses | {found['megabytes']:.0f} MB | {found['seconds']:.2f} "
+                    f"| {found['cpu_seconds']:.2f} | {found['megabytes'] / found['seconds']:.0f} | {rates[-1]:.0f} "
+                    f"| {found['peak_megabytes']:.0f} MB |"
                 )
+            shutil.rmtree(traces)
         print(f"\nratio to np.add.at: {rates[1] / rates[2]:.1f}\n")
         found = run_part("analyse", str(folder), 2)
         print("| analysis of 756 x 14,848, two threads | seconds |\n|---|---|")

@@ -44,7 +44,7 @@ def measure_overhead(model: str, batch: int, num_prompts: int, max_tokens: int, 
     from ftri.engine import Engine, Sampling
     from ftri.prompts import what_happened_listed
     from ftri.record import RecordOptions, plan_recording, write_behind
-    from ftri.traces import TraceWriter
+    from ftri.trace_writer import TraceWriter
 
     sampling = Sampling(max_tokens=max_tokens, temperature=1.0)
     arguments = {"max_num_seqs": batch, "max_model_len": 512}

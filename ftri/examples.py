@@ -22,6 +22,7 @@ EXAMPLES_PER_LABEL = 2
 MAX_PLANE_PROMPTS = 2000
 MIN_PLANE_PROMPTS = 8
 PLANE_COMPONENTS = 50
+PREVIEW_CHARACTERS = 160
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Example:
     """A response shown token by token; `experts` [T, L, K] of its first tokens, of which `num_prompt` are the prompt's."""
 
     observation: Observation
+    prompt: str
     token_ids: tuple[int, ...]
     num_prompt: int
     experts: npt.NDArray[Any]
@@ -36,11 +38,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Plane:
-    """t-SNE of the maps: `rows` [n] of the observations drawn, `positions` [n, 2]."""
+    """t-SNE of the maps: `rows` [n] of the observations drawn, `positions` [n, 2], `texts` n (prompt, start of answer)."""
 
     rows: npt.NDArray[np.int64]
     positions: npt.NDArray[np.floating[Any]]
     perplexity: float
+    texts: list[tuple[str, str]]
 
 
 def typical_rows(maps: ActivationMaps, per_label: int = EXAMPLES_PER_LABEL) -> list[int]:
@@ -71,11 +74,24 @@ def load_examples(readers: Sequence[TraceReader], maps: ActivationMaps, rows: Se
             if row is not None:
                 experts = np.array(record.experts[:MAX_EXAMPLE_TOKENS])
                 token_ids = [*record.prompt_token_ids, *record.completion_token_ids][: len(experts)]
-                found[row] = Example(maps.observations[row], tuple(token_ids), len(record.prompt_token_ids), experts)
+                observation, num_prompt = maps.observations[row], len(record.prompt_token_ids)
+                found[row] = Example(observation, record.prompt, tuple(token_ids), num_prompt, experts)
     return [found[row] for row in rows if row in found]
 
 
-def lay_out(maps: ActivationMaps, seed: int = 0) -> Plane | None:
+def load_texts(readers: Sequence[TraceReader], maps: ActivationMaps, rows: Sequence[int]) -> list[tuple[str, str]]:
+    """(prompt, start of the answer) of these rows, in the order of `rows`."""
+    wanted = {(maps.observations[row].prompt_id, maps.observations[row].sample): row for row in rows}
+    found = {
+        wanted[record.key]: (record.prompt, record.text[:PREVIEW_CHARACTERS])
+        for reader in readers
+        for record in reader.metadata()
+        if record.key in wanted
+    }
+    return [found.get(row, ("", "")) for row in rows]
+
+
+def lay_out(readers: Sequence[TraceReader], maps: ActivationMaps, seed: int = 0) -> Plane | None:
     """t-SNE of the maps (paper, Fig. 4) after a reduction by principal components; None with fewer than 8 responses.
 
     Of more than 2,000 responses an even selection is drawn.
@@ -99,4 +115,4 @@ def lay_out(maps: ActivationMaps, seed: int = 0) -> Plane | None:
     # One thread: the many short parallel sections wait for each other as soon as the machine has anything else to do.
     with threadpool_limits(1):
         positions = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
-    return Plane(rows, positions, perplexity)
+    return Plane(rows, positions, perplexity, load_texts(readers, maps, rows.tolist()))

@@ -335,7 +335,7 @@ def expert_set_of(findings: Findings) -> ExpertSet:
             "config_sha256": manifest.get("config_sha256"),
             "template_sha256": manifest.get("template_sha256"),
             "traces": findings.sources,
-            "prompt_sha256": maps.prompt_hashes(findings.maps.observations),
+            "prompt_sha256": sorted(digest.hex() for digest in findings.maps.prompt_digests),
         },
     )
 

@@ -8,7 +8,9 @@ here they do, `varying` and `shared` tell them apart.
 from __future__ import annotations
 
 import hashlib
+import sys
 import tempfile
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
@@ -34,19 +36,16 @@ POSITIONS = {
 BLOCK_TOKENS = 128
 # Above this size the maps go to a temporary file instead of memory.
 MAX_MEMORY_BYTES = 192 * 1024 * 1024
-PREVIEW_CHARACTERS = 300
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Observation:
-    """A response that takes part: what is known of it besides its map."""
+    """A response that takes part: what is known of it besides its map; its texts stay in the traces, being many."""
 
     prompt_id: str
     sample: int
-    prompt: str
-    answer: str
     label: str
     group: int
     factors: dict[str, str]
@@ -134,7 +133,8 @@ class MapStore:
 class ActivationMaps:
     """The maps of all responses that take part, and what was left out.
 
-    `counts` [P, L * E] tokens; `num_tokens` [P] tokens that counted; `dropped` label -> number of responses left out.
+    `counts` [P, L * E] tokens; `num_tokens` [P] tokens that counted; `dropped` label -> number of responses left out;
+    `prompt_digests` SHA-256 of the distinct prompts' texts, by which a later test can tell that it reuses one.
     """
 
     counts: MapStore
@@ -146,6 +146,7 @@ class ActivationMaps:
     positions: str
     shared: SharedTokens
     dropped: dict[str, int] = field(default_factory=dict)
+    prompt_digests: frozenset[bytes] = frozenset()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -230,8 +231,11 @@ def read_maps(
     num_experts, moe_layers = int(manifest["num_experts"]), tuple(manifest["moe_layers"])
     counts = MapStore(len(moe_layers) * num_experts)
     observations: list[Observation] = []
-    num_tokens: list[int] = []
+    num_tokens = array("q")
     dropped: dict[str, int] = {}
+    digests: set[bytes] = set()
+    # Labels and factors repeat: one object for each serves all the responses that have it.
+    same: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
     for reader in readers:
         for record in reader:
             label = labeller(record)
@@ -242,7 +246,13 @@ def read_maps(
             rows = counted_rows(record, positions, shared)
             counts.append(count_selections(rows, num_experts))
             num_tokens.append(len(rows))
-            observations.append(_observation(record, label, group))
+            digests.add(hashlib.sha256(record.prompt.encode()).digest())
+            factors = same.setdefault(tuple(sorted(record.factors.items())), record.factors)
+            observations.append(
+                Observation(
+                    record.prompt_id, record.sample, sys.intern(label), group, factors, len(record.prompt_token_ids)
+                )
+            )
     if not observations and not dropped:
         raise InputError(f"{', '.join(str(reader.folder) for reader in readers)}: the traces hold no response")
     if observations and not any(num_tokens):
@@ -257,27 +267,10 @@ def read_maps(
         positions,
         shared,
         dropped,
-    )
-
-
-def _observation(record: TraceRecord, label: str, group: int) -> Observation:
-    return Observation(
-        record.prompt_id,
-        record.sample,
-        record.prompt,
-        record.text[:PREVIEW_CHARACTERS],
-        label,
-        group,
-        record.factors,
-        len(record.prompt_token_ids),
+        frozenset(digests),
     )
 
 
 def response_keys(readers: Sequence[TraceReader]) -> set[ResponseKey]:
     """(prompt id, sample) of every response in the traces."""
     return {record.key for reader in readers for record in reader.metadata()}
-
-
-def prompt_hashes(observations: Sequence[Observation]) -> list[str]:
-    """Sorted SHA-256 of the distinct prompts' texts, by which a later test can tell that it reuses one."""
-    return sorted({hashlib.sha256(observation.prompt.encode()).hexdigest() for observation in observations})

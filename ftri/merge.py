@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ftri.traces import TraceError, TraceReader, TraceWriter, flatten
+from ftri.trace_writer import TraceWriter, flatten
+from ftri.traces import TraceError, TraceReader
 from rewriter.errors import InputError
 
 # What makes routing comparable. Sampling, prompts and engine settings may differ and are listed by source.

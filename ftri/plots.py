@@ -124,7 +124,7 @@ def draw_prompt_map(findings: Findings, example: Example) -> Figure:
     )
     figure, axes = _figure(13, 6)
     _heat(figure, axes, counts, findings.maps.moe_layers, max(1.0, float(counts.max())), False, "tokens of the prompt")
-    axes.set_title(f"One prompt's map: {_plain(example.observation.prompt, 90)} ({example.observation.label})")
+    axes.set_title(f"One prompt's map: {_plain(example.prompt, 90)} ({example.observation.label})")
     return figure
 
 

@@ -16,7 +16,8 @@ from typing import Any
 from ftri.engine import Engine, Generation, Sampling
 from ftri.prompts import PromptRecord, load_prompt_set
 from ftri.rendering import RenderedPrompt, Renderer, load_chat_template, load_tokenizer
-from ftri.traces import TraceRecord, TraceWriter, expert_dtype
+from ftri.trace_writer import TraceWriter
+from ftri.traces import TraceRecord, expert_dtype
 from rewriter.errors import InputError
 from rewriter.families import RouterLayout, router_layout
 from rewriter.hub import resolve_model

@@ -48,7 +48,7 @@ def write_report(
         texts = TokenTexts(tokenizer, None, download=True)
     labels = label_order(findings)
     chosen = example_data.load_examples(readers, findings.maps, example_data.typical_rows(findings.maps))
-    plane = example_data.lay_out(findings.maps, findings.options.seed)
+    plane = example_data.lay_out(readers, findings.maps, findings.options.seed)
     token = _telling_token(findings, chosen[0]) if chosen else 0
     pictures = plots.write_figures(output, findings, labels, chosen[0] if chosen else None, token, plane, texts)
     page = render(findings, labels, chosen, token, plane, texts, [path.name for path in pictures])
@@ -147,7 +147,7 @@ def page_data(
         "token": token,
         "examples": [
             {
-                "prompt": example.observation.prompt,
+                "prompt": example.prompt,
                 "label": example.observation.label,
                 "numPrompt": min(example.num_prompt, len(example.token_ids)),
                 "tokens": [visible(texts(token_id)) for token_id in example.token_ids],
@@ -161,8 +161,8 @@ def page_data(
             "x": plane.positions[:, 0].round(3).tolist(),
             "y": plane.positions[:, 1].round(3).tolist(),
             "label": [labels.index(observations[row].label) for row in plane.rows],
-            "prompt": [observations[row].prompt for row in plane.rows],
-            "answer": [observations[row].answer[:160] for row in plane.rows],
+            "prompt": [prompt for prompt, _ in plane.texts],
+            "answer": [answer for _, answer in plane.texts],
         },
     }
 

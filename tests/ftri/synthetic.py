@@ -139,8 +139,6 @@ def make_maps(counts, groups, num_tokens=None, samples=None, factors=None, max_m
         Observation(
             prompt_id=str(row // (samples or 1)),
             sample=row % (samples or 1),
-            prompt="p",
-            answer="a",
             label="ABC"[group],
             group=int(group),
             factors={} if factors is None else {"place": factors[row]},

@@ -11,7 +11,8 @@ from running import run_main
 from ftri import find
 from ftri.cli import main
 from ftri.merge import merge_traces
-from ftri.traces import TraceReader, write_traces
+from ftri.trace_writer import write_traces
+from ftri.traces import TraceReader
 from rewriter.expert_set import ExpertEntry, ExpertSet
 
 QUICK = ("--permutations", "99", "--bootstraps", "20")

@@ -5,7 +5,8 @@ import pytest
 import synthetic
 
 from ftri import contrast, maps
-from ftri.traces import TraceReader, TraceRecord, write_traces
+from ftri.trace_writer import write_traces
+from ftri.traces import TraceReader, TraceRecord
 from rewriter.errors import InputError
 
 

@@ -122,7 +122,7 @@ def test_mistakes_are_one_sentence(tiny_r1: Path, tmp_path: Path, changes: list[
 
 def test_a_folder_of_other_settings_or_in_use_is_refused_before_any_engine(tiny_r1: Path, tmp_path: Path) -> None:
     from ftri.record import RecordOptions, plan_recording
-    from ftri.traces import TraceWriter
+    from ftri.trace_writer import TraceWriter
 
     plan = plan_recording(RecordOptions(str(tiny_r1), "language", tmp_path / "t"))
     arguments = ["--model", tiny_r1, "--prompts", "language", "-o", tmp_path / "t"]

@@ -14,7 +14,8 @@ from running import run_main
 from ftri import find, report
 from ftri.cli import main
 from ftri.maps import count_selections
-from ftri.traces import TraceReader, write_traces
+from ftri.trace_writer import write_traces
+from ftri.traces import TraceReader
 
 FIGURES = {"ftri_map.png", "prompt_map.png", "token_pattern.png", "tsne.png", "ranking.png"}
 
