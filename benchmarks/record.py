@@ -1,7 +1,8 @@
 """What recording costs: tokens per second with and without it, in one engine, in alternating rounds of the same work.
 
     python benchmarks/record.py examples/tiny-r1            # overhead: the ratio, by the clock and by CPU time
-    python benchmarks/record.py examples/tiny-r1/model --whole    # the 756 prompts by mote-record: seconds and sizes
+    python benchmarks/record.py examples/tiny-r1 --whole    # the 756 prompts by mote-record: seconds and sizes
+    python benchmarks/record.py examples/tiny-r1 --memory   # mote-record's peak memory for one amount and for eight times it
 
 Run it on a quiet machine; CPU time is printed beside the clock since it suffers less from neighbours.
 """
@@ -93,11 +94,45 @@ def measure_whole(model: str, batch: int, max_tokens: int, folder: Path) -> None
     )
 
 
+def measure_memory(model: str, batch: int, max_tokens: int, folder: Path) -> None:
+    """Peak resident memory of mote-record, engine included, for the 756 prompts answered once and eight times."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom ftri.record_cli import main\ntry:\n    main()\nfinally:\n"
+        "    status = Path('/proc/self/status').read_text()\n"
+        "    print(status.split('VmHWM:')[1].split()[0], file=sys.stderr)\n"
+    )
+    peaks = []
+    for samples in (1, 8):
+        command = [
+            sys.executable,
+            "-c",
+            script,
+            "--model",
+            model,
+            "--json",
+            "--samples",
+            str(samples),
+            "--temperature",
+            "1",
+        ]
+        prompts = ["--prompts", "what-happened:reconstructed-756", "-o", str(folder / f"memory-{samples}")]
+        options = ["--max-tokens", str(max_tokens), "--max-num-seqs", str(batch), "--max-model-len", "512"]
+        done = subprocess.run([*command, *prompts, *options], check=True, capture_output=True, text=True)
+        summary = json.loads(done.stdout)
+        peaks.append(int(done.stderr.split()[-1]) * 1024 / 1e6)
+        print(
+            f"{summary['responses']:,} responses, {summary['tokens']:,} tokens, {summary['size_bytes'] / 1e6:.1f} MB of traces:"
+            f" peak {peaks[-1]:,.0f} MB, the engine included"
+        )
+    print(f"ratio {peaks[1] / peaks[0]:.3f}, {peaks[1] - peaks[0]:.0f} MB more for eight times the responses")
+
+
 def main() -> None:
     """Parse the options and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a MoE checkpoint folder")
     parser.add_argument("--whole", action="store_true", help="time the 756 prompts by mote-record instead")
+    parser.add_argument("--memory", action="store_true", help="peak memory of mote-record for two amounts instead")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--num-prompts", type=int, default=96)
     parser.add_argument("--max-tokens", type=int, default=48)
@@ -106,6 +141,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.whole:
             measure_whole(options.model, options.batch, options.max_tokens, Path(folder))
+        elif options.memory:
+            measure_memory(options.model, options.batch, options.max_tokens, Path(folder))
         else:
             measure_overhead(
                 options.model, options.batch, options.num_prompts, options.max_tokens, options.rounds, Path(folder)

@@ -1,15 +1,18 @@
 """What a rewrite costs, beside `cp` of the affected shards and the ways it is done otherwise, all in one run.
 
-    python benchmarks/rewrite.py [--work DIR] [--layers N] [--repeats N] [--skip mergekit,transformers,...]
+    python benchmarks/rewrite.py [--work DIR] [--shards N] [--layers-per-shard N] [--affected N] [--repeats N]
+        [--mergekit PYTHON] [--skip mergekit,transformers,...]
 
-Prints a Markdown table of ratios. Needs about three times the model's size (4.3 GB by default) on the disk of --work. Parts that
-cannot be run here (no replica of DeepSeek-R1, no root for a reflink image, no mergekit) say so in the table.
+Prints a Markdown table of ratios. Needs about three times the model's size (16 GB by default) on the disk of --work, and its
+size in memory for transformers. Parts that cannot be run here (no replica of DeepSeek-R1, no root for a reflink image, no
+mergekit) say so in the table.
 """
 
 import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -31,7 +34,7 @@ CONFIG = {
     "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "torch_dtype": "bfloat16",
     "attention_bias": False, "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
-EDITED_LAYERS = (3, 7)  # one layer a shard, so two shards are affected
+FIRST_EDITED_SHARD = 3
 MEMORY_SCRIPT = (
     "import resource, subprocess, sys\n"
     "code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode\n"
@@ -42,9 +45,9 @@ TRANSFORMERS = """
 import sys, torch
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
-for layer in (3, 7):
+for layer in map(int, sys.argv[3].split(",")):
     model.model.layers[layer].mlp.gate.e_score_correction_bias[0] = float("-inf")
-model.save_pretrained(sys.argv[2], max_shard_size="300MB")
+model.save_pretrained(sys.argv[2], max_shard_size=sys.argv[4])
 """
 SAFETENSORS = """
 import json, sys
@@ -54,7 +57,7 @@ source, target = Path(sys.argv[1]), Path(sys.argv[2])
 target.mkdir()
 for path in sorted(source.glob("*.safetensors")):
     tensors = load_file(path)
-    for layer in (3, 7):
+    for layer in map(int, sys.argv[3].split(",")):
         name = f"model.layers.{layer}.mlp.gate.e_score_correction_bias"
         if name in tensors:
             tensors[name][0] = float("-inf")
@@ -63,18 +66,20 @@ for path in sorted(source.glob("*.safetensors")):
 Row = tuple[str, str, str]
 
 
-def build(folder: Path, num_layers: int) -> Path:
-    """A random DeepSeek-V3 of 200 MB a layer, one layer a shard."""
+def build(folder: Path, num_shards: int, layers_per_shard: int) -> Path:
+    """A random DeepSeek-V3 of 200 MB a layer."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     weight_map: dict[str, str] = {}
-    for number in range(num_layers):
-        shapes = layer_shapes(number)
+    for number in range(num_shards):
+        shapes = {}
+        for layer in range(number * layers_per_shard, (number + 1) * layers_per_shard):
+            shapes |= layer_shapes(layer)
         if number == 0:
             shapes["model.embed_tokens.weight"] = [1024, HIDDEN]
-        if number == num_layers - 1:
+        if number == num_shards - 1:
             shapes |= {"model.norm.weight": [HIDDEN], "lm_head.weight": [1024, HIDDEN]}
-        shard = f"model-{number + 1:05d}-of-{num_layers:05d}.safetensors"
+        shard = f"model-{number + 1:05d}-of-{num_shards:05d}.safetensors"
         header, position = {"__metadata__": {"format": "pt"}}, 0
         for name, shape in shapes.items():
             is_bias = name.endswith("e_score_correction_bias")
@@ -96,7 +101,9 @@ def build(folder: Path, num_layers: int) -> Path:
             os.fsync(opened.fileno())
         weight_map |= dict.fromkeys(shapes, shard)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": num_layers}, indent=2))
+    (folder / "config.json").write_text(
+        json.dumps(CONFIG | {"num_hidden_layers": num_shards * layers_per_shard}, indent=2)
+    )
     return folder
 
 
@@ -196,11 +203,11 @@ def bench_replica(work: Path, repeats: int) -> list[Row]:
     return rows
 
 
-def bench_copy(work: Path, base: Path, suppress: Path, repeats: int, skip: set[str]) -> list[Row]:
+def bench_copy(work: Path, base: Path, suppress: Path, options: argparse.Namespace, skip: set[str]) -> list[Row]:
     """Random data on this disk: against `cp` of the affected shards, and against what people do today."""
     target, copies = work / "variant", work / "copies"
-    shards = [base / f"model-{layer + 1:05d}-of-{len(list(base.glob('*.safetensors'))):05d}.safetensors"
-              for layer in EDITED_LAYERS]  # fmt: skip
+    shards = [base / f"model-{number + 1:05d}-of-{options.shards:05d}.safetensors" for number in edited_shards(options)]
+    layers = ",".join(str(layer) for layer in edited_layers(options))
 
     def copy(sync: bool) -> None:
         copies.mkdir()
@@ -216,7 +223,7 @@ def bench_copy(work: Path, base: Path, suppress: Path, repeats: int, skip: set[s
         emitting.append(json.loads(done.stdout)["seconds"])
 
     whole, plain, durable = [], [], []
-    for _ in range(repeats):  # interleaved, since a shared machine's pace changes from minute to minute
+    for _ in range(options.repeats):  # interleaved, since a shared machine's pace changes from minute to minute
         whole.append(timed(rewrite, lambda: shutil.rmtree(target), 1))
         durable.append(timed(lambda: copy(True), lambda: shutil.rmtree(copies), 1))
         plain.append(timed(lambda: copy(False), lambda: shutil.rmtree(copies), 1))
@@ -224,7 +231,7 @@ def bench_copy(work: Path, base: Path, suppress: Path, repeats: int, skip: set[s
     written = statistics.median(emitting)
     rows = [
         ("`mote-rewrite`, start to end", f"{ours:.2f} s", f"of which writing {written:.2f} s"),
-        ("`cp` of the two affected shards, and `sync` of them", f"{cp_synced:.2f} s",
+        ("`cp` of the affected shards, and `sync` of them", f"{cp_synced:.2f} s",
          f"rewrite / cp = {ours / cp_synced:.2f}, writing / cp = {written / cp_synced:.2f}; claim: 1.10"),
         ("`cp` alone, not durable", f"{cp_plain:.2f} s", f"rewrite / cp = {ours / cp_plain:.2f}"),
     ]  # fmt: skip
@@ -234,27 +241,33 @@ def bench_copy(work: Path, base: Path, suppress: Path, repeats: int, skip: set[s
     for name, script in (("transformers load, edit, save_pretrained", TRANSFORMERS),
                          ("every shard through load_file / save_file", SAFETENSORS)):  # fmt: skip
         if name.split()[0] not in skip:
-            rows.append(other_way(name, [sys.executable, "-c", script, base, target], target, ours))
+            command = [sys.executable, "-c", script, base, target, layers, f"{200 * options.layers_per_shard + 50}MB"]
+            rows.append(other_way(name, command, target, ours))
     if "mergekit" not in skip:
         recipe = work / "passthrough.yml"
         recipe.write_text(f"models:\n  - model: {base}\nmerge_method: passthrough\ndtype: bfloat16\n")
         run = "import sys; from mergekit.scripts.run_yaml import main; main()"
-        rows.append(other_way("mergekit passthrough", [sys.executable, "-c", run, recipe, target], target, ours))
+        rows.append(other_way("mergekit passthrough", [options.mergekit, "-c", run, recipe, target], target, ours))
     return rows
 
 
 def other_way(name: str, command: list[object], target: Path, ours: float) -> Row:
-    """Time another way of doing it, once."""
+    """Time another way of doing it, once, until its result is on the disk as ours is."""
+    os.sync()
     started = time.perf_counter()
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if target.is_dir():
+        call("sync", *target.iterdir())
     seconds = time.perf_counter() - started
     shutil.rmtree(target, ignore_errors=True)
+    if done.returncode == -signal.SIGKILL:
+        return name, "not run", "killed by the system: it holds the whole model, more than the memory here"
     if done.returncode:
         return name, "not run", done.stderr.strip().splitlines()[-1][:120].replace("|", "/")
     return name, f"{seconds:.1f} s", f"{seconds / ours:.0f} times `mote-rewrite`"
 
 
-def bench_reflink(work: Path, base: Path, suppress: Path, repeats: int) -> list[Row]:
+def bench_reflink(work: Path, base: Path, suppress: Path, options: argparse.Namespace) -> list[Row]:
     """The same model on a filesystem that shares blocks, in an image file."""
     if os.geteuid() != 0 or shutil.which("mkfs.xfs") is None:
         return [("XFS with reflinks", "not run", "needs root and mkfs.xfs")]
@@ -275,7 +288,7 @@ def bench_reflink(work: Path, base: Path, suppress: Path, repeats: int) -> list[
             done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
             emitting.append(json.loads(done.stdout)["seconds"])
 
-        ours = timed(rewrite, lambda: shutil.rmtree(target), repeats)
+        ours = timed(rewrite, lambda: shutil.rmtree(target), options.repeats)
         written = statistics.median(emitting)
         used = shutil.disk_usage(mounted).used
         rewrite()
@@ -285,7 +298,8 @@ def bench_reflink(work: Path, base: Path, suppress: Path, repeats: int) -> list[
         rows = [("XFS: `mote-rewrite`, start to end", f"{ours:.2f} s",
                  f"of which writing {written:.3f} s; {grown / 1e6:.1f} MB more on disk")]  # fmt: skip
         name, seconds, _ = other_way("XFS: every shard through load_file / save_file",
-                                     [sys.executable, "-c", SAFETENSORS, inside, target], target, ours)  # fmt: skip
+                                     [sys.executable, "-c", SAFETENSORS, inside, target,
+                                      ",".join(str(layer) for layer in edited_layers(options))], target, ours)  # fmt: skip
         if seconds != "not run":
             other = float(seconds.split()[0])
             rows.append((name, seconds, f"{other / ours:.0f} times the whole, {other / written:.0f} times the writing"))
@@ -295,11 +309,24 @@ def bench_reflink(work: Path, base: Path, suppress: Path, repeats: int) -> list[
         image.unlink()
 
 
+def edited_shards(options: argparse.Namespace) -> range:
+    """The shards whose first layer is edited."""
+    return range(FIRST_EDITED_SHARD, FIRST_EDITED_SHARD + options.affected)
+
+
+def edited_layers(options: argparse.Namespace) -> list[int]:
+    """The layers whose selection bias is edited."""
+    return [number * options.layers_per_shard for number in edited_shards(options)]
+
+
 def main() -> None:
     """Run all parts and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--work", type=Path, help="folder on the disk to measure [default: the temporary folder]")
-    parser.add_argument("--layers", type=int, default=21, help="layers of 200 MB, one a shard")
+    parser.add_argument("--shards", type=int, default=20)
+    parser.add_argument("--layers-per-shard", type=int, default=4, help="layers of 200 MB [default: 4]")
+    parser.add_argument("--affected", type=int, default=1, help="shards that an edit touches [default: 1]")
+    parser.add_argument("--mergekit", default=sys.executable, help="a Python that has mergekit [default: this one]")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--skip", default="", help="comma-separated: replica,transformers,every,mergekit,reflink")
     options = parser.parse_args()
@@ -311,16 +338,18 @@ def main() -> None:
         work = Path(folder)
         if "replica" not in skip:
             rows += bench_replica(work, options.repeats)
-        base = build(work / "base", options.layers)
+        base = build(work / "base", options.shards, options.layers_per_shard)
         size = sum(path.stat().st_size for path in base.iterdir())
-        experts = [{"layer": layer, "expert": 0} for layer in EDITED_LAYERS]
+        experts = [{"layer": layer, "expert": 0} for layer in edited_layers(options)]
         suppress = work / "set.json"
         suppress.write_text(json.dumps({"schema": "mote.expert-set/1", "layer_index": "model", "behavior": "bench",
                                         "experts": experts}))  # fmt: skip
-        rows.append(("**random data**", f"{size / 1e9:.1f} GB", f"{options.layers} shards, 2 affected"))
-        rows += bench_copy(work, base, suppress, options.repeats, skip)
+        rows.append(
+            ("**random data**", f"{size / 1e9:.1f} GB", f"{options.shards} shards, {options.affected} affected")
+        )
+        rows += bench_copy(work, base, suppress, options, skip)
         if "reflink" not in skip:
-            rows += bench_reflink(work, base, suppress, options.repeats)
+            rows += bench_reflink(work, base, suppress, options)
     print(
         f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n\n| what | measured | beside |\n|---|---|---|"
     )

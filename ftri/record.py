@@ -49,17 +49,23 @@ class RecordPlan:
     options: RecordOptions
     folder: Path
     layout: RouterLayout
-    prompts: list[RenderedPrompt]
+    records: Sequence[PromptRecord]
+    renderer: Renderer
+    num_prompt_tokens: int  # of every prompt once
     manifest: dict[str, Any]
 
     @property
     def num_responses(self) -> int:
         """How many responses the finished folder holds."""
-        return len(self.prompts) * self.options.samples
+        return len(self.records) * self.options.samples
+
+    def prompts(self) -> Iterator[RenderedPrompt]:
+        """The prompts as the model gets them, rendered as they are asked for: token ids are many times their text's size."""
+        return (self.renderer.render(record, self.options.raw) for record in self.records)
 
     def summary(self) -> dict[str, Any]:
         """What would be done, for people and scripts."""
-        num_prompt_tokens = sum(len(prompt.token_ids) for prompt in self.prompts) * self.options.samples
+        num_prompt_tokens = self.num_prompt_tokens * self.options.samples
         longest = num_prompt_tokens + self.num_responses * (self.options.sampling.max_tokens - 1)
         layout = self.layout
         row_bytes = len(layout.moe_layers) * layout.top_k * expert_dtype(layout.num_experts).itemsize
@@ -69,7 +75,7 @@ class RecordPlan:
             "moe_layers": [layout.moe_layers[0], layout.moe_layers[-1]],
             "num_experts": layout.num_experts,
             "top_k": layout.top_k,
-            "prompts": len(self.prompts),
+            "prompts": len(self.records),
             "responses": self.num_responses,
             "prompt_tokens": num_prompt_tokens,
             "template_sha256": self.manifest["template_sha256"],
@@ -121,7 +127,8 @@ def plan_recording(options: RecordOptions, say: Callable[[str], None] = lambda m
     prompt_set = load_prompt_set(options.prompts, revision=options.prompts_revision, column=options.column)
     template = load_chat_template(options.chat_template) if options.chat_template else None
     renderer = Renderer(load_tokenizer(resolved.folder), template)
-    rendered = [renderer.render(record, options.raw) for record in prompt_set.records]
+    # Rendered once here, so that a prompt that cannot be is refused before the engine starts.
+    num_prompt_tokens = sum(len(renderer.render(record, options.raw).token_ids) for record in prompt_set.records)
     manifest = {
         "model": resolved.repo_id or resolved.folder.resolve().name,
         "revision": resolved.revision,
@@ -135,7 +142,7 @@ def plan_recording(options: RecordOptions, say: Callable[[str], None] = lambda m
         "sampling": asdict(options.sampling),
         "engine_arguments": {name: plain(value) for name, value in sorted(options.engine_arguments.items())},
     }
-    return RecordPlan(options, resolved.folder, layout, rendered, manifest)
+    return RecordPlan(options, resolved.folder, layout, prompt_set.records, renderer, num_prompt_tokens, manifest)
 
 
 def record(
@@ -165,7 +172,7 @@ def record(
                 begin(resumed)
                 writer.note(capture=capture, versions=versions())
                 skip = frozenset(writer.completed)
-                steps = engine.generate_by_step(plan.prompts, options.sampling, options.samples, skip)
+                steps = engine.generate_by_step(plan.prompts(), options.sampling, options.samples, skip)
                 for num_records, num_tokens in write_behind(writer, steps):
                     tokens += num_tokens
                     advance(num_records, num_tokens)

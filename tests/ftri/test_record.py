@@ -76,6 +76,11 @@ def test_kill_9_and_the_same_command_again(tiny_r1: Path, prompt_file: Path, tmp
         np.testing.assert_array_equal(record.experts, experts)
         assert record.rendered_prompt == f"<bos><user>{record.prompt}<assistant>"
         assert record.factors["subject"] == "history"
+    # And an uninterrupted run's texts, tokens and experts are the same to the last byte.
+    whole = start(command(tiny_r1, prompt_file, tmp_path / "whole"))
+    _, talk = whole.communicate()
+    assert whole.returncode == 0, talk
+    assert TraceReader(tmp_path / "whole").content_digest() == reader.content_digest()
     manifest = reader.manifest
     assert manifest["sampling"] == {"max_tokens": 12, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 0}
     assert manifest["engine_arguments"]["max_model_len"] == 256
