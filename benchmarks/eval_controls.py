@@ -8,9 +8,13 @@ which is what there is without live edits, and is measured on one set only.
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+# This folder holds a script named ftri.py, which would stand in for the package.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 from eval.arms import Arm, Sampling
 from eval.controls import random_sets

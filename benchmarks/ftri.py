@@ -67,7 +67,7 @@ def write_random_traces(folder: Path, size_bytes: int, num_responses: int = NUM_
                 completion_token_ids=list(range(num_rows - PROMPT_TOKENS + 1)),
                 text=ANSWERS[number % 3],
                 finish_reason="stop",
-                factors={"place": str(number % 14), "time": str(number // 14)},
+                factors={"place": str(number % 14), "time": str(number % NUM_PROMPTS // 14)},
                 experts=generator.integers(0, 256, (num_rows, NUM_LAYERS, TOP_K), dtype=np.uint8),
             )
 

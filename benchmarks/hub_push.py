@@ -19,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from hub_double.client import HubDouble  # noqa: E402
-from hub_double.models import build_base, build_variant  # noqa: E402
+from hub_double.client import HubDouble
+from hub_double.models import build_base, build_variant
 
 TOKEN = "hf_benchmarkbenchmarkbenchmarkbench"
 BASE_ID = "org/Base"

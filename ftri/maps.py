@@ -11,7 +11,7 @@ import hashlib
 import sys
 import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
@@ -34,8 +34,10 @@ POSITIONS = {
 }
 # Tokens counted at a time: the 64-bit copy of their ids stays in the processor's cache.
 BLOCK_TOKENS = 128
+# Rows that are read and worked on at a time.
+BLOCK_SIZE_BYTES = 32 * 1024 * 1024
 # Above this size the maps go to a temporary file instead of memory.
-MAX_MEMORY_BYTES = 192 * 1024 * 1024
+MAX_MEMORY_BYTES = 64 * 1024 * 1024
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -66,7 +68,7 @@ class MapStore:
     def __init__(self, num_columns: int, max_memory_bytes: int = MAX_MEMORY_BYTES) -> None:
         """An empty store for rows of `num_columns`."""
         self.num_columns = num_columns
-        self._rows_per_block = max(1, (64 * 1024 * 1024) // (4 * num_columns))
+        self._rows_per_block = max(1, BLOCK_SIZE_BYTES // (4 * num_columns))
         self._max_rows = max(1, max_memory_bytes // (4 * num_columns))
         self._blocks: list[npt.NDArray[np.float32]] = []
         self._num_rows = 0
@@ -146,7 +148,7 @@ class ActivationMaps:
     positions: str
     shared: SharedTokens
     dropped: dict[str, int] = field(default_factory=dict)
-    prompt_digests: frozenset[bytes] = frozenset()
+    prompt_digests: Set[bytes] = frozenset()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -250,7 +252,12 @@ def read_maps(
             factors = same.setdefault(tuple(sorted(record.factors.items())), record.factors)
             observations.append(
                 Observation(
-                    record.prompt_id, record.sample, sys.intern(label), group, factors, len(record.prompt_token_ids)
+                    record.prompt_id,
+                    record.sample,
+                    sys.intern(label),
+                    group,
+                    factors,
+                    len(record.prompt_token_ids),
                 )
             )
     if not observations and not dropped:
@@ -267,7 +274,7 @@ def read_maps(
         positions,
         shared,
         dropped,
-        frozenset(digests),
+        digests,
     )
 
 

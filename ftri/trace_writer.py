@@ -155,7 +155,7 @@ class TraceWriter:
 
         Raises TraceError when a response is there already.
         """
-        lines = []
+        lines: list[str] = []
         for record in records:
             if record.key in self.completed:
                 raise TraceError(f"{self.folder} already holds sample {record.sample} of prompt {record.prompt_id!r}")
@@ -173,13 +173,20 @@ class TraceWriter:
             self._num_rows += record.num_rows
             self.raw_ids_bytes += len(rows)
             self.completed.add(record.key)
-        sync(self._part)
-        self._index.write("".join(lines).encode())
-        sync(self._index)
-        if self._num_rows * self.row_size_bytes >= self.chunk_size_bytes:
-            self._finish_chunk()
-            self._chunk_number, self._num_rows = self._chunk_number + 1, 0
-            self._open_part()
+            if self._num_rows * self.row_size_bytes >= self.chunk_size_bytes:
+                self._sync_lines(lines)
+                self._finish_chunk()
+                self._chunk_number, self._num_rows = self._chunk_number + 1, 0
+                self._open_part()
+        self._sync_lines(lines)
+
+    def _sync_lines(self, lines: list[str]) -> None:
+        """Bring the rows written so far onto the disk, then the index lines that name them; empties `lines`."""
+        if lines:
+            sync(self._part)
+            self._index.write("".join(lines).encode())
+            sync(self._index)
+            lines.clear()
 
     def _finish_chunk(self) -> None:
         self._part.close()
