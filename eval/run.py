@@ -235,7 +235,9 @@ class Run:
         chosen = select(base, positions)
         clusters = [self.clusters[position] for position in positions]
         base_cache: list[TokenDistributions] = []
-        for count in sorted(set(options.sweep_k)):
+        # Beyond the size of the set every k is the whole set.
+        largest = max(len(edit.suppress), len(edit.stimulate))
+        for count in sorted({min(count, largest) for count in options.sweep_k}):
             top = edit.top(count)
             arm = Arm(f"top-{count}", "sweep", self.inputs.plan.primary.semantics, top.suppress, top.stimulate)
             outcomes = observe(self.collector, arm, requests, label_cut=options.label_cut)
