@@ -326,7 +326,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder on the disk to measure [default: the temporary folder]")
     parser.add_argument("--shards", type=int, default=28)
     parser.add_argument("--layers-per-shard", type=int, default=4, help="layers of 200 MB [default: 4]")
-    parser.add_argument("--affected", type=int, default=1, help="shards that an edit touches [default: 1]")
+    parser.add_argument("--affected", type=int, default=2, help="shards that an edit touches [default: 2]")
     parser.add_argument("--mergekit", default=sys.executable, help="a Python that has mergekit [default: this one]")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--skip", default="", help="comma-separated: replica,transformers,every,mergekit,reflink")
