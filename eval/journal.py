@@ -67,7 +67,8 @@ class Journal:
         return key in self._offsets
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        # The header is no record of the run.
+        return len(self._offsets) - ("" in self._offsets)
 
     def add_answer(self, key: str, arm: str, answer: Answer) -> None:
         """Keep a transcript; a key that is there already is left as it is."""
