@@ -21,11 +21,11 @@ from eval.controls import random_sets
 from eval.engine_adapter import load_model
 from eval.rendering import make_render
 from ftri.prompts import load_prompts
-from rewriter.checkpoint import Checkpoint
-from rewriter.emit import emit
+from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.plan import EditOptions, make_plan
 from rewriter.expert_set import ExpertEntry, ExpertSet
-from rewriter.families import router_layout
-from rewriter.plan import EditOptions, make_plan
+from rewriter.families.family import router_layout
+from rewriter.variant.write import emit
 
 
 def main() -> None:

@@ -221,7 +221,16 @@ def main() -> int:
         suppress, stimulate = choose_experts(moe_layers, seed=0)
         (work / "suppress.json").write_text(json.dumps(suppress))
         (work / "stimulate.json").write_text(json.dumps(stimulate))
-        command = [sys.executable, "-m", "rewriter.cli", "--model", str(base), "--layer-index", "model", "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "rewriter.cli.rewrite",
+            "--model",
+            str(base),
+            "--layer-index",
+            "model",
+            "--json",
+        ]
         command += ["--suppress", str(work / "suppress.json"), "--stimulate", str(work / "stimulate.json")]
         subprocess.run([*command, "-o", str(work / "variant")], check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
         rows = []

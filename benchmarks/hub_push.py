@@ -33,7 +33,7 @@ def count():
 atexit.register(count)
 sys.argv = ["mote-push", *sys.argv[2:]] if sys.argv[1] == "mote-push" else sys.argv[1:]
 if sys.argv[0] == "mote-push":
-    from rewriter.push_cli import main
+    from rewriter.cli.push import main
     main()
 else:
     from huggingface_hub import HfApi

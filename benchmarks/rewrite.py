@@ -177,7 +177,7 @@ def bench_replica(work: Path, repeats: int) -> list[Row]:
     base, target = work / "DeepSeek-R1", work / "r1-variant"
     call(sys.executable, script, base)
     planning = (
-        "import sys, time\nfrom pathlib import Path\nimport rewriter.hub\n"
+        "import sys, time\nfrom pathlib import Path\nimport rewriter.hub.models\n"
         "from rewriter.rewrite import RewriteRequest, prepare\n"
         "started = time.perf_counter()\n"
         "prepare(RewriteRequest(suppress='preset:r1-refusal', model=sys.argv[1]), say=lambda text: None)\n"

@@ -97,8 +97,8 @@ def update_card(folder: Path, results: Results) -> Path:
 
     Raises: InputError when the folder has no card.
     """
-    from rewriter.card import replace_results, replace_safety
     from rewriter.errors import InputError
+    from rewriter.variant.card import replace_results, replace_safety
 
     card = folder / "README.md"
     try:

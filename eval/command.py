@@ -214,7 +214,7 @@ def _served(
     render, template_sha256 = None, None
     if request.api == "completions":
         assert request.model is not None
-        from rewriter.hub import resolve_model
+        from rewriter.hub.models import resolve_model
 
         render, template_sha256 = make_render(
             resolve_model(request.model, request.revision).folder, request.chat_template

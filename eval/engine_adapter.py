@@ -151,6 +151,6 @@ def load_model(
 
 def folder_of(model: str, revision: str | None) -> Path:
     """The local folder of a model, downloaded if need be."""
-    from rewriter.hub import resolve_model
+    from rewriter.hub.models import resolve_model
 
     return resolve_model(model, revision).folder

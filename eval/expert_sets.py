@@ -13,7 +13,7 @@ from eval.options import NamedEdit
 from ftri.live_edits import planned_biases
 from rewriter.errors import InputError, PlanError
 from rewriter.expert_set import ExpertSet, LayerIndex
-from rewriter.families import RouterLayout
+from rewriter.families.family import RouterLayout
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class ModelUnderTest:
 
 def open_model(model: str, revision: str | None, say: Callable[[str], None]) -> ModelUnderTest:
     """Find a model and read its config. Raises: MoteError when it is missing, damaged or no known Mixture of Experts."""
-    from rewriter.checkpoint import Checkpoint
-    from rewriter.families import router_layout
-    from rewriter.hub import resolve_model
+    from rewriter.checkpoint.reader import Checkpoint
+    from rewriter.families.family import router_layout
+    from rewriter.hub.models import resolve_model
 
     resolved = resolve_model(model, revision, say=say)
     checkpoint = Checkpoint.open(resolved.folder)
@@ -142,6 +142,6 @@ def _model_type(model: ModelUnderTest) -> str:
 
 
 def _is_hub_id(model: str) -> bool:
-    from rewriter.hub import looks_like_repo_id
+    from rewriter.hub.models import looks_like_repo_id
 
     return looks_like_repo_id(model)

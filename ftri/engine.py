@@ -33,8 +33,8 @@ from ftri.prompts import PromptRecord
 from ftri.rendering import RenderedPrompt, Renderer, first_line
 from ftri.traces import Experts, expert_dtype
 from rewriter.errors import InputError, MoteError
-from rewriter.families import router_layout
-from rewriter.hub import resolve_model
+from rewriter.families.family import router_layout
+from rewriter.hub.models import resolve_model
 
 WORKER_EXTENSION = "ftri.worker.MoteWorkerExtension"
 
@@ -361,7 +361,7 @@ def read_config(folder: Any) -> dict[str, Any]:
 
     Raises CheckpointError when it cannot be read.
     """
-    from rewriter.checkpoint import Checkpoint
+    from rewriter.checkpoint.reader import Checkpoint
 
     return Checkpoint.open(folder).config
 

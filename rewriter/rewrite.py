@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from rewriter.checkpoint import Checkpoint
-from rewriter.copying import LinkMode, Progress
-from rewriter.emit import EmitResult, emit
+from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.plan import EditOptions, Plan, Semantics, make_plan
 from rewriter.errors import ExpertSetError, InputError
 from rewriter.expert_set import PRESET_PREFIX, ExpertSet, LayerIndex
-from rewriter.output_folder import check_target
-from rewriter.plan import EditOptions, Plan, Semantics, make_plan
-from rewriter.preview import Preview, preview
+from rewriter.variant.copying import LinkMode, Progress
+from rewriter.variant.output_folder import check_target
+from rewriter.variant.preview import Preview, preview
+from rewriter.variant.write import EmitResult, emit
 
 if TYPE_CHECKING:
-    from rewriter.hub import ResolvedModel
-    from rewriter.recipe import Recipe
+    from rewriter.hub.models import ResolvedModel
+    from rewriter.hub.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Edit:
         """
         if self.recipe is None:
             return make_plan(checkpoint, self.suppress, self.stimulate, self.options, **base)
-        from rewriter.recipe import check_base, check_plan
+        from rewriter.hub.recipe import check_base, check_plan
 
         check_base(self.recipe, checkpoint)
         plan = make_plan(checkpoint, self.suppress, self.stimulate, self.options, **base)
@@ -141,7 +141,7 @@ def find_base(request: RewriteRequest, sets: list[ExpertSet], say: Callable[[str
 
     Raises: InputError when nothing names a model, or the sets name different ones.
     """
-    from rewriter.hub import resolve_model
+    from rewriter.hub.models import resolve_model
 
     model, revision = base_name(request, sets)
     return resolve_model(model, revision, say=say)
@@ -177,7 +177,7 @@ def base_name(request: RewriteRequest, sets: list[ExpertSet]) -> tuple[str, str 
 
 def _edit_of_recipe(request: RewriteRequest) -> Edit:
     """A recipe says all about the edit, so options that would say otherwise are refused."""
-    from rewriter.recipe import load_recipe
+    from rewriter.hub.recipe import load_recipe
 
     unset = RewriteRequest()
     for name in ("suppress", "stimulate", "top", "layer_index", "semantics", "suppress_bias", "renormalize"):

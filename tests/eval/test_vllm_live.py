@@ -28,10 +28,10 @@ OPTIONS = RunOptions(
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    from rewriter.checkpoint import Checkpoint
-    from rewriter.emit import emit
+    from rewriter.checkpoint.reader import Checkpoint
+    from rewriter.edit.plan import EditOptions, make_plan
     from rewriter.expert_set import ExpertSet
-    from rewriter.plan import EditOptions, make_plan
+    from rewriter.variant.write import emit
 
     folder = tmp_path_factory.mktemp("live")
     model = build_tiny_r1(folder / "base", moe_intermediate_size=512)

@@ -11,7 +11,7 @@ from engines import prompts
 
 from ftri.engine import Engine, Generation, Sampling
 from ftri.live_edits import RouterEdit, worker_edit
-from rewriter.checkpoint import Checkpoint
+from rewriter.checkpoint.reader import Checkpoint
 from rewriter.errors import ExpertSetError, InputError, PlanError
 
 pytestmark = pytest.mark.vllm

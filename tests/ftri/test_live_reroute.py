@@ -9,7 +9,7 @@ from running import run_main
 
 from ftri.engine import Engine, Sampling
 from ftri.live_edits import RouterEdit, as_expert_set
-from rewriter.cli import main
+from rewriter.cli.rewrite import main
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

@@ -56,11 +56,11 @@ class Hub:
 
     def push(self, *arguments: str | Path, **options: object) -> "subprocess.CompletedProcess[str]":
         """Run mote-push."""
-        return self.run("rewriter.push_cli", *arguments, **options)  # type: ignore[arg-type]
+        return self.run("rewriter.cli.push", *arguments, **options)  # type: ignore[arg-type]
 
     def rewrite(self, *arguments: str | Path, **options: object) -> "subprocess.CompletedProcess[str]":
         """Run mote-rewrite."""
-        return self.run("rewriter.cli", *arguments, **options)  # type: ignore[arg-type]
+        return self.run("rewriter.cli.rewrite", *arguments, **options)  # type: ignore[arg-type]
 
     def download(self, repo_id: str, revision: str = "main") -> Path:
         """Download a repo with huggingface_hub into a fresh folder, through Xet where files are there."""

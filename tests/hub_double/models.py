@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from rewriter.edit.plan import EditOptions
 from rewriter.expert_set import ExpertSet
-from rewriter.plan import EditOptions
 
 CARD = """---
 license: mit
@@ -90,9 +90,9 @@ def build_variant(
     base: Path, target: Path, base_model: str | None, base_revision: str | None, pairs: list[tuple[int, int]]
 ) -> Path:
     """Write a variant of a base, as mote-rewrite does."""
-    from rewriter.checkpoint import Checkpoint
-    from rewriter.emit import emit
-    from rewriter.plan import make_plan
+    from rewriter.checkpoint.reader import Checkpoint
+    from rewriter.edit.plan import make_plan
+    from rewriter.variant.write import emit
 
     chosen = ExpertSet.load(expert_file(target.parent, pairs))
     checkpoint = Checkpoint.open(base)

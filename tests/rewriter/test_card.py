@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from rewriter.card import (
+from rewriter.variant.card import (
     NUM_TABLE_ROWS,
     RESULTS_NOT_MEASURED,
     SAFETY_NOT_MEASURED,

@@ -9,7 +9,7 @@ import pytest
 from checkpoints import INDEX, shard_name, tree_state
 from commands import Command
 
-from rewriter.companions import companion_files
+from rewriter.checkpoint.other_files import companion_files
 
 TAKEN = [
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",

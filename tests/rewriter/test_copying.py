@@ -23,11 +23,12 @@ from commands import Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewriter import copying, rewrite
-from rewriter.copying import copy_range, data_ranges
-from rewriter.extents import Extent, _matching
-from rewriter.shard_header import HEADER_GROWTH_BYTES, mark_header, unmarked
-from rewriter.verify import subtract
+from rewriter import rewrite
+from rewriter.checkpoint.shard_header import HEADER_GROWTH_BYTES, mark_header, unmarked
+from rewriter.variant import copying
+from rewriter.variant.copying import copy_range, data_ranges
+from rewriter.variant.shared_blocks import Extent, _matching
+from rewriter.variant.verify import subtract
 
 MIB = 1 << 20
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from rewriter.errors import CheckpointError, PlanError, UnknownFamilyError
-from rewriter.families import Family, RouterLayout, find_family, router_layout
-from rewriter.family_rows import BY_MODEL_TYPE, FAMILIES
-from rewriter.layer_rules import by_list, every_layer
+from rewriter.families.family import Family, RouterLayout, find_family, router_layout
+from rewriter.families.layer_rules import by_list, every_layer
+from rewriter.families.rows import BY_MODEL_TYPE, FAMILIES
 
 # DeepSeek-R1's config.json, the keys that matter here.
 R1 = {

@@ -15,12 +15,12 @@ from family_models import NUM_EXPERTS, TINY_MODELS, TinyModel, build_tiny_model,
 from routing_capture import capture, expert_output, experts_modules, load, prompt_ids
 from safetensors.torch import load_file, save_file
 
-from rewriter.checkpoint import Checkpoint
-from rewriter.emit import emit
+from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.plan import EditOptions, make_plan
 from rewriter.errors import CheckpointError, ExpertSetError, PlanError
 from rewriter.expert_set import ExpertEntry, ExpertSet
-from rewriter.plan import EditOptions, make_plan
-from rewriter.verify import verify
+from rewriter.variant.verify import verify
+from rewriter.variant.write import emit
 
 BLOCK = 16  # fp8 scales stand for blocks of this size here; R1's stand for 128 by 128
 LAYER = 1

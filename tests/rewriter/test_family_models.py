@@ -16,14 +16,14 @@ import torch
 from family_models import NUM_EXPERTS, TINY_MODELS, TinyModel, build_tiny_model, raw_tensors
 from routing_capture import Routing, capture, expert_output, experts_modules, experts_output, load, prompt_ids
 
-from rewriter.checkpoint import Checkpoint
-from rewriter.emit import emit
+from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.plan import EditOptions, Plan, make_plan
 from rewriter.errors import PlanError
 from rewriter.expert_set import ExpertEntry, ExpertSet
-from rewriter.families import RouterLayout
-from rewriter.family_rows import FAMILIES
-from rewriter.plan import EditOptions, Plan, make_plan
-from rewriter.verify import verify
+from rewriter.families.family import RouterLayout
+from rewriter.families.rows import FAMILIES
+from rewriter.variant.verify import verify
+from rewriter.variant.write import emit
 
 Pairs = list[tuple[int, int]]  # (model layer, expert)
 

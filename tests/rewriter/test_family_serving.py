@@ -19,11 +19,11 @@ from family_models import NUM_EXPERTS, TINY_MODELS, TinyModel, build_tiny_model
 from family_serving import NUM_PROMPTS, PROMPT_TOKENS
 from routing_capture import Routing, capture, load, prompt_ids
 
-from rewriter.checkpoint import Checkpoint
-from rewriter.emit import emit
+from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.plan import EditOptions, make_plan
 from rewriter.expert_set import ExpertEntry, ExpertSet
-from rewriter.families import RouterLayout
-from rewriter.plan import EditOptions, make_plan
+from rewriter.families.family import RouterLayout
+from rewriter.variant.write import emit
 from tests.tiny_models import write_tiny_tokenizer
 
 Pairs = Sequence[tuple[int, int]]  # (model layer, expert)

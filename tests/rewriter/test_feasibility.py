@@ -14,10 +14,10 @@ from checkpoints import NUMPY_DTYPES, one_router
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
-from rewriter.checkpoint import Checkpoint
+from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.plan import EditOptions, make_plan
 from rewriter.errors import PlanError
 from rewriter.expert_set import ExpertEntry, ExpertSet
-from rewriter.plan import EditOptions, make_plan
 
 MINUS_INFINITY = float("-inf")
 

@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from rewriter.errors import HubError
-from rewriter.hub_errors import AccessError, ConflictError, explain, hub_errors, redact, wait_seconds, with_retries
+from rewriter.hub.errors import AccessError, ConflictError, explain, hub_errors, redact, wait_seconds, with_retries
 
 
 def response(status: int, **headers: str) -> HfHubHTTPError:

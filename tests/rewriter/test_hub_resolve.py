@@ -10,7 +10,7 @@ from hub_double.fixtures import BASE_ID, TOKEN, Hub
 from hub_double.models import build_base, build_sparse_base, expert_file
 
 from rewriter.errors import InputError
-from rewriter.hub import cache_identity, format_bytes, looks_like_repo_id, missing_files, resolve_model
+from rewriter.hub.models import cache_identity, format_bytes, looks_like_repo_id, missing_files, resolve_model
 
 
 def state(folder: Path) -> dict[str, tuple[int, str]]:

@@ -13,13 +13,14 @@ from pathlib import Path
 from checkpoints import build_checkpoint, memory_folder, tree_state, write_set
 from commands import Command
 
-from rewriter.verify import verify
+from rewriter.variant.verify import verify
 
 NUM_KILLS = 60
 # Forks from a process that has imported everything, so that the moments fall on the work rather than on the imports.
 SERVER = """
 import os, sys
-import rewriter.cli, rewriter.emit, rewriter.rewrite, rewriter.hub, rewriter.progress, rewriter.summary, tqdm
+import rewriter.cli.rewrite, rewriter.cli.text, rewriter.hub.models, rewriter.progress, rewriter.rewrite, rewriter.variant.write
+import tqdm
 for line in iter(sys.stdin.readline, ""):
     read, write = os.pipe()
     child = os.fork()
@@ -29,7 +30,7 @@ for line in iter(sys.stdin.readline, ""):
         os.dup2(devnull, 1); os.dup2(devnull, 2)
         os.read(read, 1)
         try:
-            rewriter.cli.main()
+            rewriter.cli.rewrite.main()
         except SystemExit as leaving:
             os._exit(leaving.code or 0)
         os._exit(0)
@@ -123,7 +124,7 @@ def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
         "import os, signal, sys\n"
         # A shell that runs the tests in the background hands down SIGINT ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import rewriter.emit as emit, rewriter.cli as cli\n"
+        "import rewriter.variant.write as emit, rewriter.cli.rewrite as cli\n"
         "emit.check_patched = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
         "cli.main()\n"
     )

@@ -16,12 +16,12 @@ from checkpoints import build_checkpoint, tree_state, write_json, write_set
 from commands import Command
 from namespaces import read_only_view, run_with_mounts, why_no_mounts
 
-from rewriter import copying, output_folder
 from rewriter.errors import OutputError
-from rewriter.output_folder import OutputFolder
+from rewriter.variant import copying, output_folder
+from rewriter.variant.output_folder import OutputFolder
 
 Refuse = Callable[..., str]
-REWRITE = [sys.executable, "-m", "rewriter.cli"]
+REWRITE = [sys.executable, "-m", "rewriter.cli.rewrite"]
 
 
 def sibling(target: Path) -> Path:
@@ -152,7 +152,7 @@ def test_missing_parents_are_made_and_removed_again(
     target = tmp_path / "a" / "b" / "out"
     with monkeypatch.context() as patched:
         patched.setattr(copying, "write_fully", _refuse_to_write)
-        patched.setattr("rewriter.emit.write_fully", _refuse_to_write)
+        patched.setattr("rewriter.variant.write.write_fully", _refuse_to_write)
         assert mote_rewrite("--model", base, "--suppress", refusal, "-o", target).code == 1
     assert not (tmp_path / "a").exists()
     assert mote_rewrite("--model", base, "--suppress", refusal, "-o", target).code == 0

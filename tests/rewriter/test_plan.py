@@ -18,10 +18,10 @@ from checkpoints import (
 )
 from commands import Command
 
-from rewriter.checkpoint import Checkpoint
-from rewriter.config_text import config_text, parse_config
+from rewriter.checkpoint.edited_json import config_text, parse_config
+from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.plan import EditOptions, make_plan
 from rewriter.expert_set import ExpertEntry, ExpertSet
-from rewriter.plan import EditOptions, make_plan
 
 
 def plan_of(base: Path, **options: Any) -> Any:

@@ -27,13 +27,13 @@ from checkpoints import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rewriter.checkpoint import Checkpoint
-from rewriter.copying import LinkMode
-from rewriter.edits import round_toward
-from rewriter.emit import emit
+from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.plan import EditOptions, inverse_patches, make_plan
+from rewriter.edit.tensors import round_toward
 from rewriter.expert_set import ExpertEntry, ExpertSet
-from rewriter.plan import EditOptions, inverse_patches, make_plan
-from rewriter.verify import verify
+from rewriter.variant.copying import LinkMode
+from rewriter.variant.verify import verify
+from rewriter.variant.write import emit
 
 NUM_EXPERTS, NUM_LAYERS, TOP_K = 8, 3, 3
 DTYPES = ["F32", "BF16", "F16"]

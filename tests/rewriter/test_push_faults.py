@@ -123,7 +123,7 @@ def test_push_resumes_after_kill_9(hub: Hub, old: Path, xet: bool) -> None:
     name = f"alice/killed-{xet}"
     slow = "POST .*/commit/" if xet else "PUT /_lfs/"
     hub.double.fault(slow, delay_s=30, skip=0 if xet else 2)
-    process = hub.start("rewriter.push_cli", old, name, "--yes", xet=xet)
+    process = hub.start("rewriter.cli.push", old, name, "--yes", xet=xet)
     deadline = time.monotonic() + 60
     while not _reached(hub, slow, num_done=0 if xet else 2):
         assert time.monotonic() < deadline and process.poll() is None, "the push did not get to the slow request"

@@ -4,8 +4,8 @@ import hashlib
 
 import pytest
 
-from rewriter.hub import RemoteFile, RemoteTree
-from rewriter.inventory import (
+from rewriter.hub.models import RemoteFile, RemoteTree
+from rewriter.push.files import (
     BY_MOTE_BLOCK,
     SAME_DATA,
     LocalFile,
@@ -14,7 +14,7 @@ from rewriter.inventory import (
     is_same_data,
     with_base_hashes,
 )
-from rewriter.push_plan import PushPlan, describe_plan, is_other_weight, needs_hash, plan_actions, same_content
+from rewriter.push.plan import PushPlan, describe_plan, is_other_weight, needs_hash, plan_actions, same_content
 
 
 def sha(text: str) -> str:

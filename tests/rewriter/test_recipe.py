@@ -8,10 +8,10 @@ import pytest
 from hub_double.fixtures import BASE_ID, EDITED, Hub
 from hub_double.models import build_base, build_variant, expert_file
 
-from rewriter.checkpoint import Checkpoint
+from rewriter.checkpoint.reader import Checkpoint
 from rewriter.errors import CheckpointError, InputError, PlanError
-from rewriter.inventory import read_variant_block
-from rewriter.recipe import check_base, check_plan, load_recipe, recipe_from_block
+from rewriter.hub.recipe import check_base, check_plan, load_recipe, recipe_from_block
+from rewriter.push.files import read_variant_block
 from rewriter.rewrite import RewriteRequest, prepare
 
 

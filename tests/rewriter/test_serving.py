@@ -45,7 +45,17 @@ def variant(base: Path) -> Path:
     target = base.with_name("variant")
     for name, pairs in (("suppress", SUPPRESS), ("stimulate", STIMULATE)):
         base.with_name(f"{name}.json").write_text(json.dumps(pairs))
-    command = [sys.executable, "-m", "rewriter.cli", "--model", str(base), "--layer-index", "model", "-o", str(target)]
+    command = [
+        sys.executable,
+        "-m",
+        "rewriter.cli.rewrite",
+        "--model",
+        str(base),
+        "--layer-index",
+        "model",
+        "-o",
+        str(target),
+    ]
     command += [
         "--suppress",
         str(base.with_name("suppress.json")),

@@ -4,7 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rewriter.card import (
+from rewriter.errors import HubError, InputError
+from rewriter.hub.errors import hub_errors
+from rewriter.push.files import LocalFile, file_in_memory
+from rewriter.variant.card import (
     CARRIED_KEYS,
     find_block,
     join_card,
@@ -13,9 +16,6 @@ from rewriter.card import (
     replace_serve_line,
     split_card,
 )
-from rewriter.errors import HubError, InputError
-from rewriter.hub_errors import hub_errors
-from rewriter.inventory import LocalFile, file_in_memory
 
 CARD_NAME = "README.md"
 RESULTS_NAME = "mote-eval.md"

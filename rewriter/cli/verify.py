@@ -24,12 +24,12 @@ def verify_variant(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Prove that a variant differs from its base only where its plan says, and there as it says."""
-    from rewriter.checkpoint import Checkpoint
-    from rewriter.hub import resolve_model
+    from rewriter.checkpoint.reader import Checkpoint
+    from rewriter.cli.text import verify_lines
+    from rewriter.hub.models import resolve_model
     from rewriter.progress import byte_progress
-    from rewriter.runtimes import safety
-    from rewriter.summary import verify_lines
-    from rewriter.verify import base_of, read_block, verify
+    from rewriter.variant.runtimes import safety
+    from rewriter.variant.verify import base_of, read_block, verify
 
     model, revision = (base, None) if base else base_of(variant)
     result = verify(variant, resolve_model(model, revision, say=say).folder, full=full, progress=byte_progress)

@@ -12,13 +12,21 @@ from typing import Any, Literal
 import numpy as np
 
 from rewriter import __version__
-from rewriter.checkpoint import Checkpoint, TensorEntry
-from rewriter.config_text import config_text, parse_config
-from rewriter.edits import BIAS_DTYPES, MINUS_INFINITY, ZERO_FILL_DTYPES, Margins, decode_bias, edit_bias, margins
+from rewriter.checkpoint.edited_json import config_text, parse_config
+from rewriter.checkpoint.reader import Checkpoint, TensorEntry
+from rewriter.edit.feasibility import check_feasible
+from rewriter.edit.tensors import (
+    BIAS_DTYPES,
+    MINUS_INFINITY,
+    ZERO_FILL_DTYPES,
+    Margins,
+    decode_bias,
+    edit_bias,
+    margins,
+)
 from rewriter.errors import CheckpointError, ExpertSetError, PlanError
 from rewriter.expert_set import ExpertSet
-from rewriter.families import RouterLayout, language_config
-from rewriter.feasibility import check_feasible
+from rewriter.families.family import RouterLayout, language_config
 
 VARIANT_SCHEMA = "mote.variant/1"
 Semantics = Literal["reroute", "drop"]

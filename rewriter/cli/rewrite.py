@@ -9,10 +9,10 @@ import typer
 from rewriter.console import make_app, run, say
 
 if TYPE_CHECKING:
-    from rewriter.emit import EmitResult
-    from rewriter.plan import Plan
-    from rewriter.preview import Preview
+    from rewriter.edit.plan import Plan
     from rewriter.rewrite import RewriteRequest
+    from rewriter.variant.preview import Preview
+    from rewriter.variant.write import EmitResult
 
 EPILOG = """Examples:
 
@@ -122,7 +122,7 @@ def rewrite(
         _print_plan(prepared.plan, prepared.preview(), prepared.base, prepared.target, as_json)
         return
     if push_to_hub is not None:
-        from rewriter.push_cli import check_can_ask
+        from rewriter.cli.push import check_can_ask
 
         check_can_ask(yes)
     result = execute(prepared, progress=byte_progress)
@@ -130,8 +130,8 @@ def rewrite(
         _print_result(result, prepared.plan, as_json)
     if push_to_hub is None:
         return
-    from rewriter.push_cli import push_variant
-    from rewriter.push_prepare import PushRequest
+    from rewriter.cli.push import push_variant
+    from rewriter.push.prepare import PushRequest
 
     outcome = push_variant(PushRequest(prepared.target, push_to_hub, private=private), None, yes=yes)
     if as_json:
@@ -157,7 +157,7 @@ def _print_remote_plan(request: "RewriteRequest", as_json: bool) -> None:
 
 
 def _print_plan(plan: "Plan", preview: "Preview", base: Path, target: Path, as_json: bool) -> None:
-    from rewriter.summary import plan_document, plan_lines
+    from rewriter.cli.text import plan_document, plan_lines
 
     if as_json:
         print(json.dumps(plan_document(plan, preview, base, target), indent=2, ensure_ascii=False))
@@ -166,7 +166,7 @@ def _print_plan(plan: "Plan", preview: "Preview", base: Path, target: Path, as_j
 
 
 def _print_result(result: "EmitResult", plan: "Plan", as_json: bool) -> None:
-    from rewriter.summary import result_lines
+    from rewriter.cli.text import result_lines
 
     if as_json:
         print(json.dumps(result.to_json(), indent=2, ensure_ascii=False))

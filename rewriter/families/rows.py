@@ -4,9 +4,9 @@ Paths that start with `vllm/` are of vLLM 0.32, those that start with `transform
 directory's name is given, its modeling and configuration files are meant.
 """
 
-from rewriter.families import Family
-from rewriter.family_rows_biased import BIASED_FAMILIES
-from rewriter.family_rows_unbiased import UNBIASED_FAMILIES
+from rewriter.families.biased import BIASED_FAMILIES
+from rewriter.families.family import Family
+from rewriter.families.unbiased import UNBIASED_FAMILIES
 
 FAMILIES: tuple[Family, ...] = BIASED_FAMILIES + UNBIASED_FAMILIES
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rewriter.families import RouterLayout
+from rewriter.families.family import RouterLayout
 
 Verdict = Literal["safe", "not safe"]
 Check = Callable[[Mapping[str, Any], RouterLayout], str | None]  # why it is not safe, or None

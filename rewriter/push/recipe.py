@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from rewriter.card import join_card, replace_block, split_card
-from rewriter.inventory import SMALL_FILE_BYTES, LocalFile, file_in_memory, list_files, read_variant_block
-from rewriter.push_card import CARD_NAME, pushed_card
-from rewriter.push_prepare import PushRequest
-from rewriter.recipe import RECIPE_NAME, recipe_from_block
+from rewriter.hub.recipe import RECIPE_NAME, recipe_from_block
+from rewriter.push.card import CARD_NAME, pushed_card
+from rewriter.push.files import SMALL_FILE_BYTES, LocalFile, file_in_memory, list_files, read_variant_block
+from rewriter.push.prepare import PushRequest
+from rewriter.variant.card import join_card, replace_block, split_card
 
 NO_WEIGHTS = (
     "This repo holds a recipe, no weights: the experts, the values and the hashes of the base's tensors. MoTE applies it "

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rewriter.errors import CheckpointError
-from rewriter.families import RouterLayout, router_layout
+from rewriter.families.family import RouterLayout, router_layout
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"

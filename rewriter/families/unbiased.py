@@ -1,8 +1,8 @@
 """Rows of the family table whose routers have no bias: experts can only be dropped, by zeroing the tensors named."""
 
-from rewriter.families import Family
-from rewriter.layer_rules import after_dense, by_list, by_step, every_layer, no_layer_unless
-from rewriter.tensor_names import MULTIMODAL, outputs
+from rewriter.families.family import Family
+from rewriter.families.layer_rules import after_dense, by_list, by_step, every_layer, no_layer_unless
+from rewriter.families.tensor_names import MULTIMODAL, outputs
 
 DOWN_PROJ = "mlp.experts.{expert}.down_proj.weight"
 W2 = "block_sparse_moe.experts.{expert}.w2.weight"

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewriter.copying import LinkMethod, LinkMode, can_hardlink, can_reflink, disk_bytes
+from rewriter.edit.plan import Plan
 from rewriter.errors import OutputError
-from rewriter.plan import Plan
+from rewriter.variant.copying import LinkMethod, LinkMode, can_hardlink, can_reflink, disk_bytes
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rewriter.errors import HubError
-from rewriter.hub import RemoteTree, format_bytes, remote_tree
-from rewriter.hub_errors import ConflictError, explain, hub_errors, is_transient, wait_seconds, with_retries
-from rewriter.inventory import LocalFile
-from rewriter.push_plan import FileAction, PushPlan, same_content
-from rewriter.push_prepare import PreparedPush
+from rewriter.hub.errors import ConflictError, explain, hub_errors, is_transient, wait_seconds, with_retries
+from rewriter.hub.models import RemoteTree, format_bytes, remote_tree
+from rewriter.push.files import LocalFile
+from rewriter.push.plan import FileAction, PushPlan, same_content
+from rewriter.push.prepare import PreparedPush
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationCopy, HfApi

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rewriter.errors import CheckpointError
-from rewriter.hub import RemoteTree, files_to_download, remote_tree
-from rewriter.hub_errors import hub_errors
+from rewriter.hub.errors import hub_errors
+from rewriter.hub.models import RemoteTree, files_to_download, remote_tree
 
 HEADER_BLOCK_BYTES = 131_072
 """What is fetched when the start of a shard is asked for, so that length and header cost one request.

@@ -1,6 +1,6 @@
 """The model families: how a config describes the router, and what its tensors are called. One row a family.
 
-Adding a family is adding a row to rewriter/family_rows.py; nothing else in the project knows a model by name.
+Adding a family is adding a row to rewriter/families/rows.py; nothing else in the project knows a model by name.
 Legend: L MoE layers, E routed experts, K selected experts (top-k), G expert groups.
 """
 
@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from rewriter.errors import CheckpointError, PlanError, UnknownFamilyError
-from rewriter.layer_rules import Config, LayerRule
+from rewriter.families.layer_rules import Config, LayerRule
 
 Keys = str | tuple[str, ...]  # a config key, or alternatives of which the first that is present counts
 Score = Literal["sigmoid", "softmax", "sqrtsoftplus", "logit"]
@@ -163,7 +163,7 @@ def find_family(config: Config) -> Family:
         raise UnknownFamilyError(
             f"config.json: model_type {model_type!r} has no row in the family table; known are"
             f" {', '.join(sorted(_rows_by_model_type()))}; to add it, append a Family row with its tensor names and"
-            " config keys to rewriter/family_rows.py"
+            " config keys to rewriter/families/rows.py"
         )
     return row
 
@@ -178,7 +178,7 @@ def language_config(config: Config, family: Family) -> Config:
 
 def _rows_by_model_type() -> dict[str, Family]:
     """The table as a mapping; imported here because the rows import this module's types."""
-    from rewriter.family_rows import BY_MODEL_TYPE
+    from rewriter.families.rows import BY_MODEL_TYPE
 
     return BY_MODEL_TYPE
 

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from rewriter.companions import OTHER_WEIGHTS
-from rewriter.hub import RemoteFile, RemoteTree, format_bytes
-from rewriter.inventory import LocalFile
+from rewriter.checkpoint.other_files import OTHER_WEIGHTS
+from rewriter.hub.models import RemoteFile, RemoteTree, format_bytes
+from rewriter.push.files import LocalFile
 
 Action = Literal["upload", "keep", "copy", "delete"]
 

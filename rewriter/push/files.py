@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.errors import InputError
-from rewriter.extents import shared_ranges
-from rewriter.hub import RemoteTree, missing_files
+from rewriter.hub.models import RemoteTree, missing_files
+from rewriter.variant.shared_blocks import shared_ranges
 
 SMALL_FILE_BYTES = 10_000_000
 """Below this a file is simply read; the Hub keeps larger ones, and all weights, outside of git."""

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from rewriter.emit import EmitResult
-from rewriter.plan import LayerEdit, Plan, value_text
-from rewriter.preview import Preview
-from rewriter.verify import VerifyResult
+from rewriter.edit.plan import LayerEdit, Plan, value_text
+from rewriter.variant.preview import Preview
+from rewriter.variant.verify import VerifyResult
+from rewriter.variant.write import EmitResult
 
 NUM_LAYERS_SHOWN = 60
 

@@ -12,9 +12,9 @@ from rewriter.console import make_app, run, say
 from rewriter.errors import InputError
 
 if TYPE_CHECKING:
-    from rewriter.push import PushResult
-    from rewriter.push_plan import PushPlan
-    from rewriter.push_prepare import PushRequest
+    from rewriter.push.execute import PushResult
+    from rewriter.push.plan import PushPlan
+    from rewriter.push.prepare import PushRequest
 
 app = make_app()
 
@@ -60,7 +60,7 @@ def push(
     The plan (files, bytes sent, copied, kept) is shown before anything moves. An interrupted push is repeated with the
     same command. The token is the one of `hf auth login`, or HF_TOKEN.
     """
-    from rewriter.push_prepare import PushRequest
+    from rewriter.push.prepare import PushRequest
 
     request = PushRequest(
         folder=folder,
@@ -94,7 +94,7 @@ class PushOutcome:
 
     def text(self) -> str:
         """For people."""
-        from rewriter.push_plan import describe_plan
+        from rewriter.push.plan import describe_plan
 
         if self.result is None:
             return describe_plan(self.plan)
@@ -106,10 +106,10 @@ class PushOutcome:
 
 def push_variant(request: "PushRequest", message: str | None, *, yes: bool, dry_run: bool = False) -> PushOutcome:
     """Plan, show, ask and push; also what `mote-rewrite --push-to-hub` ends with."""
-    from rewriter.push import execute_push
-    from rewriter.push_plan import describe_plan
-    from rewriter.push_prepare import full_repo_id, prepare_push, variant_files
-    from rewriter.push_recipe import recipe_files
+    from rewriter.push.execute import execute_push
+    from rewriter.push.plan import describe_plan
+    from rewriter.push.prepare import full_repo_id, prepare_push, variant_files
+    from rewriter.push.recipe import recipe_files
 
     request = replace(request, repo_id=full_repo_id(request.repo_id))
     files, block = (recipe_files if request.recipe else variant_files)(request, say)

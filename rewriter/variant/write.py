@@ -13,9 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rewriter.checkpoint import CONFIG_NAME, INDEX_NAME, LENGTH_BYTES, Checkpoint
-from rewriter.companions import companion_files
-from rewriter.copying import (
+from rewriter.checkpoint.other_files import companion_files
+from rewriter.checkpoint.reader import CONFIG_NAME, INDEX_NAME, LENGTH_BYTES, Checkpoint
+from rewriter.checkpoint.shard_header import mark_header
+from rewriter.edit.plan import Plan, TensorPatch
+from rewriter.errors import CheckpointError, OutputError
+from rewriter.variant.copying import (
     BLOCK_BYTES,
     PLAIN_CHUNK_BYTES,
     LinkMethod,
@@ -28,12 +31,9 @@ from rewriter.copying import (
     write_fully,
     write_zeros,
 )
-from rewriter.errors import CheckpointError, OutputError
-from rewriter.output_folder import OutputFolder
-from rewriter.plan import Plan, TensorPatch
-from rewriter.preview import preview
-from rewriter.shard_header import mark_header
-from rewriter.variant_card import CARD_NAME, serve_line, variant_card
+from rewriter.variant.output_folder import OutputFolder
+from rewriter.variant.preview import preview
+from rewriter.variant.variant_card import CARD_NAME, serve_line, variant_card
 
 
 @dataclass

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewriter.checkpoint import INDEX_NAME, SINGLE_NAME
-from rewriter.companions import OTHER_WEIGHTS, TRAINING_STATE
+from rewriter.checkpoint.other_files import OTHER_WEIGHTS, TRAINING_STATE
+from rewriter.checkpoint.reader import INDEX_NAME, SINGLE_NAME
 from rewriter.errors import CheckpointError, HubError, InputError
-from rewriter.hub_errors import hub_errors, quiet_hub_logs, with_retries
+from rewriter.hub.errors import hub_errors, quiet_hub_logs, with_retries
 
 # Other formats of the same weights, and training leftovers: never read, never part of a variant.
 IGNORED_PATTERNS = (

@@ -14,15 +14,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rewriter.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint, ShardHeader
-from rewriter.companions import companion_files, is_weights
-from rewriter.copying import Progress, data_ranges
+from rewriter.checkpoint.other_files import companion_files, is_weights
+from rewriter.checkpoint.reader import CONFIG_NAME, INDEX_NAME, Checkpoint, ShardHeader
+from rewriter.checkpoint.shard_header import MARK, unmarked
+from rewriter.edit.plan import VARIANT_SCHEMA, EditOptions, Plan, make_plan
 from rewriter.errors import ExpertSetError, VerificationError
 from rewriter.expert_set import ExpertEntry, ExpertSet
-from rewriter.extents import shared_ranges
-from rewriter.plan import VARIANT_SCHEMA, EditOptions, Plan, make_plan
-from rewriter.shard_header import MARK, unmarked
-from rewriter.variant_card import CARD_NAME
+from rewriter.variant.copying import Progress, data_ranges
+from rewriter.variant.shared_blocks import shared_ranges
+from rewriter.variant.variant_card import CARD_NAME
 
 CHUNK_BYTES = 4 << 20
 Range = tuple[int, int]

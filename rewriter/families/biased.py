@@ -1,7 +1,7 @@
 """Rows of the family table whose checkpoints carry a router bias, so that experts can be rerouted (and most stimulated)."""
 
-from rewriter.families import Family
-from rewriter.layer_rules import (
+from rewriter.families.family import Family
+from rewriter.families.layer_rules import (
     after_dense,
     between,
     by_flags,
@@ -12,7 +12,7 @@ from rewriter.layer_rules import (
     every_layer_of,
     first_layers,
 )
-from rewriter.tensor_names import MULTIMODAL, names, outputs
+from rewriter.families.tensor_names import MULTIMODAL, names, outputs
 
 GATE_BIAS = "mlp.gate.e_score_correction_bias"
 DOWN_PROJ = "mlp.experts.{expert}.down_proj.weight"

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.errors import HubError, InputError
-from rewriter.hub import RemoteTree, find_in_cache, format_bytes, remote_tree
-from rewriter.hub_errors import AccessError, hub_errors, quiet_hub_logs, with_retries
-from rewriter.inventory import (
+from rewriter.hub.errors import AccessError, hub_errors, quiet_hub_logs, with_retries
+from rewriter.hub.models import RemoteTree, find_in_cache, format_bytes, remote_tree
+from rewriter.push.card import pushed_card
+from rewriter.push.files import (
     BY_MOTE_BLOCK,
     LocalFile,
     hash_files,
@@ -18,8 +19,7 @@ from rewriter.inventory import (
     read_variant_block,
     with_base_hashes,
 )
-from rewriter.push_card import pushed_card
-from rewriter.push_plan import PushPlan, needs_hash, plan_actions
+from rewriter.push.plan import PushPlan, needs_hash, plan_actions
 
 Say = Callable[[str], None]
 MAX_BRANCHES_LISTED = 10

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from rewriter.errors import PlanError
-from rewriter.families import RouterLayout
+from rewriter.families.family import RouterLayout
 
 
 def check_feasible(

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rewriter.checkpoint import Checkpoint
+from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.plan import EditOptions, Plan
 from rewriter.errors import CheckpointError, HubError, InputError, PlanError
 from rewriter.expert_set import ExpertEntry, ExpertSet
-from rewriter.hub import looks_like_repo_id
-from rewriter.hub_errors import hub_errors, quiet_hub_logs
-from rewriter.plan import EditOptions, Plan
+from rewriter.hub.errors import hub_errors, quiet_hub_logs
+from rewriter.hub.models import looks_like_repo_id
 
 RECIPE_SCHEMA = "mote.recipe/1"
 RECIPE_NAME = "mote-recipe.json"

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from rewriter import __version__
-from rewriter.card import CardFacts, EditedExpert, build_card
-from rewriter.checkpoint import Checkpoint
-from rewriter.plan import Plan
+from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.plan import Plan
+from rewriter.variant.card import CardFacts, EditedExpert, build_card
 
 CARD_NAME = "README.md"
 # From here on one GPU does not hold the weights, and the serve line shards them over the usual eight.

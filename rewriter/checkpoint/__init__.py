@@ -1,0 +1,1 @@
+"""A model folder read lazily: config, index, shard headers, and where each tensor lies."""

@@ -1,0 +1,1 @@
+"""What an edit changes, worked out and recorded. Pure: nothing here writes."""

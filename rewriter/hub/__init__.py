@@ -1,0 +1,1 @@
+"""Models and recipes, fetched from the HF Hub or found in its cache."""

@@ -1,0 +1,1 @@
+"""A variant, published on the HF Hub."""

@@ -1,0 +1,1 @@
+"""A variant on disk: written, described, proven."""
