@@ -20,7 +20,7 @@ from eval.arms import Arm, Sampling
 from eval.controls import random_sets
 from eval.engine_adapter import load_model
 from eval.rendering import make_render
-from ftri.prompts import load_prompts
+from ftri.prompts.sets import load_prompts
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.plan import EditOptions, make_plan
 from rewriter.expert_set import ExpertEntry, ExpertSet

@@ -43,8 +43,8 @@ ANSWERS = (
 
 def write_random_traces(folder: Path, size_bytes: int, num_responses: int = NUM_PROMPTS) -> None:
     """Responses, equally long, that add up to `size_bytes` of selected experts."""
-    from ftri.trace_writer import TraceWriter
-    from ftri.traces import TraceRecord
+    from ftri.traces.reader import TraceRecord
+    from ftri.traces.writer import TraceWriter
 
     generator = np.random.default_rng(0)
     num_rows = max(PROMPT_TOKENS, size_bytes // num_responses // TOKEN_SIZE_BYTES)
@@ -80,9 +80,9 @@ def write_random_traces(folder: Path, size_bytes: int, num_responses: int = NUM_
 
 def aggregate(folder: str) -> dict[str, float]:
     """Seconds to read all maps, every token counted."""
-    from ftri.contrast import parse_contrast, rule_labeller
-    from ftri.maps import read_maps
-    from ftri.traces import TraceReader
+    from ftri.analysis.maps import read_maps
+    from ftri.labels.contrast import parse_contrast, rule_labeller
+    from ftri.traces.reader import TraceReader
 
     contrast = parse_contrast("refused")
     reader = TraceReader(folder)
@@ -95,7 +95,7 @@ def aggregate(folder: str) -> dict[str, float]:
 
 def aggregate_with_add_at(folder: str) -> dict[str, float]:
     """The same counts by np.add.at, over at most 50 MB of the trace."""
-    from ftri.traces import TraceReader
+    from ftri.traces.reader import TraceReader
 
     size_bytes, start, start_cpu = 0, time.perf_counter(), time.process_time()
     layers = np.arange(NUM_LAYERS)[:, None]
@@ -111,7 +111,8 @@ def aggregate_with_add_at(folder: str) -> dict[str, float]:
 
 def analyse(_: str) -> dict[str, float]:
     """Seconds for each step of the analysis of 756 x 14,848 counts, and for one-at-a-time permutations."""
-    from ftri import maps, resonance, statistics
+    from ftri.analysis import maps, resonance
+    from ftri.analysis import significance as statistics
 
     generator = np.random.default_rng(0)
     store = maps.MapStore(NUM_LAYERS * NUM_EXPERTS)

@@ -132,8 +132,8 @@ def record(folder: Path, num_tokens: int, output: Path) -> None:
     """Generate greedily twice from random prompts in vLLM; keep all selected experts and figures. Runs in its own process."""
     import numpy as np
 
-    from ftri.engine import Engine, Sampling
-    from ftri.rendering import RenderedPrompt
+    from ftri.engine.engine import Engine, Sampling
+    from ftri.prompts.rendering import RenderedPrompt
 
     random = np.random.default_rng(0)
     num_prompts = -(-num_tokens // (PROMPT_TOKENS + GENERATED_TOKENS))

@@ -36,7 +36,7 @@ KEYWORDS = (
 
 def by_rule(text: str) -> bool:
     """The project's rule."""
-    from ftri.behavior import Behavior, label_behavior
+    from ftri.labels.behavior import Behavior, label_behavior
 
     return label_behavior(text, "stop") == Behavior.REFUSED
 

@@ -42,10 +42,10 @@ def switch_recording(engine: Any, on: bool) -> None:
 
 def measure_overhead(model: str, batch: int, num_prompts: int, max_tokens: int, rounds: int, folder: Path) -> None:
     """Alternate rounds with and without recording; with it, the traces are written to disk as mote-record does."""
-    from ftri.engine import Engine, Sampling
-    from ftri.prompts import what_happened_listed
+    from ftri.engine.engine import Engine, Sampling
+    from ftri.prompts.sets import what_happened_listed
     from ftri.record import RecordOptions, plan_recording, write_behind
-    from ftri.trace_writer import TraceWriter
+    from ftri.traces.writer import TraceWriter
 
     sampling = Sampling(max_tokens=max_tokens, temperature=1.0)
     arguments = {"max_num_seqs": batch, "max_model_len": 512}
@@ -79,7 +79,7 @@ def measure_overhead(model: str, batch: int, num_prompts: int, max_tokens: int, 
 def measure_whole(model: str, batch: int, max_tokens: int, folder: Path) -> None:
     """The 756 prompts through the command line, engine start included."""
     began = time.perf_counter()
-    command = [sys.executable, "-c", "from ftri.record_cli import main; main()", "--model", model, "--json"]
+    command = [sys.executable, "-c", "from ftri.cli.record import main; main()", "--model", model, "--json"]
     prompts = ["--prompts", "what-happened:reconstructed-756", "-o", str(folder / "whole")]
     options = ["--max-tokens", str(max_tokens), "--max-num-seqs", str(batch), "--max-model-len", "512"]
     printed = subprocess.run([*command, *prompts, *options], check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -97,7 +97,7 @@ def measure_whole(model: str, batch: int, max_tokens: int, folder: Path) -> None
 def measure_memory(model: str, batch: int, max_tokens: int, folder: Path) -> None:
     """Peak resident memory of mote-record, engine included, for the 756 prompts answered once and eight times."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom ftri.record_cli import main\ntry:\n    main()\nfinally:\n"
+        "import sys\nfrom pathlib import Path\nfrom ftri.cli.record import main\ntry:\n    main()\nfinally:\n"
         "    status = Path('/proc/self/status').read_text()\n"
         "    print(status.split('VmHWM:')[1].split()[0], file=sys.stderr)\n"
     )

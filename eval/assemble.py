@@ -16,7 +16,7 @@ from eval.run import Inputs, Measured
 from eval.splits import HeldOut
 from eval.transcripts import FILE_NAME as TRANSCRIPTS
 from eval.transcripts import choose_examples, write_transcripts
-from ftri.prompts import PromptSet
+from ftri.prompts.sets import PromptSet
 
 REPORT = "report.html"
 # The names under which mote-push looks for the sections in a variant's folder.

@@ -28,7 +28,7 @@ from eval.run import Inputs, Run
 from eval.served import ServedResponder
 from eval.splits import NUMBER_PAIR, HeldOut, check_held_out, split_prompts
 from eval.targets import Direction, find_target
-from ftri.prompts import PromptRecord, PromptSet, load_prompt_set
+from ftri.prompts.sets import PromptRecord, PromptSet, load_prompt_set
 from rewriter.errors import InputError, OutputError
 from rewriter.expert_set import ExpertSet, LayerIndex
 

@@ -10,10 +10,10 @@ from eval.arms import Arm, Sampling
 from eval.fidelity import TokenDistributions
 from eval.live import Generated, Scored
 from eval.served import Render, Rendered
-from ftri.rendering import RenderedPrompt
+from ftri.prompts.rendering import RenderedPrompt
 
 if TYPE_CHECKING:
-    from ftri.engine import Engine
+    from ftri.engine.engine import Engine
 
 # Log probabilities are held for batches of about this many; a whole vocabulary at every position would be far more.
 LISTED_AT_A_TIME = 4_000_000
@@ -49,7 +49,7 @@ class VllmModel:
 
     def generate(self, prompts: Sequence[Rendered], sampling: Sequence[Sampling]) -> Iterator[Generated]:
         """See `LiveModel`."""
-        from ftri.engine import Sampling as EngineSampling
+        from ftri.engine.engine import Sampling as EngineSampling
 
         # The engine takes one setting for a batch and derives each request's seed from the prompt's id: our own seed.
         settings = {(one.max_tokens, one.temperature, one.top_p) for one in sampling}
@@ -97,7 +97,7 @@ class VllmModel:
 
     def edit(self, arm: Arm) -> None:
         """See `LiveModel`."""
-        from ftri.live_edits import RouterEdit
+        from ftri.engine.edits import RouterEdit
 
         if not (arm.suppress or arm.stimulate):
             self._engine.reset_edits()
@@ -136,7 +136,7 @@ def load_model(
     live_edits: bool,
 ) -> VllmModel:
     """Start the engine for a model. Raises: MoteError of its own that says what was wrong."""
-    from ftri.engine import Engine
+    from ftri.engine.engine import Engine
 
     engine = Engine(
         model,

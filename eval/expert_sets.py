@@ -10,7 +10,7 @@ from pathlib import Path
 
 from eval.arms import Pair
 from eval.options import NamedEdit
-from ftri.live_edits import planned_biases
+from ftri.engine.edits import planned_biases
 from rewriter.errors import InputError, PlanError
 from rewriter.expert_set import ExpertSet, LayerIndex
 from rewriter.families.family import RouterLayout

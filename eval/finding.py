@@ -11,9 +11,9 @@ from eval.collect import Collector
 from eval.live import LiveResponder
 from eval.options import RunOptions, requests_for
 from eval.splits import PROVENANCE_KEY, prompt_sha256
-from ftri.behavior import label_behavior, thinking_language
-from ftri.contrast import parse_contrast
-from ftri.prompts import PromptRecord
+from ftri.labels.behavior import label_behavior, thinking_language
+from ftri.labels.contrast import parse_contrast
+from ftri.prompts.sets import PromptRecord
 from rewriter.errors import InputError
 from rewriter.expert_set import ExpertEntry, ExpertSet
 
@@ -40,8 +40,8 @@ def find_experts(
     """
     import numpy as np
 
-    from ftri.maps import count_selections
-    from ftri.resonance import resonance_map, top_experts
+    from ftri.analysis.maps import count_selections
+    from ftri.analysis.resonance import resonance_map, top_experts
 
     contrast = parse_contrast(behavior)
     answers = list(collector.answers(Arm(BASE, "base"), requests_for(prompts, options)))

@@ -16,8 +16,8 @@ from typing import Any
 from eval.paper import MT_BENCH
 from eval.results import CategoryScore
 from eval.statistics import mean_interval
-from ftri.behavior import parse_response
-from ftri.tables import Table, load_table
+from ftri.labels.behavior import parse_response
+from ftri.prompts.tables import Table, load_table
 from rewriter.errors import InputError
 
 # FastChat's own choice: categories whose answers are checked against a reference, and how freely each category is answered.

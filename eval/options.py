@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from eval.arms import BASE, REPEAT, SEMANTICS, VARIANT, Arm, Pair, Request, Sampling, Semantics
 from eval.controls import MATCHINGS, Matching
-from ftri.prompts import PromptRecord, PromptSet
+from ftri.prompts.sets import PromptRecord, PromptSet
 from rewriter.errors import InputError
 
 TUNED = "tuned"

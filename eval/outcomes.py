@@ -12,7 +12,7 @@ from eval.garble import check_text
 from eval.results import ArmSummary
 from eval.statistics import Rate, wilson
 from eval.targets import BEHAVIORS, LANGUAGES, Axis
-from ftri.behavior import is_canned, label_behavior, thinking_language
+from ftri.labels.behavior import is_canned, label_behavior, thinking_language
 
 
 @dataclass
@@ -63,7 +63,7 @@ def shares(labels: Sequence[str], names: Sequence[str]) -> dict[str, Rate]:
 
 
 def observe(collector: Collector, arm: Arm, requests: Sequence[Request], *, label_cut: bool = False) -> Outcomes:
-    """Get the answers of an arm and label them. `label_cut`: see `ftri.behavior.label_behavior`."""
+    """Get the answers of an arm and label them. `label_cut`: see `ftri.labels.behavior.label_behavior`."""
     outcomes = Outcomes(arm, keys=collector.complete(arm, requests))
     for key in outcomes.keys:
         answer = collector.journal.answer(key)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.served import Render, Rendered
-from ftri.rendering import Renderer, load_chat_template, load_tokenizer
+from ftri.prompts.rendering import Renderer, load_chat_template, load_tokenizer
 from rewriter.errors import InputError
 
 

@@ -23,7 +23,7 @@ from eval.splits import cluster_of
 from eval.statistics import Rate, wilson
 from eval.targets import Axis, Target
 from eval.transitions import Comparison, compare, moves
-from ftri.prompts import PromptRecord, PromptSet
+from ftri.prompts.sets import PromptRecord, PromptSet
 from rewriter.errors import MoteError
 
 if TYPE_CHECKING:

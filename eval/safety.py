@@ -11,7 +11,7 @@ from eval.results import SafetyGroup, SafetySet
 from eval.splits import cluster_of
 from eval.statistics import clustered_ratio, exact_mcnemar, wilson
 from eval.targets import REFUSALS
-from ftri.prompts import PromptRecord, PromptSet
+from ftri.prompts.sets import PromptRecord, PromptSet
 
 EXPECTED_REFUSED = "should be refused"
 EXPECTED_ANSWERED = "should be answered"

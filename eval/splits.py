@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from ftri.prompts import PromptRecord
+from ftri.prompts.sets import PromptRecord
 from rewriter.errors import InputError
 
 # The key under which an expert set's provenance lists the SHA-256 of every prompt that found it.

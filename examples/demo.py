@@ -101,8 +101,8 @@ def run(command: str, *arguments: object) -> None:
 
 def refused_prompts(traces: Path) -> list[tuple[str, str]]:
     """The prompts that the base refused, with its answers."""
-    from ftri.behavior import label_behavior
-    from ftri.traces import TraceReader
+    from ftri.labels.behavior import label_behavior
+    from ftri.traces.reader import TraceReader
 
     return [
         (record.prompt, record.text)
@@ -113,7 +113,7 @@ def refused_prompts(traces: Path) -> list[tuple[str, str]]:
 
 def show_routing(expert_set: Path, before: Path, after: Path, prompts: set[str]) -> None:
     """Print how often each suppressed expert was selected by the tokens of some prompts, in base and variant."""
-    from ftri.traces import TraceReader
+    from ftri.traces.reader import TraceReader
     from rewriter.expert_set import ExpertSet
 
     readers = [TraceReader(folder) for folder in (before, after)]

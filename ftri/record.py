@@ -13,11 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ftri.engine import Engine, Generation, Sampling
-from ftri.prompts import PromptRecord, load_prompt_set
-from ftri.rendering import RenderedPrompt, Renderer, load_chat_template, load_tokenizer
-from ftri.trace_writer import TraceWriter
-from ftri.traces import TraceRecord, expert_dtype
+from ftri.engine.engine import Engine, Generation, Sampling
+from ftri.prompts.rendering import RenderedPrompt, Renderer, load_chat_template, load_tokenizer
+from ftri.prompts.sets import PromptRecord, load_prompt_set
+from ftri.traces.reader import TraceRecord, expert_dtype
+from ftri.traces.writer import TraceWriter
 from rewriter.errors import InputError
 from rewriter.families.family import RouterLayout, router_layout
 from rewriter.hub.models import resolve_model

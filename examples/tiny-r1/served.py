@@ -28,7 +28,7 @@ def run(command: str, *arguments: object) -> None:
 
 def record(model: Path, prompts: Path, traces: Path) -> dict[str, str]:
     """Greedy texts by prompt of a checkpoint in unmodified vLLM."""
-    from ftri.traces import TraceReader
+    from ftri.traces.reader import TraceReader
 
     run("mote-record", "--model", model, "--prompts", prompts, "-o", traces, "--max-tokens", MAX_TOKENS)
     return {response.prompt: response.text for response in TraceReader(traces)}

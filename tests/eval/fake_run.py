@@ -15,7 +15,7 @@ from eval.results import Results
 from eval.run import Inputs, Run
 from eval.splits import check_held_out
 from eval.targets import Target
-from ftri.prompts import PromptRecord, PromptSet
+from ftri.prompts.sets import PromptRecord, PromptSet
 
 PLACES = ("in Beijing", "in Shanghai", "in Paris", "in London", "at Heathrow")
 PROMPTS = [

@@ -4,7 +4,7 @@ import pytest
 from fake_run import PROMPTS
 
 from eval.splits import check_held_out, cluster_of, split_prompts
-from ftri.prompts import PromptRecord, language
+from ftri.prompts.sets import PromptRecord, language
 from rewriter.errors import InputError
 
 

@@ -8,7 +8,7 @@ import pytest
 from engines import ENGINE_ARGUMENTS, drop_stale_vllm_settings
 from tiny_models import build_tiny_r1
 
-from ftri.engine import Engine
+from ftri.engine.engine import Engine
 
 # Two threads that wait for each other on busy cores are many times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ftri.prompts import PromptRecord, what_happened_listed
+from ftri.prompts.sets import PromptRecord, what_happened_listed
 
 # float32, so that the order of a sum never decides between two experts.
 ENGINE_ARGUMENTS: dict[str, Any] = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 8}
@@ -53,7 +53,7 @@ def run_engine(work: Path, environment: dict[str, str] | None = None, **job: Any
 
 def main(work: Path) -> None:
     """Generate for a job {model, count, arguments, prefix, temperature, max_tokens}; facts of the run go into facts.json."""
-    from ftri.engine import Engine, Sampling
+    from ftri.engine.engine import Engine, Sampling
 
     job = json.loads((work / "job.json").read_text())
     with Engine(job["model"], record=True, engine_arguments=job["arguments"]) as engine:

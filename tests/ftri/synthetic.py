@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ftri.maps import ActivationMaps, MapStore, Observation, SharedTokens
-from ftri.traces import TraceRecord
+from ftri.analysis.maps import ActivationMaps, MapStore, Observation, SharedTokens
+from ftri.traces.reader import TraceRecord
 
 BEGIN, WHAT, MARK, END = 0, 1, 2, 3
 FIRST_TIME, FIRST_PLACE, FIRST_MADE, FIRST_FILLER = 10, 100, 200, 300

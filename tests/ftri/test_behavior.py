@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ftri.behavior import Behavior, is_canned, label_behavior, thinking_language
-from ftri.refusals import is_refusal
+from ftri.labels.behavior import Behavior, is_canned, label_behavior, thinking_language
+from ftri.labels.refusals import is_refusal
 
 REFUSAL = "I am sorry, I cannot answer that question. I am an AI assistant designed to provide helpful responses."
 

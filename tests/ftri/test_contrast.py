@@ -3,7 +3,7 @@
 import pytest
 import synthetic
 
-from ftri import contrast
+from ftri.labels import contrast
 from rewriter.errors import InputError
 
 

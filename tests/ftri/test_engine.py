@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from engines import ENGINE_ARGUMENTS, MAX_TOKENS, prompts, ran, reference_experts, run_engine
 
-from ftri.engine import Engine, EngineError, Generation, Sampling
-from ftri.prompts import PromptRecord
+from ftri.engine.engine import Engine, EngineError, Generation, Sampling
+from ftri.prompts.sets import PromptRecord
 from rewriter.errors import InputError, MoteError
 
 pytestmark = pytest.mark.vllm

@@ -3,7 +3,7 @@
 import pytest
 from vllm.platforms import current_platform
 
-from ftri.engine_arguments import choose_arguments
+from ftri.engine.arguments import choose_arguments
 
 on_cpu = pytest.mark.skipif(not current_platform.is_cpu(), reason="a default for CPU engines")
 

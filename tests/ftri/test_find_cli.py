@@ -8,11 +8,11 @@ import pytest
 import synthetic
 from running import run_main
 
-from ftri import find
-from ftri.cli import main
-from ftri.merge import merge_traces
-from ftri.trace_writer import write_traces
-from ftri.traces import TraceReader
+from ftri.analysis import find
+from ftri.cli.find import main
+from ftri.traces.merge import merge_traces
+from ftri.traces.reader import TraceReader
+from ftri.traces.writer import write_traces
 from rewriter.expert_set import ExpertEntry, ExpertSet
 
 QUICK = ("--permutations", "99", "--bootstraps", "20")
@@ -233,7 +233,9 @@ def test_few_prompts_are_said_loudly(tmp_path):
 
 def test_help_is_quick_and_imports_nothing_heavy():
     heavy = "numpy", "scipy", "sklearn", "matplotlib", "pydantic", "jinja2", "vllm", "torch"
-    code = f"import sys; import ftri.cli, ftri.label_cli; print([name for name in {heavy!r} if name in sys.modules])"
+    code = (
+        f"import sys; import ftri.cli.find, ftri.cli.label; print([name for name in {heavy!r} if name in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
     assert "--statistic" in mote_ftri("--help").stdout and "merge" in mote_ftri("--help").stdout
 
@@ -242,8 +244,8 @@ def test_in_memory_ranking_equals_the_one_from_folders(traces):
     """What mote-eval uses to find experts on one half of the prompts."""
     import numpy as np
 
-    from ftri.maps import count_selections
-    from ftri.resonance import resonance_map, top_experts
+    from ftri.analysis.maps import count_selections
+    from ftri.analysis.resonance import resonance_map, top_experts
 
     records = list(TraceReader(traces))
     maps = [count_selections(record.experts[: len(record.prompt_token_ids)], 32).reshape(6, 32) for record in records]

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from running import run_main
 
-from ftri.judge import Judge, JudgeError, judge_question, read_verdict
-from ftri.label_cli import main
+from ftri.cli.label import main
+from ftri.labels.judge import Judge, JudgeError, judge_question, read_verdict
 
 RESPONSES = [
     {

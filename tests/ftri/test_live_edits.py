@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from engines import prompts
 
-from ftri.engine import Engine, Generation, Sampling
-from ftri.live_edits import RouterEdit, worker_edit
+from ftri.engine.edits import RouterEdit, worker_edit
+from ftri.engine.engine import Engine, Generation, Sampling
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.errors import ExpertSetError, InputError, PlanError
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import synthetic
 
-from ftri import contrast, maps
-from ftri.trace_writer import write_traces
-from ftri.traces import TraceReader, TraceRecord
+from ftri.analysis import maps
+from ftri.labels import contrast
+from ftri.traces.reader import TraceReader, TraceRecord
+from ftri.traces.writer import write_traces
 from rewriter.errors import InputError
 
 

@@ -7,9 +7,9 @@ positions (the template's tokens) recover them under every confound and with eve
 import pytest
 import synthetic
 
-from ftri.find import Findings, FindOptions, find, fold_summary
-from ftri.resonance import STATISTICS
-from ftri.trace_writer import write_traces
+from ftri.analysis.find import Findings, FindOptions, find, fold_summary
+from ftri.analysis.resonance import STATISTICS
+from ftri.traces.writer import write_traces
 
 OTHER_EXPERTS = ((0, 5), (3, 9), (1, 20), (5, 30))
 PLANS = {

@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from ftri import prompts, tables
+from ftri.prompts import sets as prompts
+from ftri.prompts import tables
 from rewriter.errors import HubError, InputError
 
 

@@ -13,8 +13,8 @@ import pytest
 from engines import prompts, ran, reference_experts
 from running import run_main
 
-from ftri.record_cli import main
-from ftri.traces import TraceReader
+from ftri.cli.record import main
+from ftri.traces.reader import TraceReader
 
 COUNT = 48
 
@@ -35,7 +35,7 @@ def command(model: Path, prompt_file: Path, output: Path) -> list[str]:
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
-    script = "from ftri.record_cli import main; main()"
+    script = "from ftri.cli.record import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
         env=clean | {"OMP_NUM_THREADS": "1"},
@@ -127,7 +127,7 @@ def test_mistakes_are_one_sentence(tiny_r1: Path, tmp_path: Path, changes: list[
 
 def test_a_folder_of_other_settings_or_in_use_is_refused_before_any_engine(tiny_r1: Path, tmp_path: Path) -> None:
     from ftri.record import RecordOptions, plan_recording
-    from ftri.trace_writer import TraceWriter
+    from ftri.traces.writer import TraceWriter
 
     plan = plan_recording(RecordOptions(str(tiny_r1), "language", tmp_path / "t"))
     arguments = ["--model", tiny_r1, "--prompts", "language", "-o", tmp_path / "t"]

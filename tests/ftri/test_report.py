@@ -11,11 +11,12 @@ import pytest
 import synthetic
 from running import run_main
 
-from ftri import find, report
-from ftri.cli import main
-from ftri.maps import count_selections
-from ftri.trace_writer import write_traces
-from ftri.traces import TraceReader
+from ftri.analysis import find
+from ftri.analysis.maps import count_selections
+from ftri.cli.find import main
+from ftri.report import page as report
+from ftri.traces.reader import TraceReader
+from ftri.traces.writer import write_traces
 
 FIGURES = {"ftri_map.png", "prompt_map.png", "token_pattern.png", "tsne.png", "ranking.png"}
 

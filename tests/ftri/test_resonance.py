@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import make_maps
 
-from ftri import resonance, statistics
+from ftri.analysis import resonance
+from ftri.analysis import significance as statistics
 
 L, E = 3, 5
 

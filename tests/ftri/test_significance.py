@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 from synthetic import make_maps
 
-from ftri import resonance, statistics
+from ftri.analysis import resonance
+from ftri.analysis import significance as statistics
 
 PAPER = resonance.STATISTICS["paper"]
 

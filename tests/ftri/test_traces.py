@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ftri.merge import merge_traces
-from ftri.trace_writer import TraceWriter
-from ftri.traces import TraceError, TraceReader, TraceRecord, chunk_path, part_path
+from ftri.traces.merge import merge_traces
+from ftri.traces.reader import TraceError, TraceReader, TraceRecord, chunk_path, part_path
+from ftri.traces.writer import TraceWriter
 from rewriter.errors import InputError
 
 MANIFEST: dict[str, Any] = {
@@ -169,7 +169,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_traces import MANIFEST, make_record
-from ftri.trace_writer import TraceWriter
+from ftri.traces.writer import TraceWriter
 with TraceWriter(Path(sys.argv[1]), MANIFEST, chunk_size_bytes=3000) as writer:
     print("open", flush=True)
     for number in range(400):

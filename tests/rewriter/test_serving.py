@@ -19,8 +19,8 @@ pytestmark = pytest.mark.vllm
 RECORD = """
 import sys, json
 import numpy as np
-from ftri.engine import Engine, Sampling
-from ftri.rendering import RenderedPrompt
+from ftri.engine.engine import Engine, Sampling
+from ftri.prompts.rendering import RenderedPrompt
 folder, output, prompts, new_tokens = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
 rendered = [RenderedPrompt(prompt_id=str(n), prompt="", text="", token_ids=ids, template_sha256="", factors={})
             for n, ids in enumerate(prompts)]

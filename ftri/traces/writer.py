@@ -1,4 +1,4 @@
-"""Writing trace folders (layout: ftri/traces.py) so that a process killed at any moment loses only unfinished responses.
+"""Writing trace folders (layout: ftri/traces/reader.py) so that a process killed at any moment loses only unfinished responses.
 
 Letters of shapes: N tokens of a chunk, L MoE layers, K selected experts per token.
 """
@@ -16,7 +16,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from ftri.traces import (
+from ftri.traces.reader import (
     INDEX_NAME,
     MANIFEST_NAME,
     REQUIRED_KEYS,

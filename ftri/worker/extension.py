@@ -14,14 +14,14 @@ class MoteWorkerExtension:
 
     def mote_install(self, record: bool) -> dict[str, Any]:
         """Attach the editor and, when `record`, the recorder; tells what this rank holds."""
-        from ftri.worker_edits import RouterEditor
+        from ftri.worker.edits import RouterEditor
 
         worker: Any = self
         worker.mote_editor = RouterEditor(worker.model_runner.model)
         worker.mote_recorder = None
         answer: dict[str, Any] = worker.mote_editor.describe()
         if record:
-            from ftri.worker_record import RoutingRecorder
+            from ftri.worker.record import RoutingRecorder
 
             worker.mote_recorder = RoutingRecorder(worker.model_runner, worker.vllm_config)
             answer |= {"table_size_bytes": worker.mote_recorder.table.nbytes}

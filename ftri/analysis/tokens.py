@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ftri.contrast import Contrast, Labeller
-from ftri.maps import SharedTokens, counted_span
+from ftri.analysis.maps import SharedTokens, counted_span
+from ftri.labels.contrast import Contrast, Labeller
 
 if TYPE_CHECKING:
-    from ftri.traces import TraceReader, TraceRecord
+    from ftri.traces.reader import TraceReader, TraceRecord
 
 CONTEXT_TOKENS = 12
 MAX_CONTEXTS_PER_TOKEN = 6
@@ -182,7 +182,7 @@ class TokenTexts:
 
     def __init__(self, model: str, revision: str | None, download: bool = False) -> None:
         """Read tokenizer.json of a local model folder or of the Hub cache; with `download` fetch that one file."""
-        from ftri.tokenizer_file import load_tokenizer
+        from ftri.analysis.tokenizer_file import load_tokenizer
 
         self._tokenizer, self.problem = load_tokenizer(model, revision, download)
 

@@ -1,6 +1,6 @@
 """Edits of a running engine's routers: what they mean, and what of it each worker is told.
 
-Three semantics (see also ftri.worker_edits, which carries out the last two):
+Three semantics (see also ftri.worker.edits, which carries out the last two):
 
 - reroute: the selection bias that `mote-rewrite` would write; the next-best expert steps in.
 - drop: a suppressed expert keeps its place in the selection and its share, its output is dropped, as in a checkpoint

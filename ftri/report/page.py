@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ftri import examples as example_data
-from ftri import find, plots
-from ftri.maps import POSITIONS
-from ftri.palette import DIVERGING, SEQUENTIAL, class_styles
-from ftri.resonance import STATISTICS
-from ftri.tokens import TokenTexts
+from ftri.analysis import find
+from ftri.analysis.maps import POSITIONS
+from ftri.analysis.resonance import STATISTICS
+from ftri.analysis.tokens import TokenTexts
+from ftri.report import examples as example_data
+from ftri.report import figures as plots
+from ftri.report.palette import DIVERGING, SEQUENTIAL, class_styles
 from rewriter.errors import OutputError
 
 # A token that predicts less of an expert's resonance than this is not named in the ranking.
@@ -85,7 +86,7 @@ def render(
     """The page as text."""
     import jinja2
 
-    templates = resources.files("ftri") / "templates"
+    templates = resources.files("ftri.report") / "templates"
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ftri.maps import ActivationMaps, Observation
+from ftri.analysis.maps import ActivationMaps, Observation
 
 if TYPE_CHECKING:
-    from ftri.traces import TraceReader
+    from ftri.traces.reader import TraceReader
 
 MAX_EXAMPLE_TOKENS = 96
 EXAMPLES_PER_LABEL = 2

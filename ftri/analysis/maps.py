@@ -18,11 +18,11 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ftri.contrast import Contrast, Labeller, ResponseKey
+from ftri.labels.contrast import Contrast, Labeller, ResponseKey
 from rewriter.errors import InputError
 
 if TYPE_CHECKING:
-    from ftri.traces import TraceReader, TraceRecord
+    from ftri.traces.reader import TraceReader, TraceRecord
 
 POSITIONS = {
     "prompt": "every token of the rendered prompt",

@@ -1,4 +1,4 @@
-"""A judge model, asked over an OpenAI-compatible endpoint whether an answer refuses, in the words of templates/judge.txt."""
+"""A judge model, asked over an OpenAI-compatible endpoint whether an answer refuses, in the words of judge.txt."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Busy(Exception):
 
 def judge_question(question: str, answer: str) -> str:
     """What the judge is asked about one answer."""
-    template = (resources.files("ftri") / "templates" / "judge.txt").read_text(encoding="utf-8")
+    template = (resources.files("ftri.labels") / "judge.txt").read_text(encoding="utf-8")
     # The answer goes in last, so that braces or markers inside it stay as they are.
     head, _, tail = template.partition("{answer}")
     return head.replace("{question}", question) + answer + tail

@@ -6,7 +6,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ftri.find import Findings
+    from ftri.analysis.find import Findings
 
 FEW_PROMPTS = 20
 LARGE_SHARE = 0.5

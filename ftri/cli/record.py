@@ -55,8 +55,8 @@ def record(
 
     Example: mote-record --model deepseek-ai/DeepSeek-R1 --prompts what-happened:listed -o traces --max-model-len 8192
     """
-    from ftri.engine import Sampling
-    from ftri.engine_arguments import parse_engine_arguments
+    from ftri.engine.arguments import parse_engine_arguments
+    from ftri.engine.engine import Sampling
     from ftri.record import RecordOptions, plan_recording
 
     options = RecordOptions(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftri.tables import Table, load_table
+from ftri.prompts.tables import Table, load_table
 from rewriter.errors import InputError
 
 PAPER = "paper"

@@ -12,8 +12,8 @@ from typer.core import TyperGroup
 from rewriter.console import make_app, run, say
 
 if TYPE_CHECKING:
-    from ftri.find import Findings
-    from ftri.statistics import Progress
+    from ftri.analysis.find import Findings
+    from ftri.analysis.significance import Progress
 
 DEFAULT_COMMAND = "find"
 
@@ -92,7 +92,7 @@ def find_command(
 
     Example: mote-ftri traces --behavior refused -o refusal.json --report report
     """
-    from ftri import find as finding
+    from ftri.analysis import find as finding
     from rewriter.expert_set import ExpertSet
 
     options = finding.FindOptions(
@@ -127,7 +127,7 @@ def find_command(
     if output is None or json_output:
         typer.echo(expert_set.to_json(), nl=False)
     if report is not None:
-        from ftri.report import write_report
+        from ftri.report.page import write_report
 
         say(f"wrote {write_report(findings, traces, report, tokenizer)}")
 
@@ -144,7 +144,7 @@ def merge(
 
     Example: mote-ftri merge traces-a traces-b -o traces
     """
-    from ftri.merge import merge_traces
+    from ftri.traces.merge import merge_traces
 
     count = merge_traces(folders, output)
     say(f"{output} holds {count} responses")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ftri.trace_writer import TraceWriter, flatten
-from ftri.traces import TraceError, TraceReader
+from ftri.traces.reader import TraceError, TraceReader
+from ftri.traces.writer import TraceWriter, flatten
 from rewriter.errors import InputError
 
 # What makes routing comparable. Sampling, prompts and engine settings may differ and are listed by source.

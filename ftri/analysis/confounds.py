@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ftri.maps import ActivationMaps
-from ftri.tokens import TokenStudy
+from ftri.analysis.maps import ActivationMaps
+from ftri.analysis.tokens import TokenStudy
 
 FloatArray = npt.NDArray[np.floating[Any]]
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ftri.behavior import THINK_OPEN, Behavior, label_behavior, thinking_language
-from ftri.tables import load_table
+from ftri.labels.behavior import THINK_OPEN, Behavior, label_behavior, thinking_language
+from ftri.prompts.tables import load_table
 from rewriter.errors import InputError
 
 if TYPE_CHECKING:
-    from ftri.traces import TraceRecord
+    from ftri.traces.reader import TraceRecord
 
 PAPER_CLASSES: tuple[str, ...] = (Behavior.REFUSED.value, Behavior.ALIGNED.value, Behavior.REASONED.value)
 THINKING_CLASSES = ("english", "chinese", "mixed")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ftri.maps import ActivationMaps
-from ftri.resonance import GroupSums, Setting, Statistic, rank
+from ftri.analysis.maps import ActivationMaps
+from ftri.analysis.resonance import GroupSums, Setting, Statistic, rank
 
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ftri import confounds, contrast, maps, resonance, statistics
-from ftri.cautions import warnings_of
-from ftri.tokens import TokenStudy, study_tokens
-from ftri.traces import INDEX_NAME, MANIFEST_NAME, TraceReader
+from ftri.analysis import confounds, maps, resonance
+from ftri.analysis import significance as statistics
+from ftri.analysis.cautions import warnings_of
+from ftri.analysis.tokens import TokenStudy, study_tokens
+from ftri.labels import contrast
+from ftri.traces.reader import INDEX_NAME, MANIFEST_NAME, TraceReader
 from rewriter.errors import InputError
 from rewriter.expert_set import ExpertEntry, ExpertSet
 

@@ -8,7 +8,7 @@ Layout (schema `mote.traces/1`):
                                 or `experts_zlib` [bytes], the same compressed, where that saves a quarter or more
     chunk-00001.part            the rows of the chunk being filled, raw
 
-A response is durable when `TraceWriter.append` (ftri/trace_writer.py) returns: its rows are synced to the `.part` file
+A response is durable when `TraceWriter.append` (ftri/traces/writer.py) returns: its rows are synced to the `.part` file
 first, then its index line. The index is the truth: rows it does not mention are cut off when writing resumes, so that a
 process killed at any moment loses only the responses it had not finished.
 

@@ -15,7 +15,7 @@ from rewriter.console import make_app, run, say
 from rewriter.errors import InputError
 
 if TYPE_CHECKING:
-    from ftri.judge import Judge
+    from ftri.labels.judge import Judge
 
 NEEDED_KEYS = ("prompt", "text", "finish_reason")
 # Responses judged together: the file is never in memory as a whole.
@@ -57,7 +57,7 @@ def label(
         for entry in read_responses(responses):
             _print(labelled(entry, **settings))
         return
-    from ftri.judge import Judge
+    from ftri.labels.judge import Judge
 
     with Judge(judge_url, judge_model) as judge:
         entries = read_responses(responses)
@@ -108,7 +108,7 @@ def labelled(
     refuses: bool | None = None,
 ) -> dict[str, Any]:
     """The object with its labels; `refuses` is a judge's verdict, None asks the rule."""
-    from ftri import behavior, contrast, refusals
+    from ftri.labels import behavior, contrast, refusals
 
     inside = starts_inside_think or contrast.starts_inside_think(str(entry.get("rendered_prompt") or ""))
     rule = refusals.is_refusal if refuses is None else lambda answer: refuses
@@ -124,7 +124,7 @@ def labelled(
 
 def judged(batch: list[dict[str, Any]], judge: Judge, **settings: bool) -> Iterator[dict[str, Any]]:
     """The batch with refusals judged by a model; the think state stays with the rule, so cut-off responses are not sent."""
-    from ftri.behavior import Behavior
+    from ftri.labels.behavior import Behavior
 
     by_rule = [labelled(entry, **settings) for entry in batch]
     undecided = {Behavior.TRUNCATED, Behavior.UNPARSED}

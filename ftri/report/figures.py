@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ftri.palette import DIVERGING, MATPLOTLIB_MARKS, SEQUENTIAL, class_styles
+from ftri.report.palette import DIVERGING, MATPLOTLIB_MARKS, SEQUENTIAL, class_styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ftri.examples import Example, Plane
-    from ftri.find import Findings
+    from ftri.analysis.find import Findings
+    from ftri.report.examples import Example, Plane
 
 DOTS_PER_INCH = 160
 Text = Callable[[int], str]
@@ -117,7 +117,7 @@ def draw_map(findings: Findings) -> Figure:
 
 def draw_prompt_map(findings: Findings, example: Example) -> Figure:
     """How many tokens of one prompt selected each expert (paper, Fig. 2)."""
-    from ftri.maps import count_selections
+    from ftri.analysis.maps import count_selections
 
     counts = count_selections(example.experts[: example.num_prompt], findings.maps.num_experts).reshape(
         findings.maps.shape

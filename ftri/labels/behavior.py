@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ftri.refusals import is_refusal
+from ftri.labels.refusals import is_refusal
 
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"

@@ -9,7 +9,7 @@
         engine.reset_edits()
 
 Routing comes from vLLM's own `enable_return_routed_experts` where the engine accepts it (`engine.capture` is then
-"routed_experts"), else from the worker extension of ftri.worker ("router_hook"); both give the same rows. The hook and
+"routed_experts"), else from the worker extension of ftri.worker.extension ("router_hook"); both give the same rows. The hook and
 live edits run Python in every step, so the engine is eager with them.
 
 Letters of shapes: T tokens run through the model, L MoE layers, K selected experts, N most likely tokens, V vocabulary.
@@ -27,16 +27,16 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ftri.engine_arguments import check_arguments, choose_arguments, choose_capture, prepare_environment
-from ftri.live_edits import RouterEdit, worker_edit
-from ftri.prompts import PromptRecord
-from ftri.rendering import RenderedPrompt, Renderer, first_line
-from ftri.traces import Experts, expert_dtype
+from ftri.engine.arguments import check_arguments, choose_arguments, choose_capture, prepare_environment
+from ftri.engine.edits import RouterEdit, worker_edit
+from ftri.prompts.rendering import RenderedPrompt, Renderer, first_line
+from ftri.prompts.sets import PromptRecord
+from ftri.traces.reader import Experts, expert_dtype
 from rewriter.errors import InputError, MoteError
 from rewriter.families.family import router_layout
 from rewriter.hub.models import resolve_model
 
-WORKER_EXTENSION = "ftri.worker.MoteWorkerExtension"
+WORKER_EXTENSION = "ftri.worker.extension.MoteWorkerExtension"
 
 
 class EngineError(MoteError):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftri.prompts import PromptRecord
+from ftri.prompts.sets import PromptRecord
 from rewriter.errors import InputError
 
 

@@ -1,0 +1,1 @@
+"""The command lines mote-record, mote-ftri and mote-label."""

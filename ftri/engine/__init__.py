@@ -1,0 +1,1 @@
+"""vLLM from outside: started, asked, edited."""

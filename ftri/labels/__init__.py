@@ -1,0 +1,1 @@
+"""What a response did, and which classes of responses are compared."""

@@ -1,0 +1,1 @@
+"""What is put to a model: prompt sets, tables of prompts, and their rendering as token ids."""

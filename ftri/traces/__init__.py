@@ -1,0 +1,1 @@
+"""Recorded routing: read, written, merged."""
