@@ -16,10 +16,10 @@ from pathlib import Path
 # This folder holds a script named ftri.py, which would stand in for the package.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
-from eval.arms import Arm, Sampling
-from eval.controls import random_sets
-from eval.engine_adapter import load_model
-from eval.rendering import make_render
+from eval.answers.arms import Arm, Sampling
+from eval.answers.engine import load_model
+from eval.answers.rendering import make_render
+from eval.measures.controls import random_sets
 from ftri.prompts.sets import load_prompts
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.plan import EditOptions, make_plan

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.arms import BASE, Arm, digest
-from eval.collect import Collector
-from eval.live import LiveResponder
+from eval.answers.arms import BASE, Arm, digest
+from eval.answers.collect import Collector
+from eval.answers.live import LiveResponder
+from eval.measures.held_out import PROVENANCE_KEY, prompt_sha256
 from eval.options import RunOptions, requests_for
-from eval.splits import PROVENANCE_KEY, prompt_sha256
 from ftri.labels.behavior import label_behavior, thinking_language
 from ftri.labels.contrast import parse_contrast
 from ftri.prompts.sets import PromptRecord
@@ -18,7 +18,7 @@ from rewriter.errors import InputError
 from rewriter.expert_set import ExpertEntry, ExpertSet
 
 if TYPE_CHECKING:
-    from eval.arms import Answer
+    from eval.answers.arms import Answer
 
 
 def find_experts(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from eval.arms import BASE, REPEAT, SEMANTICS, VARIANT, Arm, Pair, Request, Sampling, Semantics
-from eval.controls import MATCHINGS, Matching
+from eval.answers.arms import BASE, REPEAT, SEMANTICS, VARIANT, Arm, Pair, Request, Sampling, Semantics
+from eval.measures.controls import MATCHINGS, Matching
 from ftri.prompts.sets import PromptRecord, PromptSet
 from rewriter.errors import InputError
 

@@ -7,11 +7,11 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from eval.fidelity import TouchedShares
-from eval.paper import PaperNumber
-from eval.splits import HeldOut
-from eval.statistics import Interval, Rate
-from eval.transitions import Change, Comparison
+from eval.measures.fidelity import TouchedShares
+from eval.measures.held_out import HeldOut
+from eval.measures.paper import PaperNumber
+from eval.measures.statistics import Interval, Rate
+from eval.measures.transitions import Change, Comparison
 from rewriter.errors import InputError
 
 SCHEMA_ID: Literal["mote.results/1"] = "mote.results/1"

@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from eval.arms import Arm, Request, Sampling, digest
-from eval.collect import Collector
-from eval.divergence import NeutralText, kl_from_base, measure_fidelity
-from eval.fidelity import TokenDistributions, selection_frequency
-from eval.judging import MtBenchOptions, measure_mt_bench
-from eval.live import LiveResponder
-from eval.null_model import choose_requests, control_arms, null_distribution, select
+from eval.answers.arms import Arm, Request, Sampling, digest
+from eval.answers.collect import Collector
+from eval.answers.live import LiveResponder
+from eval.measures.divergence import NeutralText, kl_from_base, measure_fidelity
+from eval.measures.fidelity import TokenDistributions, selection_frequency
+from eval.measures.held_out import cluster_of
+from eval.measures.judging import MtBenchOptions, measure_mt_bench
+from eval.measures.null_model import choose_requests, control_arms, null_distribution, select
+from eval.measures.outcomes import Outcomes, observe
+from eval.measures.safety import measure_safety
+from eval.measures.statistics import Rate, wilson
+from eval.measures.targets import Axis, Target
+from eval.measures.transitions import Comparison, compare, moves
 from eval.options import NamedEdit, Plan, RunOptions, SafetyInput, requests_for
-from eval.outcomes import Outcomes, observe
 from eval.results import Fidelity, Missing, MtBench, NullDistribution, SafetySet, SweepPoint
-from eval.safety import measure_safety
-from eval.splits import cluster_of
-from eval.statistics import Rate, wilson
-from eval.targets import Axis, Target
-from eval.transitions import Comparison, compare, moves
 from ftri.prompts.sets import PromptRecord, PromptSet
 from rewriter.errors import MoteError
 

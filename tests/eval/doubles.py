@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from replies import reply, share
 
-from eval.arms import Arm, Sampling
-from eval.fidelity import TokenDistributions
-from eval.live import Generated, Scored
-from eval.served import Rendered
+from eval.answers.arms import Arm, Sampling
+from eval.answers.live import Generated, Scored
+from eval.answers.served import Rendered
+from eval.measures.fidelity import TokenDistributions
 
 MOE_LAYERS = (1, 2, 3)
 NUM_EXPERTS = 16
@@ -19,7 +19,7 @@ VOCABULARY = 32
 
 
 class FakeModel:
-    """See `eval.live.LiveModel`."""
+    """See `eval.answers.live.LiveModel`."""
 
     moe_layers = MOE_LAYERS
     num_experts = NUM_EXPERTS

@@ -6,15 +6,15 @@ from pathlib import Path
 from doubles import FakeModel
 from replies import REFUSAL_EXPERT
 
-from eval.assemble import assemble, write_outputs
-from eval.collect import Collector
-from eval.journal import Journal
-from eval.live import LiveResponder
+from eval.answers.collect import Collector
+from eval.answers.journal import Journal
+from eval.answers.live import LiveResponder
+from eval.measures.held_out import check_held_out
+from eval.measures.targets import Target
 from eval.options import NamedEdit, RunOptions, SafetyInput, plan_live
+from eval.report.outputs import assemble, write_outputs
 from eval.results import Results
 from eval.run import Inputs, Run
-from eval.splits import check_held_out
-from eval.targets import Target
 from ftri.prompts.sets import PromptRecord, PromptSet
 
 PLACES = ("in Beijing", "in Shanghai", "in Paris", "in London", "at Heathrow")

@@ -6,10 +6,10 @@ import time
 import httpx
 import pytest
 
-from eval.arms import Answer, Arm, Request, Sampling
-from eval.endpoints import Endpoint, call, retry_after
+from eval.answers.arms import Answer, Arm, Request, Sampling
+from eval.answers.endpoints import Endpoint, call, retry_after
+from eval.answers.served import Rendered, ServedResponder
 from eval.errors import EndpointError
-from eval.served import Rendered, ServedResponder
 
 BASE = Arm("base", "base")
 REQUESTS = [

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from eval.divergence import changed_slots
-from eval.engine_adapter import batches
-from eval.fidelity import TokenDistributions, kl_per_position, pooled_kl, selection_frequency, touched_shares
+from eval.answers.engine import batches
+from eval.measures.divergence import changed_slots
+from eval.measures.fidelity import TokenDistributions, kl_per_position, pooled_kl, selection_frequency, touched_shares
 
 LAYERS = [3, 5, 8]
 

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from eval.arms import Answer, Arm, Request, Sampling, answer_key
+from eval.answers.arms import Answer, Arm, Request, Sampling, answer_key
+from eval.answers.journal import Journal
 from eval.errors import JournalError
-from eval.journal import Journal
 
 
 def answer(number):

@@ -5,14 +5,21 @@ import json
 import pytest
 from doubles import FakeModel
 
-from eval.arms import Arm, Sampling
-from eval.collect import Collector
-from eval.endpoints import Endpoint
+from eval.answers.arms import Arm, Sampling
+from eval.answers.collect import Collector
+from eval.answers.endpoints import Endpoint
+from eval.answers.journal import Journal
+from eval.answers.live import LiveResponder
 from eval.errors import EndpointError, JudgeError
-from eval.journal import Journal
-from eval.judging import MtBenchOptions, measure_mt_bench
-from eval.live import LiveResponder
-from eval.mt_bench import judge_messages, load_judge_prompts, load_questions, read_rating, score, visible_answer
+from eval.measures.judging import MtBenchOptions, measure_mt_bench
+from eval.measures.mt_bench import (
+    judge_messages,
+    load_judge_prompts,
+    load_questions,
+    read_rating,
+    score,
+    visible_answer,
+)
 from rewriter.errors import InputError
 
 QUESTIONS = [

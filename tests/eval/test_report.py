@@ -6,13 +6,13 @@ from html.parser import HTMLParser
 import pytest
 from fake_run import PROMPTS
 
-from eval.assemble import update_card
-from eval.card import results_section, safety_section
-from eval.charts import null_histogram, round_share, sweep_chart, transition_diagram
-from eval.report import render_report
+from eval.measures.targets import BEHAVIORS
+from eval.measures.transitions import transition_matrix
+from eval.report.card import results_section, safety_section
+from eval.report.charts import null_histogram, round_share, sweep_chart, transition_diagram
+from eval.report.outputs import update_card
+from eval.report.page import render_report
 from eval.results import CategoryScore, Example, ExampleAnswer, Interval, MtBench
-from eval.targets import BEHAVIORS
-from eval.transitions import transition_matrix
 from rewriter.errors import InputError
 
 VOID = {"meta", "br", "rect", "circle", "line", "path", "polyline"}

@@ -11,8 +11,8 @@ import pytest
 from fake_run import OPTIONS, PROMPTS, evaluate
 from replies import REFUSAL_EXPERT, share
 
+from eval.report.table import one_screen
 from eval.results import Results
-from eval.table import one_screen
 from rewriter.errors import InputError
 
 HERE = Path(__file__).parent

@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_models import build_tiny_r1
 
-from eval.command import EvalRequest, evaluate
+from eval.evaluate import EvalRequest, evaluate
 from eval.options import RunOptions
 from eval.results import Results
 

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.paper import MT_BENCH
+from eval.measures.paper import MT_BENCH
+from eval.measures.statistics import mean_interval
 from eval.results import CategoryScore
-from eval.statistics import mean_interval
 from ftri.labels.behavior import parse_response
 from ftri.prompts.tables import Table, load_table
 from rewriter.errors import InputError

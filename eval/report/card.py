@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from eval.report.words import edit_words, interval_words, number, p_words, percent, rate_words
 from eval.results import Results
-from eval.words import edit_words, interval_words, number, p_words, percent, rate_words
 
 
 def results_section(results: Results) -> str:

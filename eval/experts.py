@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.arms import Pair
+from eval.answers.arms import Pair
 from eval.options import NamedEdit
 from ftri.engine.edits import planned_biases
 from rewriter.errors import InputError, PlanError

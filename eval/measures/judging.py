@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from eval.arms import Arm, Request, Sampling, digest
-from eval.collect import Collector
-from eval.endpoints import Endpoint, call, find_model, for_all
+from eval.answers.arms import Arm, Request, Sampling, digest
+from eval.answers.collect import Collector
+from eval.answers.endpoints import Endpoint, call, find_model, for_all
+from eval.answers.served import first_choice
 from eval.errors import EndpointError, JudgeError
-from eval.mt_bench import (
+from eval.measures.mt_bench import (
     TEMPERATURES,
     Question,
     judge_messages,
@@ -24,7 +25,6 @@ from eval.mt_bench import (
     visible_answer,
 )
 from eval.results import MtBench
-from eval.served import first_choice
 
 # How often a judge is asked again when its answer holds no rating, and what share without one still makes a result.
 NUM_ASKS = 3

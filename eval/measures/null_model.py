@@ -6,14 +6,14 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from eval.arms import Arm, Pair, Request, Semantics
-from eval.collect import Collector
-from eval.controls import Matching, frequency_gap, random_sets
-from eval.outcomes import Outcomes, observe
+from eval.answers.arms import Arm, Pair, Request, Semantics
+from eval.answers.collect import Collector
+from eval.measures.controls import Matching, frequency_gap, random_sets
+from eval.measures.outcomes import Outcomes, observe
+from eval.measures.statistics import empirical_p_value
+from eval.measures.targets import Target
+from eval.measures.transitions import move_rate, moves
 from eval.results import NullDistribution
-from eval.statistics import empirical_p_value
-from eval.targets import Target
-from eval.transitions import move_rate, moves
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,23 +11,23 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from eval.assemble import assemble, update_card, write_outputs
-from eval.collect import Collector, Progress
-from eval.endpoints import Endpoint
+from eval.answers.collect import Collector, Progress
+from eval.answers.endpoints import Endpoint
+from eval.answers.journal import Journal
+from eval.answers.live import LiveModel, LiveResponder
+from eval.answers.rendering import make_render
+from eval.answers.served import ServedResponder
 from eval.errors import IncompleteError
-from eval.expert_sets import ModelUnderTest, check_routable, is_routable, load_edit, load_others, open_model
+from eval.experts import ModelUnderTest, check_routable, is_routable, load_edit, load_others, open_model
 from eval.finding import find_experts, save_found
-from eval.journal import Journal
-from eval.judging import MtBenchOptions
-from eval.live import LiveModel, LiveResponder
-from eval.mt_bench import load_judge_prompts, load_questions
+from eval.measures.held_out import NUMBER_PAIR, HeldOut, check_held_out, split_prompts
+from eval.measures.judging import MtBenchOptions
+from eval.measures.mt_bench import load_judge_prompts, load_questions
+from eval.measures.targets import Direction, find_target
 from eval.options import TUNED, NamedEdit, RunOptions, SafetyInput, plan_live, plan_served
-from eval.rendering import make_render
+from eval.report.outputs import assemble, update_card, write_outputs
 from eval.results import Results
 from eval.run import Inputs, Run
-from eval.served import ServedResponder
-from eval.splits import NUMBER_PAIR, HeldOut, check_held_out, split_prompts
-from eval.targets import Direction, find_target
 from ftri.prompts.sets import PromptRecord, PromptSet, load_prompt_set
 from rewriter.errors import InputError, OutputError
 from rewriter.expert_set import ExpertSet, LayerIndex
@@ -262,7 +262,7 @@ def _served(
 def _load_engine(
     model: ModelUnderTest, render: Any, template_sha256: str, engine_arguments: dict[str, Any], checkpoint: str | None
 ) -> LiveModel:
-    from eval.engine_adapter import load_model
+    from eval.answers.engine import load_model
 
     revision = None if checkpoint or Path(model.model).exists() else model.revision
     # A variant's folder is measured as it is served, so it takes no edits.
@@ -360,7 +360,7 @@ def spread(prompts: Sequence[PromptRecord], limit: int | None) -> list[PromptRec
 
 def built_in_neutral() -> PromptSet:
     """The neutral prompts that come with the package."""
-    text = (resources.files("eval") / "prompts" / "neutral.jsonl").read_text(encoding="utf-8")
+    text = (resources.files("eval.measures") / "neutral.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     records = [PromptRecord(row["prompt_id"], row["prompt"], {"language": row["language"]}) for row in rows]
     return PromptSet(records, {"spec": "built-in neutral prompts", "revision": None, "sha256": None})

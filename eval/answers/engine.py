@@ -1,4 +1,4 @@
-"""ftri's engine as evaluations need it (`eval.live.LiveModel`)."""
+"""ftri's engine as evaluations need it (`eval.answers.live.LiveModel`)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.arms import Arm, Sampling
-from eval.fidelity import TokenDistributions
-from eval.live import Generated, Scored
-from eval.served import Render, Rendered
+from eval.answers.arms import Arm, Sampling
+from eval.answers.live import Generated, Scored
+from eval.answers.served import Render, Rendered
+from eval.measures.fidelity import TokenDistributions
 from ftri.prompts.rendering import RenderedPrompt
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib import resources
 
-from eval import words
-from eval.charts import COLOURS, PALE, dumbbell, label_words, null_histogram, sweep_chart, transition_diagram
-from eval.paper import NOT_GIVEN
+from eval.measures.paper import NOT_GIVEN
+from eval.report import words
+from eval.report.charts import COLOURS, PALE, dumbbell, label_words, null_histogram, sweep_chart, transition_diagram
 from eval.results import Fidelity, Results
 
 
@@ -17,7 +17,7 @@ def render_report(results: Results) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(
-        (resources.files("eval") / "templates" / "report.html.j2").read_text(encoding="utf-8")
+        (resources.files("eval.report") / "templates" / "report.html.j2").read_text(encoding="utf-8")
     )
     primary = results.primary_comparison()
     diagrams = [

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from eval.arms import Answer, Arm, Keep, Request
-from eval.endpoints import Endpoint, call, find_model, for_all
+from eval.answers.arms import Answer, Arm, Keep, Request
+from eval.answers.endpoints import Endpoint, call, find_model, for_all
 from eval.errors import EndpointError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class ServedResponder:
         return {str(name): model for name, model in self._models.items()}
 
     def answer(self, arm: Arm, requests: Sequence[Request], keep: Keep) -> None:
-        """See `eval.arms.Responder`. Raises: EndpointError that names what is missing."""
+        """See `eval.answers.arms.Responder`. Raises: EndpointError that names what is missing."""
         asyncio.run(self._answer(arm, requests, keep))
 
     def check(self) -> None:

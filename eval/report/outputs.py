@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import rewriter
-from eval.card import results_section, safety_section
-from eval.journal import Journal
-from eval.paper import numbers_for
-from eval.report import render_report
+from eval.answers.journal import Journal
+from eval.measures.held_out import HeldOut
+from eval.measures.paper import numbers_for
+from eval.report.card import results_section, safety_section
+from eval.report.page import render_report
+from eval.report.transcripts import FILE_NAME as TRANSCRIPTS
+from eval.report.transcripts import choose_examples, write_transcripts
 from eval.results import FILE_NAME, SCHEMA_ID, Results, write_text
 from eval.run import Inputs, Measured
-from eval.splits import HeldOut
-from eval.transcripts import FILE_NAME as TRANSCRIPTS
-from eval.transcripts import choose_examples, write_transcripts
 from ftri.prompts.sets import PromptSet
 
 REPORT = "report.html"

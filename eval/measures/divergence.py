@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import TYPE_CHECKING
 
-from eval.arms import BASE, Answer, Arm, digest
-from eval.collect import Collector
-from eval.fidelity import TokenDistributions, kl_per_position, pooled_kl, touched_shares
-from eval.live import LiveResponder
+from eval.answers.arms import BASE, Answer, Arm, digest
+from eval.answers.collect import Collector
+from eval.answers.live import LiveResponder
+from eval.measures.fidelity import TokenDistributions, kl_per_position, pooled_kl, touched_shares
+from eval.measures.statistics import Interval
 from eval.results import Divergence, Fidelity
-from eval.statistics import Interval
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.journal import Journal
-from eval.outcomes import Outcomes
+from eval.answers.journal import Journal
+from eval.measures.outcomes import Outcomes
 from eval.results import Example, ExampleAnswer
 from eval.run import SideBySide
 

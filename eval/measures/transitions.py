@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
-from eval.statistics import Interval, McNemar, Rate, clustered_ratio, exact_mcnemar, wilson
-from eval.targets import Target
+from eval.measures.statistics import Interval, McNemar, Rate, clustered_ratio, exact_mcnemar, wilson
+from eval.measures.targets import Target
 
 
 class TransitionMatrix(BaseModel):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from eval.measures.statistics import Interval, Rate
 from eval.results import Results
-from eval.statistics import Interval, Rate
 
 NONE = "-"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from eval.statistics import Interval, clustered_ratio
+from eval.measures.statistics import Interval, clustered_ratio
 
 if TYPE_CHECKING:
     import numpy as np

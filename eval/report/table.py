@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from eval.report.words import edit_words, interval_words, number, p_words, percent, short_rate
 from eval.results import ArmSummary, Results
-from eval.words import edit_words, interval_words, number, p_words, percent, short_rate
 
 
 def one_screen(results: Results) -> str:

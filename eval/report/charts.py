@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from eval.measures.transitions import TransitionMatrix
+from eval.report.words import percent
 from eval.results import NullDistribution, SweepPoint
-from eval.transitions import TransitionMatrix
-from eval.words import percent
 
 COLOURS = {
     "REFUSED": "#d55e00",

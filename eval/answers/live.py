@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from eval.arms import Answer, Arm, Keep, Request, Sampling
-from eval.fidelity import TokenDistributions
-from eval.served import Rendered
+from eval.answers.arms import Answer, Arm, Keep, Request, Sampling
+from eval.answers.served import Rendered
+from eval.measures.fidelity import TokenDistributions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ class Scored:
 
 
 class LiveModel(Protocol):
-    """What is needed of an engine; `eval.engine_adapter` makes it from ftri's."""
+    """What is needed of an engine; `eval.answers.engine` makes it from ftri's."""
 
     moe_layers: Sequence[int]
     num_experts: int
@@ -88,11 +88,11 @@ class LiveResponder:
         self.description: dict[str, Any] = {}
 
     def identity(self) -> dict[str, Any]:
-        """See `eval.arms.Responder`."""
+        """See `eval.answers.arms.Responder`."""
         return {"mode": "live", **self._identity}
 
     def answer(self, arm: Arm, requests: Sequence[Request], keep: Keep) -> None:
-        """See `eval.arms.Responder`."""
+        """See `eval.answers.arms.Responder`."""
         model = self.model_for(arm)
         rendered = [model.render(request.messages) for request in requests]
         for generated in model.generate(rendered, [request.sampling for request in requests]):

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from eval.arms import Arm, Request
-from eval.collect import Collector
-from eval.garble import check_text
+from eval.answers.arms import Arm, Request
+from eval.answers.collect import Collector
+from eval.measures.garble import check_text
+from eval.measures.statistics import Rate, wilson
+from eval.measures.targets import BEHAVIORS, LANGUAGES, Axis
 from eval.results import ArmSummary
-from eval.statistics import Rate, wilson
-from eval.targets import BEHAVIORS, LANGUAGES, Axis
 from ftri.labels.behavior import is_canned, label_behavior, thinking_language
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.served import Render, Rendered
+from eval.answers.served import Render, Rendered
 from ftri.prompts.rendering import Renderer, load_chat_template, load_tokenizer
 from rewriter.errors import InputError
 

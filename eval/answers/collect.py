@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from eval.arms import Answer, Arm, Request, Responder, answer_key
-from eval.journal import Journal
+from eval.answers.arms import Answer, Arm, Request, Responder, answer_key
+from eval.answers.journal import Journal
 
 Progress = Callable[[str, int, int], None]
 

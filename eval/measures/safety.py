@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.arms import Arm, Request, Sampling
-from eval.collect import Collector
-from eval.outcomes import Outcomes, observe
+from eval.answers.arms import Arm, Request, Sampling
+from eval.answers.collect import Collector
+from eval.measures.held_out import cluster_of
+from eval.measures.outcomes import Outcomes, observe
+from eval.measures.statistics import clustered_ratio, exact_mcnemar, wilson
+from eval.measures.targets import REFUSALS
 from eval.results import SafetyGroup, SafetySet
-from eval.splits import cluster_of
-from eval.statistics import clustered_ratio, exact_mcnemar, wilson
-from eval.targets import REFUSALS
 from ftri.prompts.sets import PromptRecord, PromptSet
 
 EXPECTED_REFUSED = "should be refused"

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from eval.arms import Answer
+from eval.answers.arms import Answer
 from eval.errors import JournalError
 
 SCHEMA = "mote.journal/1"

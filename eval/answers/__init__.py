@@ -1,0 +1,1 @@
+"""What is asked of whom, asked once, and kept."""
