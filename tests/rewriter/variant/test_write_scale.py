@@ -117,7 +117,7 @@ def test_disk_that_fills_up_while_it_is_written(tmp_path: Path, mote_rewrite: Co
 
 def replica_script() -> Path | None:
     """The script that writes a sparse replica of DeepSeek-R1, kept with other shared material beside the repository."""
-    shared = Path(os.environ.get("MOTE_SHARED", Path(__file__).parents[3] / "shared"))
+    shared = Path(os.environ.get("MOTE_SHARED", Path(__file__).parents[4] / "shared"))
     script = shared / "r1" / "make_sparse_r1.py"
     return script if script.exists() else None
 

@@ -133,7 +133,7 @@ def test_thinking_language_inside_a_template_opened_block():
 def test_rule_agrees_with_peoples_labels():
     """On XSTest's two annotated models the rule errs rarely, in both directions."""
     folder = (
-        Path(os.environ.get("MOTE_DATA", Path(__file__).parents[3] / "shared" / "data")) / "xstest/model_completions"
+        Path(os.environ.get("MOTE_DATA", Path(__file__).parents[4] / "shared" / "data")) / "xstest/model_completions"
     )
     if not folder.is_dir():
         pytest.skip(f"no XSTest completions under {folder}; set MOTE_DATA to the folder that holds xstest/")

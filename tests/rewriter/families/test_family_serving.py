@@ -102,7 +102,7 @@ def widened(tiny: TinyModel) -> dict[str, Any]:
 def serve(*folders: Path) -> list[dict[str, Any]]:
     """What vLLM did with each folder, see family_serving.py."""
     answer = folders[0].with_name(f"{folders[0].name}-answer.json")
-    program = Path(__file__).with_name("family_serving.py")
+    program = Path(__file__).parents[1] / "family_serving.py"
     threads = {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, program, answer, *folders],
