@@ -160,12 +160,12 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure what a variant does: how much moves, whether random experts do the same, and what else breaks."""
-    from eval.answers.endpoints import Endpoint
     from eval.evaluate import EvalRequest, check_complete
     from eval.evaluate import evaluate as evaluate_request
     from eval.options import RunOptions
     from eval.parsing import parse_choices, parse_engine_arguments, parse_json_object, parse_layer_index, parse_numbers
     from eval.report.table import one_screen
+    from ftri.endpoints import Endpoint
 
     options = RunOptions(
         semantics=parse_choices("--semantics", semantics, ("reroute", "drop", "drop-renorm")),

@@ -3,10 +3,6 @@
 from rewriter.errors import MoteError
 
 
-class EndpointError(MoteError):
-    """A server cannot be reached, refuses, does not serve the model, or stopped answering."""
-
-
 class JudgeError(MoteError):
     """The judge's answers hold no rating, or it was not given what it needs."""
 

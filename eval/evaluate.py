@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from eval.answers.collect import Collector, Progress
-from eval.answers.endpoints import Endpoint
 from eval.answers.journal import Journal
 from eval.answers.live import LiveModel, LiveResponder
 from eval.answers.rendering import make_render
@@ -28,6 +27,7 @@ from eval.options import TUNED, NamedEdit, RunOptions, SafetyInput, plan_live, p
 from eval.report.outputs import assemble, update_card, write_outputs
 from eval.results import Results
 from eval.run import Inputs, Run
+from ftri.endpoints import Endpoint, without_credentials
 from ftri.prompts.sets import PromptRecord, PromptSet, load_prompt_set
 from rewriter.errors import InputError, OutputError
 from rewriter.expert_set import ExpertSet, LayerIndex
@@ -246,8 +246,8 @@ def _served(
         mode="served",
         subject={
             "model": responder.models().get(TUNED, ""),
-            "base_url": request.base.base,
-            "tuned_url": request.tuned.base,
+            "base_url": without_credentials(request.base.base),
+            "tuned_url": without_credentials(request.tuned.base),
             "models": responder.models(),
             "api": request.api,
             "template_sha256": template_sha256,

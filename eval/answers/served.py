@@ -5,18 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from eval.answers.arms import Answer, Arm, Keep, Request
-from eval.answers.endpoints import Endpoint, call, find_model, for_all
-from eval.errors import EndpointError
-
-if TYPE_CHECKING:
-    import httpx
+from ftri.endpoints import Connection, Endpoint, EndpointError, ask_all, connect, message_text, reasoning_field
 
 Api = Literal["completions", "chat"]
-# Where servers put the text that a reasoning parser cut off; any of them filled means that classes are hidden.
-REASONING_FIELDS = ("reasoning_content", "reasoning")
 THINK_OPEN = "<think>"
 NUM_NAMED = 5
 
@@ -67,51 +61,38 @@ class ServedResponder:
 
     def answer(self, arm: Arm, requests: Sequence[Request], keep: Keep) -> None:
         """See `eval.answers.arms.Responder`. Raises: EndpointError that names what is missing."""
-        asyncio.run(self._answer(arm, requests, keep))
+        endpoint = self._endpoints[arm.checkpoint]
+        missing = dict.fromkeys(range(len(requests)))
+
+        async def ask(connection: Connection, position: int, request: Request) -> None:
+            self._models[arm.checkpoint] = connection.model
+            keep(position, await self._ask(connection, request))
+            del missing[position]
+
+        try:
+            ask_all(endpoint, requests, ask)
+        except EndpointError as error:
+            if len(missing) == len(requests):
+                raise
+            names = ", ".join(requests[position].prompt_id for position in list(missing)[:NUM_NAMED])
+            more = f" and {len(missing) - NUM_NAMED} more" if len(missing) > NUM_NAMED else ""
+            raise EndpointError(
+                f"{error}; {len(requests) - len(missing)} of {len(requests)} answers of {arm.name!r} are kept,"
+                f" missing are {names}{more}; run the same command again to go on from there"
+            ) from None
 
     def check(self) -> None:
         """Look at every server before asking anything, so that a wrong name or key costs nothing. Raises: EndpointError."""
         asyncio.run(self._check())
 
     async def _check(self) -> None:
-        import httpx
+        for name, endpoint in self._endpoints.items():
+            async with connect(endpoint) as connection:
+                self._models[name] = connection.model
 
-        async with httpx.AsyncClient() as client:
-            for name, endpoint in self._endpoints.items():
-                self._models[name] = await find_model(client, endpoint)
-
-    async def _answer(self, arm: Arm, requests: Sequence[Request], keep: Keep) -> None:
-        import httpx
-
-        endpoint = self._endpoints[arm.checkpoint]
-        limits = httpx.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
-        missing = dict.fromkeys(range(len(requests)))
-        async with httpx.AsyncClient(limits=limits) as client:
-            if arm.checkpoint not in self._models:
-                self._models[arm.checkpoint] = await find_model(client, endpoint)
-            model = self._models[arm.checkpoint]
-
-            async def ask(position: int, request: Request) -> None:
-                answer = await self._ask(client, endpoint, model, request)
-                keep(position, answer)
-                del missing[position]
-
-            try:
-                await for_all(requests, ask, endpoint.concurrency)
-            except EndpointError as error:
-                if len(missing) == len(requests):
-                    raise
-                names = ", ".join(requests[position].prompt_id for position in list(missing)[:NUM_NAMED])
-                more = f" and {len(missing) - NUM_NAMED} more" if len(missing) > NUM_NAMED else ""
-                raise EndpointError(
-                    f"{error}; {len(requests) - len(missing)} of {len(requests)} answers of {arm.name!r} are kept,"
-                    f" missing are {names}{more}; run the same command again to go on from there"
-                ) from None
-
-    async def _ask(self, client: httpx.AsyncClient, endpoint: Endpoint, model: str, request: Request) -> Answer:
+    async def _ask(self, connection: Connection, request: Request) -> Answer:
         sampling = request.sampling
         body: dict[str, Any] = {
-            "model": model,
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -122,8 +103,7 @@ class ServedResponder:
             # <think> is a special token in some tokenizers, and the labels need it. vLLM and SGLang know the field; for a server
             # that does not, `--extra-body '{"skip_special_tokens": null}'` leaves it out.
             body |= {"prompt": rendered.token_ids, "skip_special_tokens": False}
-            document = await call(client, endpoint, "POST", "/completions", with_extra(body, endpoint))
-            choice = first_choice(document, endpoint)
+            choice = await connection.completion(body)
             return Answer(
                 prompt_id=request.prompt_id,
                 sample=request.sample,
@@ -133,31 +113,13 @@ class ServedResponder:
                 prompt_token_ids=rendered.token_ids,
             )
         messages = [{"role": role, "content": content} for role, content in request.messages]
-        document = await call(
-            client, endpoint, "POST", "/chat/completions", with_extra(body | {"messages": messages}, endpoint)
-        )
-        choice = first_choice(document, endpoint)
+        choice = await connection.chat(body | {"messages": messages})
         return Answer(
             prompt_id=request.prompt_id,
             sample=request.sample,
-            text=raw_chat_text(choice, endpoint),
+            text=raw_chat_text(choice, connection.endpoint),
             finish_reason=str(choice.get("finish_reason") or "stop"),
         )
-
-
-def with_extra(body: dict[str, Any], endpoint: Endpoint) -> dict[str, Any]:
-    """The body with the user's own fields over it; null takes a field out."""
-    return {name: value for name, value in (body | endpoint.extra_body).items() if value is not None}
-
-
-def first_choice(document: dict[str, Any], endpoint: Endpoint) -> dict[str, Any]:
-    """The one choice of a completion. Raises: EndpointError when there is none."""
-    choices = document.get("choices")
-    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-        return choices[0]
-    raise EndpointError(
-        f"{endpoint.url} answered without choices, expected an OpenAI completion: {str(document)[:80]!r}"
-    )
 
 
 def raw_chat_text(choice: dict[str, Any], endpoint: Endpoint) -> str:
@@ -165,11 +127,10 @@ def raw_chat_text(choice: dict[str, Any], endpoint: Endpoint) -> str:
 
     Raises: EndpointError when one has: with it a refusal without tags and a truncated answer look like reasoning.
     """
-    message = choice.get("message") or {}
-    for name in REASONING_FIELDS:
-        if message.get(name):
-            raise EndpointError(
-                f"{endpoint.url} splits reasoning from the answer (its messages have {name!r}), which hides refusals;"
-                " serve it without --reasoning-parser or use --api completions"
-            )
-    return str(message.get("content") or "")
+    name = reasoning_field(choice)
+    if name is not None:
+        raise EndpointError(
+            f"{endpoint.shown} splits reasoning from the answer (its messages have {name!r}), which hides refusals;"
+            " serve it without --reasoning-parser or use --api completions"
+        )
+    return message_text(choice, endpoint)

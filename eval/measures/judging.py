@@ -3,16 +3,13 @@ judgement is kept."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from eval.answers.arms import Arm, Request, Sampling, digest
 from eval.answers.collect import Collector
-from eval.answers.endpoints import Endpoint, call, find_model, for_all
-from eval.answers.served import first_choice
-from eval.errors import EndpointError, JudgeError
+from eval.errors import JudgeError
 from eval.measures.mt_bench import (
     TEMPERATURES,
     Question,
@@ -25,6 +22,7 @@ from eval.measures.mt_bench import (
     visible_answer,
 )
 from eval.results import MtBench
+from ftri.endpoints import Connection, Endpoint, EndpointError, ask_all, message_text
 
 # How often a judge is asked again when its answer holds no rating, and what share without one still makes a result.
 NUM_ASKS = 3
@@ -76,14 +74,14 @@ def measure_mt_bench(
             for turn in (0, 1):
                 messages = judge_messages(prompts, question, answers[question.question_id], bool(turn))
                 todo.append(Judged(question.question_id, turn, arm.name, messages))
-    judge_name, ratings, unrated = asyncio.run(judge_all(collector, todo, options))
+    judge_name, ratings, unrated = judge_all(collector, todo, options)
     warnings = []
     if unrated:
         shown = ", ".join(item.name for item in unrated[:3]) + (
             f" and {len(unrated) - 3} more" if len(unrated) > 3 else ""
         )
         sentence = (
-            f"the judge {judge_name} at {options.judge.url} gave no rating such as [[7]]"
+            f"the judge {judge_name} at {options.judge.shown} gave no rating such as [[7]]"
             f" in {len(unrated)} of {len(todo)} judgements"
             f" ({shown})"
         )
@@ -135,62 +133,52 @@ def answer_two_turns(
     return {q.question_id: pair for q, pair in zip(questions, zip(opening, closing, strict=True), strict=True)}
 
 
-async def judge_all(
+def judge_all(
     collector: Collector, todo: Sequence[Judged], options: MtBenchOptions
 ) -> tuple[str, dict[str, dict[tuple[str, int], float]], list[Judged]]:
     """(judge's model name, arm -> (question id, turn) -> rating, what stayed unrated). Raises: EndpointError."""
-    import httpx
-
     judge = options.judge
     ratings: dict[str, dict[tuple[str, int], float]] = {}
     unrated: list[Judged] = []
-    num_asked = 0
-    async with httpx.AsyncClient() as client:
-        model = await find_model(client, judge)
+    models: set[str] = set()
 
-        async def rate(position: int, item: Judged) -> None:
-            nonlocal num_asked
-            key = digest(["judgement", judge.base, model, options.max_judge_tokens, item.messages])[:32]
-            if key not in collector.journal:
-                judgement = await _ask(client, judge, model, item, options.max_judge_tokens, collector)
-                if judgement is None:
-                    unrated.append(item)
-                    return
-                collector.journal.add_value(key, judgement)
-                num_asked += 1
-            rating = collector.journal.value(key)["rating"]
-            ratings.setdefault(item.arm, {})[item.question_id, item.turn] = float(rating)
+    async def rate(connection: Connection, position: int, item: Judged) -> None:
+        models.add(connection.model)
+        key = digest(["judgement", judge.base, connection.model, options.max_judge_tokens, item.messages])[:32]
+        if key not in collector.journal:
+            judgement = await _ask(connection, item, options.max_judge_tokens, collector)
+            if judgement is None:
+                unrated.append(item)
+                return
+            collector.journal.add_value(key, judgement)
+        rating = collector.journal.value(key)["rating"]
+        ratings.setdefault(item.arm, {})[item.question_id, item.turn] = float(rating)
 
-        try:
-            await for_all(todo, rate, judge.concurrency)
-        except EndpointError as error:
-            done = sum(map(len, ratings.values()))
-            raise EndpointError(
-                f"judge: {error}; {done} of {len(todo)} judgements are kept, run the same command again to go on from there"
-            ) from None
-    return model, ratings, sorted(unrated, key=todo.index)
+    try:
+        ask_all(judge, todo, rate)
+    except EndpointError as error:
+        done = sum(map(len, ratings.values()))
+        raise EndpointError(
+            f"judge: {error}; {done} of {len(todo)} judgements are kept, run the same command again to go on from there"
+        ) from None
+    return ", ".join(sorted(models)), ratings, sorted(unrated, key=todo.index)
 
 
-async def _ask(
-    client: Any, judge: Endpoint, model: str, item: Judged, max_tokens: int, collector: Collector
-) -> Mapping[str, Any] | None:
+async def _ask(connection: Connection, item: Judged, max_tokens: int, collector: Collector) -> Mapping[str, Any] | None:
     """One judgement with its rating; None when the judge never gives one (what it said instead is kept)."""
     body = {
-        "model": model,
         "messages": [{"role": role, "content": content} for role, content in item.messages],
         "temperature": 0.0,
         "max_tokens": max_tokens,
     }
     texts = []
     for _ in range(NUM_ASKS):
-        choice = first_choice(await call(client, judge, "POST", "/chat/completions", body | judge.extra_body), judge)
-        message = choice.get("message") or {}
-        texts.append(str(message.get("content") or ""))
+        texts.append(message_text(await connection.chat(body), connection.endpoint))
         rating = read_rating(texts[-1])
         if rating is not None:
-            return {"item": item.name, "model": model, "rating": rating, "text": texts[-1]}
+            return {"item": item.name, "model": connection.model, "rating": rating, "text": texts[-1]}
     collector.journal.add_value(
-        digest(["nonsense", judge.base, model, item.name, item.messages, texts])[:32],
+        digest(["nonsense", connection.endpoint.base, connection.model, item.name, item.messages, texts])[:32],
         {"item": item.name, "rating": None, "texts": texts},
     )
     return None

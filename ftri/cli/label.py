@@ -57,13 +57,13 @@ def label(
         for entry in read_responses(responses):
             _print(labelled(entry, **settings))
         return
-    from ftri.labels.judge import Judge
+    from ftri.labels.judge import Judge, judge_endpoint
 
-    with Judge(judge_url, judge_model) as judge:
-        entries = read_responses(responses)
-        while batch := list(islice(entries, BATCH_SIZE)):
-            for entry in judged(batch, judge, **settings):
-                _print(entry)
+    judge = Judge(judge_endpoint(judge_url, judge_model))
+    entries = read_responses(responses)
+    while batch := list(islice(entries, BATCH_SIZE)):
+        for entry in judged(batch, judge, **settings):
+            _print(entry)
     if judge.num_unclear:
         say(f"warning: {judge.num_unclear} answers got neither word from the judge and are UNPARSED")
 

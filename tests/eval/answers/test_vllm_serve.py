@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-import httpx
+import httpx2
 import pytest
 from conftest import free_port
 from tiny_models import build_tiny_r1
@@ -104,8 +104,8 @@ def servers(models):
 
 def healthy(url):
     try:
-        return httpx.get(f"{url}/health", timeout=2).status_code == 200
-    except httpx.TransportError:
+        return httpx2.get(f"{url}/health", timeout=2).status_code == 200
+    except httpx2.TransportError:
         return False
 
 

@@ -7,10 +7,9 @@ from doubles import FakeModel
 
 from eval.answers.arms import Arm, Sampling
 from eval.answers.collect import Collector
-from eval.answers.endpoints import Endpoint
 from eval.answers.journal import Journal
 from eval.answers.live import LiveResponder
-from eval.errors import EndpointError, JudgeError
+from eval.errors import JudgeError
 from eval.measures.judging import MtBenchOptions, measure_mt_bench
 from eval.measures.mt_bench import (
     judge_messages,
@@ -20,6 +19,7 @@ from eval.measures.mt_bench import (
     score,
     visible_answer,
 )
+from ftri.endpoints import Endpoint, EndpointError
 from rewriter.errors import InputError
 
 QUESTIONS = [

@@ -8,7 +8,8 @@ import pytest
 from running import run_main
 
 from ftri.cli.label import main
-from ftri.labels.judge import Judge, JudgeError, judge_question, read_verdict
+from ftri.endpoints import Endpoint, EndpointError
+from ftri.labels.judge import Judge, judge_question, read_verdict
 
 RESPONSES = [
     {
@@ -120,11 +121,9 @@ def test_a_judge_decides_refusals_and_the_rule_the_think_state(responses, judge_
 
 
 def test_an_unreachable_judge_is_one_sentence():
-    with (
-        Judge("http://127.0.0.1:9", "m", attempts=2, first_wait_seconds=0.01) as judge,
-        pytest.raises(JudgeError) as caught,
-    ):
-        judge.refuses("q", "a")
+    judge = Judge(Endpoint("http://127.0.0.1:9", "m", attempts=2, first_wait_seconds=0.01))
+    with pytest.raises(EndpointError) as caught:
+        judge.refuse_all([("q", "a")])
     assert "cannot be reached" in str(caught.value) and "tried 2 times" in str(caught.value)
 
 

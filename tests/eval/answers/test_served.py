@@ -1,15 +1,12 @@
 """Against a real server process that fails as it is told."""
 
-import asyncio
 import time
 
-import httpx
 import pytest
 
 from eval.answers.arms import Answer, Arm, Request, Sampling
-from eval.answers.endpoints import Endpoint, call, retry_after
 from eval.answers.served import Rendered, ServedResponder
-from eval.errors import EndpointError
+from ftri.endpoints import Endpoint, EndpointError
 
 BASE = Arm("base", "base")
 REQUESTS = [
@@ -57,13 +54,6 @@ def test_retry_after_is_waited_for(serve):
     started = time.monotonic()
     ask(server.url, REQUESTS[:1])
     assert time.monotonic() - started > 1.1
-
-
-def test_retry_after_reads_seconds_and_dates():
-    assert retry_after("2.5") == 2.5
-    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-    assert retry_after("soon") is None
-    assert retry_after(None) is None
 
 
 @pytest.mark.parametrize("status", [429, 500])
@@ -134,15 +124,3 @@ def test_a_server_that_dies_keeps_what_it_gave_and_names_what_is_missing(serve):
     sentence = str(caught.value)
     assert f"{len(answers)} of 20 answers of 'base' are kept, missing are p{first_missing}" in sentence
     assert sentence.endswith("run the same command again to go on from there")
-
-
-def test_something_else_than_json():
-    async def page(request):
-        return httpx.Response(200, text="<html>hello</html>")
-
-    async def go():
-        async with httpx.AsyncClient(transport=httpx.MockTransport(page)) as client:
-            await call(client, endpoint("http://example.test"), "GET", "/models", None)
-
-    with pytest.raises(EndpointError, match="something else than a JSON object: '<html>hello</html>'"):
-        asyncio.run(go())

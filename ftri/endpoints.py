@@ -1,0 +1,362 @@
+"""The one client of OpenAI-compatible servers: many questions at once, tried again where that can help, and one clear
+sentence where it cannot.
+
+    endpoint = Endpoint("http://localhost:8000", api_key_variable="SERVER_KEY")
+
+    async def ask(connection, position, question):
+        choice = await connection.chat({"messages": question, "max_tokens": 64})
+        answers[position] = message_text(choice, endpoint)
+
+    ask_all(endpoint, questions, ask)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from rewriter.errors import MoteError
+
+if TYPE_CHECKING:
+    import httpx2
+
+Item = TypeVar("Item")
+MAX_WAIT_SECONDS = 30.0
+MAX_SERVER_WORDS = 200
+# Overload, restarts and proxies in between; anything else would fail the same way again.
+RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+# Where servers put the text that a reasoning parser cut off; any of them filled means that classes are hidden.
+REASONING_FIELDS = ("reasoning_content", "reasoning")
+
+
+class EndpointError(MoteError):
+    """A server cannot be reached, refuses, or answers something else than was asked for."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a server is and how it is asked."""
+
+    url: str
+    model: str | None = None
+    api_key_variable: str | None = None
+    concurrency: int = 16
+    attempts: int = 6
+    first_wait_seconds: float = 0.5
+    timeout_seconds: float = 600.0
+    extra_body: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def base(self) -> str:
+        """The URL that ends in /v1, with or without which people give it."""
+        stripped = self.url.rstrip("/")
+        return stripped if stripped.endswith("/v1") else f"{stripped}/v1"
+
+    @property
+    def shown(self) -> str:
+        """The URL as messages, journals and results have it: without name, password and query, which may be secrets."""
+        return without_credentials(self.url)
+
+    def headers(self) -> dict[str, str]:
+        """The key comes from the environment, so that it is in no command line, journal or result.
+
+        Raises: EndpointError when the variable is not set, or holds what no header can.
+        """
+        if self.api_key_variable is None:
+            return {}
+        key = os.environ.get(self.api_key_variable, "").strip()
+        if not key:
+            raise EndpointError(
+                f"the environment variable {self.api_key_variable}, which should hold the key for {self.shown}, is not set"
+            )
+        if not (key.isascii() and key.isprintable()):
+            raise EndpointError(
+                f"the environment variable {self.api_key_variable} holds other than printable ASCII characters,"
+                f" expected the key for {self.shown}"
+            )
+        return {"Authorization": f"Bearer {key}"}
+
+    def redacted(self, text: str) -> str:
+        """A server's words on one line of bounded length, without our key or the URL's credentials, which it may echo."""
+        from rewriter.hub.errors import redact
+
+        secrets = [os.environ.get(self.api_key_variable or "", "").strip(), *_credentials(self.url)]
+        for secret in secrets:
+            if secret:
+                text = text.replace(secret, "<key>")
+        line = " ".join(redact(text).split())
+        line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
+        return line if len(line) <= MAX_SERVER_WORDS else f"{line[: MAX_SERVER_WORDS - 3]}..."
+
+
+def without_credentials(url: str) -> str:
+    """A URL without the name and password before its host and without its query and fragment."""
+    try:
+        parts = urlsplit(url)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    except ValueError:
+        return url.rpartition("@")[2].partition("?")[0]
+
+
+def _credentials(url: str) -> list[str]:
+    try:
+        parts = urlsplit(url)
+        return [word for word in (parts.password, parts.username) if word]
+    except ValueError:
+        return []
+
+
+class _Retryable(Exception):
+    """A failure that may pass; carries the sentence to end with if it does not, and the wait the server asked for."""
+
+    def __init__(self, sentence: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.retry_after_seconds = retry_after_seconds
+
+
+@dataclass(frozen=True)
+class Connection:
+    """An open connection to a server, and the name of the model that is asked there."""
+
+    client: httpx2.AsyncClient
+    endpoint: Endpoint
+    model: str
+
+    async def completion(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The one choice of POST /completions. Raises: EndpointError."""
+        return await self._ask("/completions", body)
+
+    async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The one choice of POST /chat/completions. Raises: EndpointError."""
+        return await self._ask("/chat/completions", body)
+
+    async def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        # The user's own fields stand over ours; null takes a field out.
+        fields = {"model": self.model} | body | self.endpoint.extra_body
+        body = {name: value for name, value in fields.items() if value is not None}
+        document = await call(self.client, self.endpoint, "POST", path, body)
+        choices = document.get("choices")
+        if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+            return choices[0]
+        words = self.endpoint.redacted(str(document)[:1000])[:80]
+        raise EndpointError(f"{self.endpoint.shown} answered without choices, expected an OpenAI completion: {words!r}")
+
+
+@asynccontextmanager
+async def connect(endpoint: Endpoint, *, listed: bool = True) -> AsyncIterator[Connection]:
+    """Open a connection; the model's name is the endpoint's own, or, unless `listed` is false, found as `find_model` does.
+
+    Raises: EndpointError as `find_model`.
+    """
+    import httpx2
+
+    limits = httpx2.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
+    async with httpx2.AsyncClient(limits=limits) as client:
+        model = endpoint.model if endpoint.model is not None and not listed else await find_model(client, endpoint)
+        yield Connection(client, endpoint, model)
+
+
+def ask_all(
+    endpoint: Endpoint,
+    items: Sequence[Item],
+    ask: Callable[[Connection, int, Item], Awaitable[None]],
+    *,
+    listed: bool = True,
+) -> None:
+    """Run `ask(connection, position, item)` over all items, as many at a time as the endpoint bears.
+
+    Raises: EndpointError, or whatever `ask` raises first; the others are then stopped.
+    """
+
+    async def go() -> None:
+        async with connect(endpoint, listed=listed) as connection:
+            await for_all(items, lambda position, item: ask(connection, position, item), endpoint.concurrency)
+
+    asyncio.run(go())
+
+
+async def list_models(client: httpx2.AsyncClient, endpoint: Endpoint) -> list[dict[str, Any]]:
+    """The entries of GET /models; none where the server has no such path. Raises: EndpointError."""
+    document = await call(client, endpoint, "GET", "/models", None, missing_is_none=True)
+    entries = document.get("data") if document else []
+    if not isinstance(entries, list):
+        raise EndpointError(
+            f"{endpoint.shown} lists no models in data, expected what an OpenAI server answers to /models"
+        )
+    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+
+
+async def find_model(client: httpx2.AsyncClient, endpoint: Endpoint) -> str:
+    """The name to ask for: the endpoint's, checked against what the server lists, or the only one that it serves.
+
+    Raises: EndpointError when the server is unreachable, refuses, or serves another model.
+    """
+    served = [entry["id"] for entry in await list_models(client, endpoint)]
+    names = endpoint.redacted(", ".join(served)) or "nothing"
+    if endpoint.model is None:
+        if len(served) == 1:
+            return str(served[0])
+        raise EndpointError(f"{endpoint.shown} lists {names}; name the model to ask for")
+    if served and endpoint.model not in served:
+        raise EndpointError(f"{endpoint.shown} does not serve a model {endpoint.model!r}; it serves {names}")
+    return endpoint.model
+
+
+async def call(
+    client: httpx2.AsyncClient,
+    endpoint: Endpoint,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None,
+    *,
+    missing_is_none: bool = False,
+) -> dict[str, Any]:
+    """One JSON call with retries: exponential waits with jitter, or what a Retry-After header says.
+
+    Raises: EndpointError with the status, the server's own words and how often it was tried.
+    """
+    import tenacity
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, _Retryable) and error.retry_after_seconds is not None:
+            return min(error.retry_after_seconds, MAX_WAIT_SECONDS)
+        backoff = tenacity.wait_random_exponential(multiplier=endpoint.first_wait_seconds, max=MAX_WAIT_SECONDS)
+        return float(backoff(state))
+
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception_type(_Retryable),
+        stop=tenacity.stop_after_attempt(endpoint.attempts),
+        wait=wait,
+        reraise=True,
+    )
+    try:
+        return await retrying(_call_once, client, endpoint, method, path, body, missing_is_none)
+    except _Retryable as error:
+        raise EndpointError(f"{error.sentence} (tried {endpoint.attempts} times)") from None
+
+
+async def _call_once(
+    client: httpx2.AsyncClient,
+    endpoint: Endpoint,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None,
+    missing_is_none: bool,
+) -> dict[str, Any]:
+    import httpx2
+
+    url, shown = endpoint.base + path, endpoint.shown
+    try:
+        response = await client.request(
+            method,
+            url,
+            json=body,
+            headers=endpoint.headers(),
+            timeout=httpx2.Timeout(endpoint.timeout_seconds, connect=10),
+        )
+    except httpx2.TimeoutException:
+        raise _Retryable(f"{shown} did not answer within {endpoint.timeout_seconds:g} s") from None
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise EndpointError(
+            f"{shown!r} is not a server address ({error}), expected something like http://localhost:8000"
+        ) from None
+    except httpx2.RequestError as error:
+        reason = endpoint.redacted(str(error)) or type(error).__name__
+        raise _Retryable(f"{shown} cannot be reached ({reason}); is the server running?") from None
+    if response.status_code == 404 and missing_is_none:
+        return {}
+    if response.status_code in RETRIED_STATUS:
+        sentence = f"{shown} answered {response.status_code} to {path}: {server_words(response, endpoint)}"
+        raise _Retryable(sentence, retry_after(response.headers.get("Retry-After")))
+    if response.status_code in (401, 403):
+        source = f"the key in {endpoint.api_key_variable}" if endpoint.api_key_variable else "a request without a key"
+        raise EndpointError(f"{shown} refused {source} with {response.status_code}: {server_words(response, endpoint)}")
+    if response.status_code >= 400:
+        raise EndpointError(f"{shown} answered {response.status_code} to {path}: {server_words(response, endpoint)}")
+    if response.status_code >= 300:
+        # Not followed: a body and a key would go to a place that nobody named.
+        place = without_credentials(response.headers.get("Location", "nowhere"))
+        raise EndpointError(f"{shown} sends {path} on to {endpoint.redacted(place)}, expected the server's own address")
+    document = _json(response)
+    if not isinstance(document, dict):
+        start = endpoint.redacted(response.text.strip()[:1000])[:80]
+        raise EndpointError(f"{shown} answered {path} with something else than a JSON object: {start!r}")
+    return document
+
+
+def _json(response: httpx2.Response) -> Any:
+    try:
+        return response.json()
+    except (ValueError, RecursionError):
+        return None
+
+
+def server_words(response: httpx2.Response, endpoint: Endpoint) -> str:
+    """The server's own message on one line of bounded length, without secrets."""
+    document = _json(response)
+    if document is None:
+        message: Any = response.text[:4000]
+    else:
+        error = document.get("error", document) if isinstance(document, dict) else document
+        message = error.get("message") or error.get("detail") or error if isinstance(error, dict) else error
+    return endpoint.redacted(str(message)[:4000]) or "no message"
+
+
+def message_text(choice: dict[str, Any], endpoint: Endpoint) -> str:
+    """The text of a chat choice's message; empty without one. Raises: EndpointError where it is no text."""
+    message = choice.get("message")
+    content = message.get("content") if isinstance(message, dict) else None
+    if content is not None and not isinstance(content, str):
+        raise EndpointError(
+            f"{endpoint.shown} answered with a message whose content is a {type(content).__name__}, expected text"
+        )
+    return content or ""
+
+
+def reasoning_field(choice: dict[str, Any]) -> str | None:
+    """The field into which a reasoning parser put part of a chat choice's text; None where none did."""
+    message = choice.get("message")
+    return next((name for name in REASONING_FIELDS if isinstance(message, dict) and message.get(name)), None)
+
+
+def retry_after(header: str | None) -> float | None:
+    """Seconds to wait by a Retry-After header (seconds or an HTTP date); None without a usable one."""
+    if not header:
+        return None
+    text = header.strip()
+    if text.isascii() and text.replace(".", "", 1).isdigit():
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max((moment - datetime.now(UTC)).total_seconds(), 0.0)
+
+
+async def for_all(items: Sequence[Item], work: Callable[[int, Item], Awaitable[None]], concurrency: int) -> None:
+    """Run `work(position, item)` over all items, at most `concurrency` at a time; the first failure stops the
+    rest and is raised."""
+    positions = iter(range(len(items)))
+
+    async def worker() -> None:
+        for position in positions:
+            await work(position, items[position])
+
+    tasks = [asyncio.create_task(worker()) for _ in range(min(concurrency, len(items)))]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
