@@ -1,9 +1,9 @@
 """The whole method on the embedded miniature: record, find, rewrite, verify, serve, look at the routing, measure. Offline.
 
-usage: python examples/demo.py [--model examples/tiny-r1] [--output demo-out] [--experts K] [--controls 30] [--keep-going]
+usage: python examples/demo.py [--model examples/tiny-r1] [--output demo-out] [--experts K] [--controls 30] [-v]
 
 Runs the project's own commands as a user would, prints each before it runs, and ends with a summary. Everything it writes goes
-into one folder, which it replaces.
+into one folder, which it replaces if an earlier demo made it; it refuses any other folder that holds something.
 """
 
 import argparse
@@ -25,6 +25,7 @@ PROMPTS = "what-happened:reconstructed-756"
 MAX_TOKENS = 64
 START_SECONDS = 300
 NUM_SHOWN = 3
+MARK = ".mote-demo"  # in the output folder: made by a demo, so that the next one may replace it
 
 
 def main() -> int:
@@ -33,13 +34,15 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("demo-out"))
     parser.add_argument("--experts", type=int, default=6, metavar="K", help="how many experts to suppress")
     parser.add_argument("--controls", type=int, default=30, help="random expert sets to compare with")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show what vLLM and PyTorch say, warnings included")
     arguments = parser.parse_args()
     started = time.monotonic()
     output: Path = arguments.output
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
+    make_output(output)
     # An offline model: nothing may ask the Hub, and vLLM's CPU build needs little room for its cache.
-    os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    if arguments.verbose:
+        os.environ["VLLM_LOGGING_LEVEL"] = "INFO"
 
     heading("1. Record which experts every token chooses, in unmodified vLLM")
     traces, expert_set, variant = output / "traces", output / "refusal.json", output / "variant"
@@ -83,6 +86,17 @@ def main() -> int:
     for name in ("refusal.json", "ftri-report/report.html", "variant/README.md", "results/report.html"):
         print(f"  {output / name}")
     return 0
+
+
+def make_output(folder: Path) -> None:
+    """Make an empty output folder, in the place of an earlier demo's; ends the demo before any other folder is touched."""
+    mark = folder / MARK
+    if folder.is_symlink() or (folder.exists() and not mark.is_file() and (not folder.is_dir() or any(folder.iterdir()))):
+        sys.exit(f"{folder} exists and no demo made it (it has no {MARK}); expected a new, empty or earlier demo's folder")
+    if mark.is_file():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.touch()
 
 
 def heading(text: str) -> None:

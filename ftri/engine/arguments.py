@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -16,9 +18,18 @@ CPU_CACHE_SIZE_BYTES = 1 << 30
 
 
 def prepare_environment() -> None:
-    """Settings that vLLM reads when it is first imported; what the user has set stays."""
-    # What vLLM warns of at every start on a CPU would bury the progress bar; its failures are raised.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    """Settings that vLLM reads when it is first imported; what the user has set stays.
+
+    Without VLLM_LOGGING_LEVEL vLLM is quiet: what it and PyTorch say at every start on a CPU (no Triton backend, NUMA
+    policy, names deprecated inside PyTorch) would bury the progress bar, and a reader can do nothing about it. Its
+    failures are raised. With VLLM_LOGGING_LEVEL=INFO everything is shown.
+    """
+    if "VLLM_LOGGING_LEVEL" not in os.environ:
+        os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        # This one is said while vLLM is imported, before its own level applies (vllm/triton_utils/importing.py).
+        logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
     # Data alone goes to stdout.
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
