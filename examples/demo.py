@@ -34,7 +34,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("demo-out"))
     parser.add_argument("--experts", type=int, default=6, metavar="K", help="how many experts to suppress")
     parser.add_argument("--controls", type=int, default=30, help="random expert sets to compare with")
-    parser.add_argument("-v", "--verbose", action="store_true", help="show what vLLM and PyTorch say, warnings included")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="show what vLLM and PyTorch say, warnings included"
+    )
     arguments = parser.parse_args()
     started = time.monotonic()
     output: Path = arguments.output
@@ -91,8 +93,12 @@ def main() -> int:
 def make_output(folder: Path) -> None:
     """Make an empty output folder, in the place of an earlier demo's; ends the demo before any other folder is touched."""
     mark = folder / MARK
-    if folder.is_symlink() or (folder.exists() and not mark.is_file() and (not folder.is_dir() or any(folder.iterdir()))):
-        sys.exit(f"{folder} exists and no demo made it (it has no {MARK}); expected a new, empty or earlier demo's folder")
+    if folder.is_symlink() or (
+        folder.exists() and not mark.is_file() and (not folder.is_dir() or any(folder.iterdir()))
+    ):
+        sys.exit(
+            f"{folder} exists and no demo made it (it has no {MARK}); expected a new, empty or earlier demo's folder"
+        )
     if mark.is_file():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
