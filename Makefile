@@ -47,7 +47,7 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/rewrite.py
-	$(BIN)/python benchmarks/ftri.py
+	$(BIN)/python benchmarks/find.py
 	$(BIN)/python benchmarks/record.py
 	$(BIN)/python benchmarks/hub_push.py
 	$(BIN)/python benchmarks/gpu_serve.py

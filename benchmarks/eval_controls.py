@@ -8,18 +8,14 @@ which is what there is without live edits, and is measured on one set only.
 
 import argparse
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-# This folder holds a script named ftri.py, which would stand in for the package.
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
-
 from eval.answers.arms import Arm, Sampling
 from eval.answers.engine import load_model
-from eval.answers.rendering import make_render
 from eval.measures.controls import random_sets
+from ftri.prompts.rendering import make_render
 from ftri.prompts.sets import load_prompts
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.plan import EditOptions, make_plan

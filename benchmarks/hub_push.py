@@ -15,12 +15,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hub_double.client import HubDouble
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from hub_double.client import HubDouble
-from hub_double.models import build_base, build_variant
 
 TOKEN = "hf_benchmarkbenchmarkbenchmarkbench"
 BASE_ID = "org/Base"
@@ -42,7 +43,7 @@ else:
 """
 
 
-def measure(double: HubDouble, root: Path, name: str, *arguments: str, forget: bool = False) -> dict[str, object]:
+def measure(double: "HubDouble", root: Path, name: str, *arguments: str, forget: bool = False) -> dict[str, object]:
     """Run one way; forget drops what this machine knows of the store's chunks."""
     if forget:
         shutil.rmtree(root / "double" / "hub" / "cas" / "xet" / "shard-cache", ignore_errors=True)
@@ -69,6 +70,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to put the data [default: the temporary folder]")
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="mote-hub-", dir=arguments.folder))
+    from hub_double.client import HubDouble
+    from hub_double.models import build_base, build_variant
+
     double = HubDouble(root / "double")
     try:
         double.add_token(TOKEN, "alice")

@@ -11,12 +11,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from collections import Counter
 from pathlib import Path
-
-# benchmarks/ftri.py has the package's name: the package must be found first.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 HUMAN_REFUSAL = "2_full_refusal"
 UNSEEN_MODEL = "mistral"

@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# This folder holds a script named ftri.py, which would stand in for the package.
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 
 def switch_recording(engine: Any, on: bool) -> None:

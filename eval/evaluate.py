@@ -14,7 +14,6 @@ from typing import Any
 from eval.answers.collect import Collector, Progress
 from eval.answers.journal import Journal
 from eval.answers.live import LiveModel, LiveResponder
-from eval.answers.rendering import make_render
 from eval.answers.served import ServedResponder
 from eval.errors import IncompleteError
 from eval.experts import ModelUnderTest, check_routable, is_routable, load_edit, load_others, open_model
@@ -28,6 +27,7 @@ from eval.report.outputs import assemble, update_card, write_outputs
 from eval.results import Results
 from eval.run import Inputs, Run
 from ftri.endpoints import Endpoint, without_credentials
+from ftri.prompts.rendering import make_render
 from ftri.prompts.sets import PromptRecord, PromptSet, load_prompt_set
 from rewriter.errors import InputError, OutputError
 from rewriter.expert_set import ExpertSet, LayerIndex

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from eval.answers.arms import Arm, Sampling
 from eval.answers.live import Generated, Scored
-from eval.answers.served import Render, Rendered
 from eval.measures.fidelity import TokenDistributions
-from ftri.prompts.rendering import RenderedPrompt
+from ftri.prompts.rendering import Render, Rendered, RenderedPrompt
 
 if TYPE_CHECKING:
     from ftri.engine.engine import Engine

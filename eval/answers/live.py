@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from eval.answers.arms import Answer, Arm, Keep, Request, Sampling
-from eval.answers.served import Rendered
 from eval.measures.fidelity import TokenDistributions
+from ftri.prompts.rendering import Rendered
 
 if TYPE_CHECKING:
     import numpy as np

@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from eval.answers.arms import Answer, Arm, Keep, Request
 from ftri.endpoints import Connection, Endpoint, EndpointError, ask_all, connect, message_text, reasoning_field
+from ftri.prompts.rendering import Render
 
 Api = Literal["completions", "chat"]
-THINK_OPEN = "<think>"
 NUM_NAMED = 5
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A conversation as the model's own chat template writes it, and its tokens."""
-
-    text: str
-    token_ids: list[int]
-
-    @property
-    def starts_inside_think(self) -> bool:
-        """Whether the template itself opens the think block (R1's does since 9-10 February 2025)."""
-        return self.text.rstrip().endswith(THINK_OPEN)
-
-
-Render = Callable[[Sequence[tuple[str, str]]], Rendered]
 
 
 class ServedResponder:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from statistics import fmean, median
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ftri.analysis.find import Findings
+from ftri.analysis.findings import Findings
 
 FEW_PROMPTS = 20
 LARGE_SHARE = 0.5

@@ -155,6 +155,10 @@ class ActivationMaps:
         """(L, E)."""
         return len(self.moe_layers), self.num_experts
 
+    def row_of(self, layer: int) -> int:
+        """The row of the map, 0 to L - 1, that holds the model's layer `layer`."""
+        return self.moe_layers.index(layer)
+
     @property
     def groups(self) -> npt.NDArray[np.int64]:
         """[P]: 0 for the class, 1, 2, ... for the others."""

@@ -175,22 +175,3 @@ def _context(
         tuple(selected[start:end].tolist()),
         focus - start,
     )
-
-
-class TokenTexts:
-    """Token ids as text, where the model's tokenizer can be had; otherwise as `#id`, and `problem` says why."""
-
-    def __init__(self, model: str, revision: str | None, download: bool = False) -> None:
-        """Read tokenizer.json of a local model folder or of the Hub cache; with `download` fetch that one file."""
-        from ftri.analysis.tokenizer_file import load_tokenizer
-
-        self._tokenizer, self.problem = load_tokenizer(model, revision, download)
-
-    def __call__(self, token_id: int) -> str:
-        """The token's text; a piece of a character, which has none, as the vocabulary writes it."""
-        if self._tokenizer is None:
-            return f"#{token_id}"
-        text = self._tokenizer.decode([token_id], skip_special_tokens=False)
-        if not text or "\ufffd" in text:
-            text = self._tokenizer.id_to_token(token_id) or f"#{token_id}"
-        return str(text)

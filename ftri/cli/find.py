@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from rewriter.console import make_app, run, say
 
 if TYPE_CHECKING:
-    from ftri.analysis.find import Findings
+    from ftri.analysis.findings import Findings
     from ftri.analysis.significance import Progress
 
 DEFAULT_COMMAND = "find"
@@ -92,10 +92,11 @@ def find_command(
 
     Example: mote-ftri traces --behavior refused -o refusal.json --report report
     """
-    from ftri.analysis import find as finding
+    from ftri.analysis.find import find, open_traces
+    from ftri.analysis.findings import FindOptions, check_same_model, compare, expert_set_of
     from rewriter.expert_set import ExpertSet
 
-    options = finding.FindOptions(
+    options = FindOptions(
         behavior=behavior,
         k=k,
         statistic=statistic,
@@ -109,11 +110,11 @@ def find_command(
     other = None
     if compare_with is not None:
         other = ExpertSet.load(compare_with)
-        finding.check_same_model(finding.open_traces(traces)[0].manifest, other, compare_with.name)
-    findings = finding.find(traces, options, _progress)
-    expert_set = finding.expert_set_of(findings)
+        check_same_model(open_traces(traces)[0].manifest, other, compare_with.name)
+    findings = find(traces, options, _progress)
+    expert_set = expert_set_of(findings)
     if other is not None and compare_with is not None:
-        agreement = finding.compare(findings, other)
+        agreement = compare(findings, other)
         expert_set.provenance["compared_with"] = {"file": compare_with.name, **agreement}
         say(
             f"{agreement['num_shared']} experts shared with {compare_with.name} (Jaccard {agreement['jaccard']:.2f});"
@@ -168,7 +169,6 @@ def _progress(name: str, total: int) -> Progress:
 
 def _say_summary(findings: Findings) -> None:
     """The classes, the ranking and the warnings, for people."""
-    layers = findings.maps.moe_layers
     counts = ", ".join(f"{label} {number}" for label, number in findings.class_counts.items())
     left_out = ", ".join(f"{label} {number}" for label, number in sorted(findings.maps.dropped.items()))
     say(f"responses: {counts}" + (f"; left out: {left_out}" if left_out else ""))
@@ -178,7 +178,7 @@ def _say_summary(findings: Findings) -> None:
     for number, found in enumerate(findings.top, start=1):
         interval = f"{found.interval[0]:.4g} .. {found.interval[1]:.4g}"
         say(
-            f"{number:>4} {layers[found.layer]:>5} {found.expert:>6} {found.score:>9.4g} {interval:>21}"
+            f"{number:>4} {found.layer:>5} {found.expert:>6} {found.score:>9.4g} {interval:>21}"
             f" {found.p_max_t:>8.2g} {found.q_benjamini_hochberg:>8.2g} {found.stability:>8.0%}"
         )
     for warning in findings.warnings:

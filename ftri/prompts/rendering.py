@@ -7,13 +7,15 @@ think block that refusals start with cannot be seen any more. So its hash is kep
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ftri.prompts.sets import PromptRecord
 from rewriter.errors import InputError
+
+THINK_OPEN = "<think>"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,22 @@ class RenderedPrompt:
     token_ids: list[int]
     template_sha256: str | None = None
     factors: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as the model's own chat template writes it, and its tokens."""
+
+    text: str
+    token_ids: list[int]
+
+    @property
+    def starts_inside_think(self) -> bool:
+        """Whether the template itself opens the think block (R1's does since 9-10 February 2025)."""
+        return self.text.rstrip().endswith(THINK_OPEN)
+
+
+Render = Callable[[Sequence[tuple[str, str]]], Rendered]
 
 
 class Renderer:
@@ -58,17 +76,34 @@ class Renderer:
                     "the model's tokenizer has no chat template, expected one (give --chat-template FILE, or --raw for none)"
                 )
             template_sha256 = self.template_sha256
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": record.text}],
-                chat_template=self.chat_template,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-            # The template writes the begin-of-text token itself.
-            token_ids = self.tokenizer.encode(text, add_special_tokens=False)
+            rendered = self.conversation([("user", record.text)])
+            text, token_ids = rendered.text, rendered.token_ids
         if not token_ids:
             raise InputError(f"prompt {record.prompt_id!r} is empty, expected at least one token")
         return RenderedPrompt(record.prompt_id, record.text, text, list(token_ids), template_sha256, record.factors)
+
+    def conversation(self, messages: Sequence[tuple[str, str]]) -> Rendered:
+        """Messages as (role, text), followed by what opens the model's answer."""
+        text = self.tokenizer.apply_chat_template(
+            [{"role": role, "content": content} for role, content in messages],
+            chat_template=self.chat_template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        # The template writes the begin-of-text token itself.
+        return Rendered(text, list(self.tokenizer.encode(text, add_special_tokens=False)))
+
+
+def make_render(folder: Path, chat_template: Path | None = None) -> tuple[Render, str]:
+    """(a function from messages to text and tokens, the SHA-256 of the template it uses), without an engine.
+
+    Raises:
+        InputError: the folder has no tokenizer or no template, or the template file cannot be read.
+    """
+    renderer = Renderer(load_tokenizer(folder), load_chat_template(chat_template) if chat_template else None)
+    if renderer.template_sha256 is None:
+        raise InputError(f"{folder}: the tokenizer has no chat template, expected one (or give --chat-template FILE)")
+    return renderer.conversation, renderer.template_sha256
 
 
 def load_chat_template(path: Path) -> str:

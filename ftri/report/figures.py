@@ -5,24 +5,47 @@ Letters of shapes: T tokens, L MoE layers, E experts, K selected experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ftri.report.palette import DIVERGING, MATPLOTLIB_MARKS, SEQUENTIAL, class_styles
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ftri.analysis.find import Findings
+    from ftri.analysis.findings import Findings
     from ftri.report.examples import Example, Plane
 
 DOTS_PER_INCH = 160
+# The qualitative palette of Okabe and Ito; the class comes first and is the warm one.
+CLASS_COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+CLASS_MARKS = ("circle", "square", "triangle", "diamond", "cross", "plus", "ring")
+MATPLOTLIB_MARKS = {
+    "circle": "o",
+    "square": "s",
+    "triangle": "^",
+    "diamond": "D",
+    "cross": "x",
+    "plus": "+",
+    "ring": ".",
+}
+# Blue for less, white for nothing, orange for more: the two ends differ in hue for every kind of colour blindness.
+DIVERGING = ("#08306B", "#2C7FB8", "#A6CEE3", "#FBFBF9", "#FDBE85", "#E6550D", "#7F2704")
+# From white, so that experts which are never selected leave the page empty.
+SEQUENTIAL = ("#FBFBF9", "#C7D7EA", "#7FA8D1", "#3F6FB0", "#1B3A78", "#0B1B45")
+
 Text = Callable[[int], str]
+
+
+def class_styles(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """(colour, mark) of each label, in order; more labels than colours share the last."""
+    last = len(CLASS_COLORS) - 1
+    return {
+        label: (CLASS_COLORS[min(number, last)], CLASS_MARKS[min(number, last)]) for number, label in enumerate(labels)
+    }
 
 
 def write_figures(
@@ -102,10 +125,11 @@ def draw_map(findings: Findings) -> Figure:
         figure, axes, findings.scores, findings.maps.moe_layers, color_limit(findings), True, findings.options.statistic
     )
     for number, found in enumerate(findings.top, start=1):
-        axes.plot(found.expert, found.layer, "o", mfc="none", mec="black", ms=11, mew=1.4)
+        place = (found.expert, findings.maps.row_of(found.layer))
+        axes.plot(*place, "o", mfc="none", mec="black", ms=11, mew=1.4)
         axes.annotate(
             str(number),
-            (found.expert, found.layer),
+            place,
             xytext=(7, 5),
             textcoords="offset points",
             fontsize=8,
@@ -178,8 +202,7 @@ def draw_ranking(findings: Findings) -> Figure:
     for chosen, color in ((top, "#D55E00"), (~top, "#777777")):
         axes.errorbar(scores[chosen], ranks[chosen], xerr=errors[:, chosen], fmt="o", color=color, capsize=2)
     axes.axhline(len(findings.top) + 0.5, color="black", lw=0.8, ls="--")
-    layers = findings.maps.moe_layers
-    axes.set_yticks(ranks, [f"{layers[found.layer]}, {found.expert}" for found in shown])
+    axes.set_yticks(ranks, [f"{found.layer}, {found.expert}" for found in shown])
     axes.invert_yaxis()
     axes.set(xlabel=f"{findings.options.statistic} (95 % bootstrap interval)", ylabel="layer, expert")
     axes.set_title(f"Ranking; the gap at k = {len(findings.top)} is {findings.gap:.1%}")

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ftri.analysis import find
+from ftri.analysis.find import open_traces
+from ftri.analysis.findings import Findings, expert_set_of, fold_summary
 from ftri.analysis.maps import POSITIONS
 from ftri.analysis.resonance import STATISTICS
-from ftri.analysis.tokens import TokenTexts
 from ftri.report import examples as example_data
-from ftri.report import figures as plots
-from ftri.report.palette import DIVERGING, SEQUENTIAL, class_styles
+from ftri.report import figures
+from ftri.report.figures import DIVERGING, SEQUENTIAL, class_styles
+from ftri.report.token_texts import TokenTexts
 from rewriter.errors import OutputError
 
 # A token that predicts less of an expert's resonance than this is not named in the ranking.
@@ -27,9 +28,7 @@ SHOWN_TOKEN_SHARE = 0.05
 VISIBLE_SPACES = str.maketrans({"\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d"})
 
 
-def write_report(
-    findings: find.Findings, folders: Sequence[str | Path], output: Path, tokenizer: str | None = None
-) -> Path:
+def write_report(findings: Findings, folders: Sequence[str | Path], output: Path, tokenizer: str | None = None) -> Path:
     """Write report.html and the PNG files into `output`, which is made if need be; returns the report's path.
 
     Tokens are shown as text by the tokenizer of the traces' model where it is on this machine, or by `tokenizer`, a folder
@@ -42,7 +41,7 @@ def write_report(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{output}: cannot be made a folder for the report ({error.strerror})") from error
-    readers = find.open_traces(folders)
+    readers = open_traces(folders)
     if tokenizer is None:
         texts = TokenTexts(findings.manifest["model"], findings.manifest.get("revision"))
     else:
@@ -51,31 +50,31 @@ def write_report(
     chosen = example_data.load_examples(readers, findings.maps, example_data.typical_rows(findings.maps))
     plane = example_data.lay_out(readers, findings.maps, findings.options.seed)
     token = _telling_token(findings, chosen[0]) if chosen else 0
-    pictures = plots.write_figures(output, findings, labels, chosen[0] if chosen else None, token, plane, texts)
+    pictures = figures.write_figures(output, findings, labels, chosen[0] if chosen else None, token, plane, texts)
     page = render(findings, labels, chosen, token, plane, texts, [path.name for path in pictures])
     path = output / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def label_order(findings: find.Findings) -> list[str]:
+def label_order(findings: Findings) -> list[str]:
     """The labels that take part, those of the class first."""
     present = findings.class_counts
     order = [*findings.contrast.target, *findings.contrast.others]
     return [label for label in order if label in present]
 
 
-def _telling_token(findings: find.Findings, example: example_data.Example) -> int:
+def _telling_token(findings: Findings, example: example_data.Example) -> int:
     """The token of the prompt that selects most of the top experts; on a tie the last, which has seen the whole prompt."""
     experts = example.experts[: example.num_prompt]
     hits = np.zeros(len(experts), np.int64)
     for found in findings.top:
-        hits += (experts[:, found.layer] == found.expert).any(axis=1)
+        hits += (experts[:, findings.maps.row_of(found.layer)] == found.expert).any(axis=1)
     return int(len(hits) - 1 - np.argmax(hits[::-1]))
 
 
 def render(
-    findings: find.Findings,
+    findings: Findings,
     labels: list[str],
     chosen: Sequence[example_data.Example],
     token: int,
@@ -91,7 +90,7 @@ def render(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     template = environment.from_string((templates / "report.html.j2").read_text(encoding="utf-8"))
-    expert_set = find.expert_set_of(findings)
+    expert_set = expert_set_of(findings)
     return template.render(
         style=(templates / "report.css").read_text(encoding="utf-8"),
         script=(templates / "report.js").read_text(encoding="utf-8"),
@@ -105,7 +104,7 @@ def render(
         gap=findings.gap,
         ranking=_ranking_geometry(findings),
         classes=_class_rows(findings, labels),
-        folds={factor: find.fold_summary(folds) for factor, folds in findings.folds.items()},
+        folds={factor: fold_summary(folds) for factor, folds in findings.folds.items()},
         cards=[_card(findings, number, texts) for number in range(len(findings.top))],
         warnings=findings.warnings,
         token_problem=texts.problem,
@@ -119,7 +118,7 @@ def render(
 
 
 def page_data(
-    findings: find.Findings,
+    findings: Findings,
     labels: list[str],
     chosen: Sequence[example_data.Example],
     token: int,
@@ -138,13 +137,13 @@ def page_data(
         "styles": class_styles(labels),
         "diverging": DIVERGING,
         "sequential": SEQUENTIAL,
-        "limit": plots.color_limit(findings),
+        "limit": figures.color_limit(findings),
         "maps": {
             "score": _packed(findings.scores, np.float32),
             "class": _packed(findings.means[0], np.float32),
             "others": _packed(findings.means[1], np.float32),
         },
-        "top": [[found.layer, found.expert] for found in findings.top],
+        "top": [[findings.maps.row_of(found.layer), found.expert] for found in findings.top],
         "token": token,
         "examples": [
             {
@@ -183,13 +182,11 @@ def visible(text: str) -> str:
     return text.translate(VISIBLE_SPACES)
 
 
-def _rows(findings: find.Findings, texts: TokenTexts) -> list[dict[str, Any]]:
-    layers = findings.maps.moe_layers
+def _rows(findings: Findings, texts: TokenTexts) -> list[dict[str, Any]]:
     return [
         asdict(found)
         | {
             "rank": number,
-            "model_layer": layers[found.layer],
             "length_percent": round(100 * found.length_share),
             "token_percent": round(100 * found.token_share),
             "top_token_text": visible(texts(found.top_token)) if found.top_token_share >= SHOWN_TOKEN_SHARE else "",
@@ -199,7 +196,7 @@ def _rows(findings: find.Findings, texts: TokenTexts) -> list[dict[str, Any]]:
     ]
 
 
-def _ranking_geometry(findings: find.Findings) -> dict[str, Any]:
+def _ranking_geometry(findings: Findings) -> dict[str, Any]:
     """Positions in per cent of the axis for the ranking's dots and intervals."""
     ends = [end for found in findings.experts for end in (*found.interval, found.score)]
     low, high = min(0.0, *ends), max(ends)
@@ -223,7 +220,7 @@ def _ranking_geometry(findings: find.Findings) -> dict[str, Any]:
     }
 
 
-def _class_rows(findings: find.Findings, labels: Sequence[str]) -> list[dict[str, Any]]:
+def _class_rows(findings: Findings, labels: Sequence[str]) -> list[dict[str, Any]]:
     styles = class_styles(labels)
     rows = []
     for label in labels:
@@ -243,7 +240,7 @@ def _class_rows(findings: find.Findings, labels: Sequence[str]) -> list[dict[str
     return rows + [{"label": label, "side": "left out", "num_responses": number} for label, number in left_out]
 
 
-def _card(findings: find.Findings, number: int, texts: TokenTexts) -> dict[str, Any]:
+def _card(findings: Findings, number: int, texts: TokenTexts) -> dict[str, Any]:
     """What one expert's card shows: tokens far above their base rate, and contexts."""
     study = findings.study
     lifts = study.lifts(number)

@@ -9,8 +9,8 @@ from replies import reply, share
 
 from eval.answers.arms import Arm, Sampling
 from eval.answers.live import Generated, Scored
-from eval.answers.served import Rendered
 from eval.measures.fidelity import TokenDistributions
+from ftri.prompts.rendering import Rendered
 
 MOE_LAYERS = (1, 2, 3)
 NUM_EXPERTS = 16

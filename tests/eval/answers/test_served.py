@@ -5,8 +5,9 @@ import time
 import pytest
 
 from eval.answers.arms import Answer, Arm, Request, Sampling
-from eval.answers.served import Rendered, ServedResponder
+from eval.answers.served import ServedResponder
 from ftri.endpoints import Endpoint, EndpointError
+from ftri.prompts.rendering import Rendered
 
 BASE = Arm("base", "base")
 REQUESTS = [

@@ -7,7 +7,8 @@ positions (the template's tokens) recover them under every confound and with eve
 import pytest
 import synthetic
 
-from ftri.analysis.find import Findings, FindOptions, find, fold_summary
+from ftri.analysis.find import find
+from ftri.analysis.findings import Findings, FindOptions, fold_summary
 from ftri.analysis.resonance import STATISTICS
 from ftri.traces.writer import write_traces
 
@@ -41,7 +42,7 @@ def run(folder, statistic="paper", positions="prompt") -> Findings:
 
 
 def top(findings):
-    return {(found.layer, found.expert) for found in findings.top}
+    return {(findings.maps.row_of(found.layer), found.expert) for found in findings.top}
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)

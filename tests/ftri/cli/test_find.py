@@ -8,7 +8,8 @@ import pytest
 import synthetic
 from running import run_main
 
-from ftri.analysis import find
+from ftri.analysis.find import find
+from ftri.analysis.findings import FindOptions
 from ftri.cli.find import main
 from ftri.traces.merge import merge_traces
 from ftri.traces.reader import TraceReader
@@ -250,7 +251,8 @@ def test_in_memory_ranking_equals_the_one_from_folders(traces):
     records = list(TraceReader(traces))
     maps = [count_selections(record.experts[: len(record.prompt_token_ids)], 32).reshape(6, 32) for record in records]
     refused = np.array(["sorry" in record.text for record in records])
-    findings = find.find([traces], find.FindOptions("refused", k=6, num_permutations=99, num_bootstraps=10))
+    findings = find([traces], FindOptions("refused", k=6, num_permutations=99, num_bootstraps=10))
     scores = resonance_map(np.stack(maps), refused)
     assert (scores == findings.scores).all()
-    assert top_experts(scores, 6) == [(found.layer, found.expert) for found in findings.top]
+    rows = [findings.maps.row_of(found.layer) for found in findings.top]
+    assert top_experts(scores, 6) == list(zip(rows, [found.expert for found in findings.top], strict=True))

@@ -11,7 +11,8 @@ import pytest
 import synthetic
 from running import run_main
 
-from ftri.analysis import find
+from ftri.analysis.find import find
+from ftri.analysis.findings import FindOptions
 from ftri.analysis.maps import count_selections
 from ftri.cli.find import main
 from ftri.report import page as report
@@ -51,8 +52,8 @@ def traces(plan, tmp_path_factory):
 @pytest.fixture(scope="module")
 def output(traces):
     folder = traces.parent / "report"
-    options = find.FindOptions("refused", 4, num_permutations=99, num_bootstraps=20)
-    assert report.write_report(find.find([traces], options), [traces], folder) == folder / "report.html"
+    options = FindOptions("refused", 4, num_permutations=99, num_bootstraps=20)
+    assert report.write_report(find([traces], options), [traces], folder) == folder / "report.html"
     return folder
 
 
@@ -104,10 +105,12 @@ def test_the_page_holds_the_data_that_the_maps_draw(page, traces, plan):
     import numpy as np
 
     data = json.loads(Page(page).scripts[0])
-    findings = find.find([traces], find.FindOptions("refused", 4, num_permutations=99, num_bootstraps=20))
+    findings = find([traces], FindOptions("refused", 4, num_permutations=99, num_bootstraps=20))
     drawn = np.frombuffer(base64.b64decode(data["maps"]["score"]), "<f4").reshape(findings.scores.shape)
     assert (drawn == findings.scores.astype(np.float32)).all()
-    assert data["top"] == [[found.layer, found.expert] for found in findings.top]
+    assert [[data["layers"][row], expert] for row, expert in data["top"]] == [
+        [found.layer, found.expert] for found in findings.top
+    ]
     assert data["layers"] == findings.manifest["moe_layers"]
     assert len(data["plane"]["x"]) == len(findings.maps.observations) == 64
     records = {record.prompt: record for record in TraceReader(traces)}
@@ -258,8 +261,8 @@ def test_a_browser_draws_it_and_hovering_shows_numbers(page, plan, tmp_path):
 def test_a_map_of_the_size_of_r1_fits_and_can_be_pointed_at(tmp_path):
     plan = synthetic.Plan(num_layers=58, num_experts=256, top_k=8, times=("1990", "1991", "1992", "1993"))
     write_traces(tmp_path / "t", synthetic.manifest(plan), synthetic.records(plan))
-    options = find.FindOptions("refused", 10, num_permutations=99, num_bootstraps=10)
-    path = report.write_report(find.find([tmp_path / "t"], options), [tmp_path / "t"], tmp_path / "r")
+    options = FindOptions("refused", 10, num_permutations=99, num_bootstraps=10)
+    path = report.write_report(find([tmp_path / "t"], options), [tmp_path / "t"], tmp_path / "r")
     seen = visit(path.read_text(encoding="utf-8"), tmp_path)
     assert seen["errors"] == [] and seen["rings"] == 10 and "(rank 1)" in seen["tip"]
     assert seen["selected"] == 8 and seen["wide"] <= 1300

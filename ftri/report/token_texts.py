@@ -1,4 +1,4 @@
-"""The tokenizer of a trace's model, only to show tokens as text: one small file, never the model."""
+"""Tokens as text, by the tokenizer of the traces' model: one small file of it, never the model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,23 @@ from pathlib import Path
 from typing import Any
 
 TOKENIZER_NAME = "tokenizer.json"
+
+
+class TokenTexts:
+    """Token ids as text, where the model's tokenizer can be had; otherwise as `#id`, and `problem` says why."""
+
+    def __init__(self, model: str, revision: str | None, download: bool = False) -> None:
+        """Read tokenizer.json of a local model folder or of the Hub cache; with `download` fetch that one file."""
+        self._tokenizer, self.problem = load_tokenizer(model, revision, download)
+
+    def __call__(self, token_id: int) -> str:
+        """The token's text; a piece of a character, which has none, as the vocabulary writes it."""
+        if self._tokenizer is None:
+            return f"#{token_id}"
+        text = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        if not text or "\ufffd" in text:
+            text = self._tokenizer.id_to_token(token_id) or f"#{token_id}"
+        return str(text)
 
 
 def load_tokenizer(model: str, revision: str | None, download: bool = False) -> tuple[Any, str | None]:

@@ -1,6 +1,6 @@
 """Speed and memory of the analysis on traces of DeepSeek-R1's shape: 58 layers, 256 experts, top 8, one byte per id.
 
-    python benchmarks/ftri.py [--gigabytes 1] [--folder FOLDER]
+    python benchmarks/find.py [--gigabytes 1] [--folder FOLDER]
 
 1. Aggregation: traces to activation maps, on one core, for two amounts of trace in 756 responses, and for the larger one in
    responses of 24 tokens, which are what memory could grow with; the alternative is np.add.at per response.
@@ -25,9 +25,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-
-# This file has the package's name: the package must be found first.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 NUM_LAYERS, NUM_EXPERTS, TOP_K = 58, 256, 8
 NUM_PROMPTS = 756
