@@ -48,6 +48,7 @@ class Family:
     renormalize: str | None = None  # config key of the renormalisation flag
     renormalize_default: bool = False  # what a config without the key means; what the router does where there is no key
     minus_inf_safe: bool = True  # runtimes of docs/families.md accept -inf in this bias
+    minus_inf_warning: str = ""  # where -inf is written only when it is insisted on: what goes wrong with it
     can_stimulate: bool = True  # the bias selects without entering the weight
     num_other_choices: str | None = None  # config key: further choices behind the E experts ("zero experts")
     text_config: str | None = None  # key of the nested language-model config, where there is one
@@ -120,16 +121,22 @@ def router_layout(config: Config) -> RouterLayout:
     Raises: UnknownFamilyError when no row has the config's model_type; CheckpointError when a key the row needs is
     missing or not a positive number.
     """
-    family = find_family(config)
+    return layout_of(find_family(config), config)
+
+
+def layout_of(family: Family, config: Config, where: str = "config.json") -> RouterLayout:
+    """Read a model config with the row of its family; `where` is how messages call the config.
+
+    Raises: CheckpointError when a key the row needs is missing or not a positive number.
+    """
     text = language_config(config, family)
     layers = family.layers(text)
     if not layers:
         raise CheckpointError(
-            f"config.json: model_type {config.get('model_type')!r} is a Mixture-of-Experts family, but by its keys"
-            " no layer has routed experts"
+            f"{where}: {family.name} is a Mixture-of-Experts family, but by its keys no layer has routed experts"
         )
-    num_experts = _positive(text, family.num_experts, family)
-    num_groups = _positive(text, family.num_groups, family, default=1)
+    num_experts = _positive(text, family.num_experts, family, where)
+    num_groups = _positive(text, family.num_groups, family, where, default=1)
     renormalize = text.get(family.renormalize) if family.renormalize else None
     bias_enabled = text.get(family.bias_flag) if family.bias_flag else None
     unbiased = family.unbiased_layers(text) if family.unbiased_layers else ()
@@ -137,9 +144,9 @@ def router_layout(config: Config) -> RouterLayout:
         family=family,
         moe_layers=layers,
         num_experts=num_experts,
-        top_k=_positive(text, family.top_k, family),
+        top_k=_positive(text, family.top_k, family, where),
         num_groups=num_groups,
-        groups_kept=_positive(text, family.groups_kept, family, default=num_groups),
+        groups_kept=_positive(text, family.groups_kept, family, where, default=num_groups),
         renormalize=family.renormalize_default if renormalize is None else bool(renormalize),
         num_other_choices=int(text.get(family.num_other_choices) or 0) if family.num_other_choices else 0,
         bias_enabled=family.bias_flag_default if bias_enabled is None else bool(bias_enabled),
@@ -183,7 +190,7 @@ def _rows_by_model_type() -> dict[str, Family]:
     return BY_MODEL_TYPE
 
 
-def _positive(config: Config, keys: Keys | None, family: Family, default: int | None = None) -> int:
+def _positive(config: Config, keys: Keys | None, family: Family, where: str, default: int | None = None) -> int:
     """A config value that must be a positive whole number, under the first of its keys that is present."""
     names = (keys,) if isinstance(keys, str) else keys or ()
     value = next((config[name] for name in names if config.get(name) is not None), None)
@@ -191,7 +198,7 @@ def _positive(config: Config, keys: Keys | None, family: Family, default: int | 
         return default
     if type(value) is not int or value < 1:
         raise CheckpointError(
-            f"config.json: {' or '.join(names)} is {value!r}, expected a positive whole number (family {family.name})"
+            f"{where}: {' or '.join(names)} is {value!r}, expected a positive whole number (family {family.name})"
         )
     return value
 

@@ -621,7 +621,7 @@ def test_keys_that_vllm_needs_are_named_when_missing() -> None:
 
 
 def test_unknown_family_says_how_to_add_a_row() -> None:
-    with pytest.raises(UnknownFamilyError, match="model_type 'llama' has no row.*deepseek_v3.*rewriter/family_rows"):
+    with pytest.raises(UnknownFamilyError, match="model_type 'llama' has no row.*deepseek_v3.*rewriter/families/rows"):
         find_family({"model_type": "llama"})
 
 
