@@ -67,7 +67,8 @@ class Endpoint:
     def headers(self) -> dict[str, str]:
         """The key comes from the environment, so that it is in no command line, journal or result.
 
-        Raises: EndpointError when the variable is not set, or holds what no header can.
+        Raises:
+            EndpointError: the variable is not set, or holds what no header can.
         """
         if self.api_key_variable is None:
             return {}
@@ -131,11 +132,19 @@ class Connection:
     model: str
 
     async def completion(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The one choice of POST /completions. Raises: EndpointError."""
+        """The one choice of POST /completions.
+
+        Raises:
+            EndpointError: as `call`, or the answer has no choice.
+        """
         return await self._ask("/completions", body)
 
     async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The one choice of POST /chat/completions. Raises: EndpointError."""
+        """The one choice of POST /chat/completions.
+
+        Raises:
+            EndpointError: as `call`, or the answer has no choice.
+        """
         return await self._ask("/chat/completions", body)
 
     async def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +163,8 @@ class Connection:
 async def connect(endpoint: Endpoint, *, listed: bool = True) -> AsyncIterator[Connection]:
     """Open a connection; the model's name is the endpoint's own, or, unless `listed` is false, found as `find_model` does.
 
-    Raises: EndpointError as `find_model`.
+    Raises:
+        EndpointError: as `find_model`.
     """
     import httpx2
 
@@ -173,7 +183,8 @@ def ask_all(
 ) -> None:
     """Run `ask(connection, position, item)` over all items, as many at a time as the endpoint bears.
 
-    Raises: EndpointError, or whatever `ask` raises first; the others are then stopped.
+    Raises:
+        EndpointError: as `connect`; or whatever `ask` raises first, and the others are then stopped.
     """
 
     async def go() -> None:
@@ -184,7 +195,11 @@ def ask_all(
 
 
 async def list_models(client: httpx2.AsyncClient, endpoint: Endpoint) -> list[dict[str, Any]]:
-    """The entries of GET /models; none where the server has no such path. Raises: EndpointError."""
+    """The entries of GET /models; none where the server has no such path.
+
+    Raises:
+        EndpointError: as `call`, or the answer is no list of models.
+    """
     document = await call(client, endpoint, "GET", "/models", None, missing_is_none=True)
     entries = document.get("data") if document else []
     if not isinstance(entries, list):
@@ -197,7 +212,8 @@ async def list_models(client: httpx2.AsyncClient, endpoint: Endpoint) -> list[di
 async def find_model(client: httpx2.AsyncClient, endpoint: Endpoint) -> str:
     """The name to ask for: the endpoint's, checked against what the server lists, or the only one that it serves.
 
-    Raises: EndpointError when the server is unreachable, refuses, or serves another model.
+    Raises:
+        EndpointError: the server is unreachable, refuses, or serves another model.
     """
     served = [entry["id"] for entry in await list_models(client, endpoint)]
     names = endpoint.redacted(", ".join(served)) or "nothing"
@@ -221,7 +237,8 @@ async def call(
 ) -> dict[str, Any]:
     """One JSON call with retries: exponential waits with jitter, or what a Retry-After header says.
 
-    Raises: EndpointError with the status, the server's own words and how often it was tried.
+    Raises:
+        EndpointError: with the status, the server's own words and how often it was tried.
     """
     import tenacity
 
@@ -312,7 +329,11 @@ def server_words(response: httpx2.Response, endpoint: Endpoint) -> str:
 
 
 def message_text(choice: dict[str, Any], endpoint: Endpoint) -> str:
-    """The text of a chat choice's message; empty without one. Raises: EndpointError where it is no text."""
+    """The text of a chat choice's message; empty without one.
+
+    Raises:
+        EndpointError: it is no text.
+    """
     message = choice.get("message")
     content = message.get("content") if isinstance(message, dict) else None
     if content is not None and not isinstance(content, str):

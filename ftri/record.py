@@ -111,7 +111,8 @@ class RecordSummary:
 def plan_recording(options: RecordOptions, say: Callable[[str], None] = lambda message: None) -> RecordPlan:
     """Find the model and the prompts, and render every prompt.
 
-    Raises a MoteError for a model or prompts that cannot be found or used.
+    Raises:
+        MoteError: the model or the prompts cannot be found or used.
     """
     if options.samples < 1:
         raise InputError(f"--samples is {options.samples}, expected at least 1")
@@ -154,7 +155,9 @@ def record(
 
     `begin` is told how many responses are there when the engine is up, `advance` the responses and tokens added to them.
 
-    Raises TraceError for a folder in use or of other settings, EngineError when vLLM cannot run the model.
+    Raises:
+        TraceError: the folder is in use or of other settings.
+        EngineError: vLLM cannot run the model.
     """
     began = time.monotonic()
     options = plan.options

@@ -42,8 +42,8 @@ def token_share(
 ) -> tuple[FloatArray, npt.NDArray[np.int64], FloatArray]:
     """How much the mix of tokens predicts of each expert's resonance: (share [M], strongest token id [M], its share [M]).
 
-    Each token's selection rate is the mean of its rates in both groups (Kitagawa's decomposition), so
-    what is left is experts reacting differently to the same tokens.
+    Each token's selection rate is the mean of its rates in both groups (Kitagawa's decomposition), so what is left is
+    experts reacting differently to the same tokens.
     """
     sizes = np.array([num_class, num_others], np.float64)[:, None]
     frequency = study.num_tokens / sizes

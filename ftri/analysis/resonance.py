@@ -4,6 +4,12 @@ Every statistic is a function of sums over groups of responses, so that the same
 thousands of permutations and bootstrap samples, all of them as rows of one matrix product.
 
 Letters of shapes: N replicates, P responses, L MoE layers, E experts. Group 0 is the class, groups 1.. the others.
+
+Symbols of the formulas, each for one layer and one expert of it:
+    c_p     tokens of response p that selected the expert, the entry of its activation map (paper, "prompt activation map")
+    t_p     tokens of response p that count, whichever expert they selected
+    A, B    the responses of the class and of all others; |A|, |B| their numbers, C(A) the sum of c_p and T(A) that of t_p over A
+    m(A)    C(A) / |A|, the mean map of A
 """
 
 from __future__ import annotations
@@ -61,11 +67,19 @@ class Statistic:
 
 
 def _mean_difference(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
+    """m(A) - m(B), the paper's fTRI map with all other responses pooled: [N, L * E] tokens per response.
+
+    Paper (arXiv 2502.11096), "fTRI map". It leaves open whether "all others" is pooled or the mean of the classes' means.
+    """
     target, rest = groups
     return target.counts / target.num_responses - rest.counts / rest.num_responses
 
 
 def _class_mean_difference(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
+    """m(A) - (m(B_1) + ... + m(B_n)) / n over the n other classes: [N, L * E] tokens per response.
+
+    The other reading of the paper's "fTRI map": a rare class weighs as much as a frequent one.
+    """
     target, *others = groups
     mean_of_means: FloatArray = sum(
         (other.counts / other.num_responses for other in others[1:]), others[0].counts / others[0].num_responses
@@ -74,17 +88,26 @@ def _class_mean_difference(groups: Sequence[GroupSums], setting: Setting) -> Flo
 
 
 def _rate_difference(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
+    """The mean over A of c_p / t_p minus that over B: [N, L * E], a share of a response's tokens.
+
+    Each response weighs the same, however long it is, so that the length of prompts does not enter.
+    """
     target, rest = groups
     assert target.rates is not None and rest.rates is not None
     return target.rates / target.num_responses - rest.rates / rest.num_responses
 
 
 def _risk_difference(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
+    """C(A) / T(A) - C(B) / T(B): [N, L * E], a share of all tokens; each token weighs the same."""
     target, rest = groups
     return target.counts / target.num_tokens - rest.counts / rest.num_tokens
 
 
 def _normalised_pointwise_information(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
+    """log2(p(e, A) / (p(e) p(A))) / -log2 p(e, A): [N, L * E], from -1 (never together) to 1 (only together), 0 independent.
+
+    Over tokens: p(e, A) = C(A) / T, p(e) = (C(A) + C(B)) / T, p(A) = T(A) / T with T = T(A) + T(B) (Bouma 2009).
+    """
     target, rest = groups
     num_tokens = target.num_tokens + rest.num_tokens
     joint = target.counts / num_tokens
@@ -96,6 +119,12 @@ def _normalised_pointwise_information(groups: Sequence[GroupSums], setting: Sett
 
 
 def _log_odds(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
+    """z of the log odds ratio of the expert's selections within its layer, with a Dirichlet prior: [N, L * E], no unit.
+
+    (ln(a / (a_0 - a)) - ln(b / (b_0 - b))) / sqrt(1 / a + 1 / b), where a = C(A) + w, b = C(B) + w, a_0 and b_0 are their
+    sums over the layer's experts, and w is the prior: E times the expert's share of the layer's selections, with 0.5 added
+    to every expert (Monroe, Colaresi and Quinn 2008).
+    """
     target, rest = groups
     shape = (-1, setting.num_layers, setting.num_experts)
     own, other = target.counts.reshape(shape), rest.counts.reshape(shape)
@@ -111,6 +140,10 @@ def _log_odds(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
 
 
 def _welch(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
+    """Welch's t, (m(A) - m(B)) / sqrt(s^2(A) / |A| + s^2(B) / |B|) with sample variances s^2: [N, L * E], no unit.
+
+    Where neither group varies it is +-T_WITHOUT_VARIANCE, or 0 for equal means.
+    """
     target, rest = groups
     variance = _squared_standard_error(target) + _squared_standard_error(rest)
     difference = _mean_difference(groups, setting)
@@ -119,6 +152,7 @@ def _welch(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
 
 
 def _squared_standard_error(group: GroupSums) -> FloatArray:
+    """s^2 / n of a group's counts, [N, L * E] tokens squared, with s^2 the sample variance (divided by n - 1)."""
     assert group.squares is not None
     mean = group.counts / group.num_responses
     spread = np.maximum(group.squares / group.num_responses - mean * mean, 0)

@@ -69,7 +69,11 @@ def label(
 
 
 def read_responses(name: str) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file, or of stdin for `-`. Raises InputError naming the line."""
+    """The objects of a JSONL file, or of stdin for `-`.
+
+    Raises:
+        InputError: the file cannot be read, or a line, which is named, is no response.
+    """
     shown = "stdin" if name == "-" else Path(name).name
     try:
         file = sys.stdin if name == "-" else Path(name).open(encoding="utf-8")  # noqa: SIM115 (closed below)

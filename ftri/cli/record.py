@@ -81,9 +81,10 @@ def record(
 
 
 def check_words(words: list[str]) -> list[str]:
-    """The words for vLLM; a word that no option precedes is a mistake.
+    """The words for vLLM.
 
-    Raises InputError.
+    Raises:
+        InputError: no option precedes the first word, which is then a mistake.
     """
     if words and not words[0].startswith("-"):
         raise InputError(f"{words[0]!r} was not expected: prompts are given with --prompts, the model with --model")

@@ -143,7 +143,11 @@ def file_labeller(labels: Mapping[ResponseKey | str, str]) -> Labeller:
 
 
 def check_labels_known(labels: Mapping[ResponseKey | str, str], keys: set[ResponseKey], name: str) -> None:
-    """Raise InputError when a label belongs to no response of the traces."""
+    """See to it that the labels are of these responses.
+
+    Raises:
+        InputError: a label belongs to no response of the traces.
+    """
     prompt_ids = {prompt_id for prompt_id, _ in keys}
     unknown = [key for key in labels if (key not in keys if isinstance(key, tuple) else key not in prompt_ids)]
     if unknown:

@@ -46,7 +46,8 @@ class Judge:
     def refuse_all(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
         """Whether each (question, answer) pair's answer refuses; None where the judge says neither.
 
-        Raises: EndpointError.
+        Raises:
+            EndpointError: the server refuses, or cannot be reached.
         """
         verdicts: list[bool | None] = [None] * len(pairs)
 

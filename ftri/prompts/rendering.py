@@ -65,7 +65,8 @@ class Renderer:
     def render(self, record: PromptRecord, raw: bool = False) -> RenderedPrompt:
         """Render one prompt as a user's message, or as it is when `raw`.
 
-        Raises InputError when the model has no chat template, or when no token is left to run.
+        Raises:
+            InputError: the model has no chat template, or no token is left to run.
         """
         if raw:
             text, template_sha256 = record.text, None
@@ -109,7 +110,8 @@ def make_render(folder: Path, chat_template: Path | None = None) -> tuple[Render
 def load_chat_template(path: Path) -> str:
     """Read a chat template's Jinja text from a file.
 
-    Raises InputError when there is none.
+    Raises:
+        InputError: there is none, or it cannot be read.
     """
     if not path.is_file():
         raise InputError(f"{path} is no file, expected a chat template (Jinja text)")
@@ -119,7 +121,8 @@ def load_chat_template(path: Path) -> str:
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a checkpoint folder, without an engine.
 
-    Raises InputError when the folder has none that transformers can load.
+    Raises:
+        InputError: the folder has none that transformers can load.
     """
     from transformers import AutoTokenizer
 

@@ -158,7 +158,11 @@ def load_prompt_set(spec: str, *, revision: str | None = None, column: str | Non
 
 
 def records_from_table(table: Table, column: str | None = None) -> list[PromptRecord]:
-    """Prompt records from a table's rows. Raises InputError as `load_prompt_set` says."""
+    """Prompt records from a table's rows.
+
+    Raises:
+        InputError: a missing column, an empty text, or an id used twice.
+    """
     first_row = table.rows[0]
     text_column = column or next((name for name in TEXT_COLUMNS if name in first_row), None)
     if text_column is None or text_column not in first_row:

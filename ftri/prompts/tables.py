@@ -52,7 +52,11 @@ def load_table(spec: str, *, revision: str | None = None) -> Table:
 
 
 def download_dataset_file(repo: str, revision: str | None, file_name: str | None) -> tuple[Path, str, str]:
-    """Download one data file of a Hub dataset: (local path, commit, file name in the repo). Raises HubError."""
+    """Download one data file of a Hub dataset: (local path, commit, file name in the repo).
+
+    Raises:
+        HubError: the dataset, its revision or a data file in it cannot be had, nor a copy of it in the local cache.
+    """
     import httpx
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -72,7 +76,11 @@ def download_dataset_file(repo: str, revision: str | None, file_name: str | None
 
 
 def choose_data_file(repo: str, file_names: list[str], wanted: str | None) -> str:
-    """The data file to read of a dataset: the one asked for, else the only one. Raises HubError when unclear."""
+    """The data file to read of a dataset: the one asked for, else the only one.
+
+    Raises:
+        HubError: there is none, or it is unclear which.
+    """
     tables = [name for name in file_names if name.endswith(TABLE_SUFFIXES) and Path(name).name != "dataset_infos.json"]
     if wanted is not None:
         if wanted not in file_names:

@@ -19,7 +19,8 @@ SOURCE_KEYS = ("model", "prompts", "sampling", "engine_arguments", "versions", "
 def merged_manifest(readers: Sequence[TraceReader]) -> dict[str, Any]:
     """The manifest of the sum.
 
-    Raises TraceError when the folders are of different models, revisions or chat templates.
+    Raises:
+        TraceError: the folders are of different models, revisions or chat templates.
     """
     first = readers[0]
     for other in readers[1:]:
@@ -44,8 +45,9 @@ def merge_traces(folders: Sequence[str | Path], output: str | Path) -> int:
 
     A response that several folders hold is kept once. Returns the number of responses in `output`.
 
-    Raises InputError when `output` is one of the folders, TraceError when the folders do not belong together or give
-    different content for the same sample of the same prompt.
+    Raises:
+        InputError: `output` is one of the folders.
+        TraceError: the folders do not belong together, or give different content for the same sample of the same prompt.
     """
     if not folders:
         raise InputError("no trace folders were given to merge, expected at least one")

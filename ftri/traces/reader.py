@@ -113,7 +113,8 @@ def part_path(folder: Path, number: int) -> Path:
 def load_manifest(folder: Path) -> dict[str, Any]:
     """Read and check a trace folder's manifest.
 
-    Raises TraceError when the folder is none, or its manifest is malformed or of another schema.
+    Raises:
+        TraceError: the folder is none, or its manifest is malformed or of another schema.
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
@@ -134,7 +135,8 @@ def load_manifest(folder: Path) -> dict[str, Any]:
 def read_chunk(path: Path) -> Experts:
     """The rows [N, L, K] of a finished chunk; a raw one is mapped, not read.
 
-    Raises TraceError when the file is shorter or longer than its header says, or cannot be decompressed.
+    Raises:
+        TraceError: the file is shorter or longer than its header says, or cannot be decompressed.
     """
     size_bytes = path.stat().st_size
     with path.open("rb") as file:
@@ -172,7 +174,8 @@ def read_chunk(path: Path) -> Experts:
 def parse_index_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """One response's index entry.
 
-    Raises TraceError when the line is not such an entry.
+    Raises:
+        TraceError: the line is not such an entry.
     """
     try:
         entry = json.loads(line)
@@ -207,7 +210,8 @@ class TraceReader:
     def __init__(self, folder: str | Path) -> None:
         """Open a folder, finished or still being written.
 
-        Raises TraceError when it is no trace folder.
+        Raises:
+            TraceError: it is no trace folder.
         """
         self.folder = Path(folder)
         self.manifest = load_manifest(self.folder)
@@ -226,7 +230,8 @@ class TraceReader:
     def __iter__(self) -> Iterator[TraceRecord]:
         """The responses in the order they finished, each with its experts [T, L, K].
 
-        Raises TraceError when a chunk is missing, truncated or damaged.
+        Raises:
+            TraceError: a chunk is missing, truncated or damaged.
         """
         for entry, _ in iterate_index(self.folder):
             record = record_from_entry(entry)

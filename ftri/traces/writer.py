@@ -86,7 +86,8 @@ class TraceWriter:
     ) -> None:
         """Create or resume `folder`; `manifest` needs the keys of REQUIRED_KEYS but for the schema.
 
-        Raises TraceError when another process writes there, or when the folder was recorded with other settings.
+        Raises:
+            TraceError: another process writes there, or the folder was recorded with other settings.
         """
         self.folder = Path(folder)
         self.manifest: dict[str, Any] = {"schema": SCHEMA, **manifest}
@@ -153,7 +154,8 @@ class TraceWriter:
     def append(self, *records: TraceRecord) -> None:
         """Add responses; when this returns they are on disk.
 
-        Raises TraceError when a response is there already.
+        Raises:
+            TraceError: a response is there already.
         """
         lines: list[str] = []
         for record in records:
@@ -218,7 +220,8 @@ class TraceWriter:
 def lock_folder(folder: Path) -> IO[str]:
     """Take the folder's lock, which the system gives back when the process ends, however it ends.
 
-    Raises TraceError when another process has it.
+    Raises:
+        TraceError: another process has it.
     """
     path = folder / LOCK_NAME
     file = path.open("a+")
