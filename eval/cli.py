@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rewriter.console import make_app, run, say
+from rewriter.semantics import SEMANTICS
 
 if TYPE_CHECKING:
     from eval.answers.collect import Progress
@@ -64,7 +65,7 @@ def evaluate(
     ] = None,
     semantics: Annotated[
         str, typer.Option(help="Comma-separated; the first is the one that controls, sweep and safety are about.")
-    ] = "reroute,drop,drop-renorm",
+    ] = ",".join(SEMANTICS),
     controls: Annotated[int, typer.Option(metavar="N", help="Random expert sets of each matching; 0 for none.")] = 99,
     control_matching: Annotated[
         str, typer.Option(help="Comma-separated: uniform, layer, frequency (layer and activation frequency).")
@@ -168,7 +169,7 @@ def evaluate(
     from ftri.endpoints import Endpoint
 
     options = RunOptions(
-        semantics=parse_choices("--semantics", semantics, ("reroute", "drop", "drop-renorm")),
+        semantics=parse_choices("--semantics", semantics, SEMANTICS),
         samples=samples,
         max_tokens=max_tokens,
         temperature=temperature,

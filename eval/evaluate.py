@@ -31,6 +31,7 @@ from ftri.prompts.rendering import make_render
 from ftri.prompts.sets import PromptRecord, PromptSet, load_prompt_set
 from rewriter.errors import InputError, OutputError
 from rewriter.expert_set import ExpertSet, LayerIndex
+from rewriter.semantics import REROUTE
 
 JOURNAL = "journal.jsonl"
 Say = Callable[[str], None]
@@ -170,7 +171,7 @@ def _live(
             neutral=neutral,
             safety=safety,
             mt_bench=mt_bench,
-            is_feasible=partial(is_routable, model) if options.semantics[0] == "reroute" else (lambda down, up: True),
+            is_feasible=partial(is_routable, model) if options.semantics[0] == REROUTE else (lambda down, up: True),
         )
         measured = Run(inputs, collector, live, say).measure()
         key = "engine"
@@ -277,7 +278,7 @@ def _load_engine(
 
 
 def _check_routable(model: ModelUnderTest, edit: NamedEdit, options: RunOptions) -> None:
-    if "reroute" in options.semantics:
+    if REROUTE in options.semantics:
         check_routable(model, edit.suppress, edit.stimulate)
 
 

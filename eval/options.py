@@ -8,10 +8,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from eval.answers.arms import BASE, REPEAT, SEMANTICS, VARIANT, Arm, Pair, Request, Sampling, Semantics
+from eval.answers.arms import BASE, REPEAT, VARIANT, Arm, Pair, Request, Sampling
 from eval.measures.controls import MATCHINGS, Matching
 from ftri.prompts.sets import PromptRecord, PromptSet
 from rewriter.errors import InputError
+from rewriter.semantics import DROP, SEMANTICS, Semantics
 
 TUNED = "tuned"
 
@@ -105,7 +106,7 @@ def plan_live(options: RunOptions, edit: NamedEdit, others: Sequence[NamedEdit |
     """Arms of one engine: the base twice, the edit under every semantics, other sets under the first, variant
     folders as they are."""
     # Without anything to suppress, drop is reroute under another name: both stimulate by the bias.
-    semantics_to_run = [one for one in options.semantics if edit.suppress or one != "drop"]
+    semantics_to_run = [one for one in options.semantics if edit.suppress or one != DROP]
     if not semantics_to_run:
         raise InputError("--semantics drop has no stimulation of its own, expected reroute or drop-renorm")
     variants = [

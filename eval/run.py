@@ -25,6 +25,7 @@ from eval.options import NamedEdit, Plan, RunOptions, SafetyInput, requests_for
 from eval.results import Fidelity, Missing, MtBench, NullDistribution, SafetySet, SweepPoint
 from ftri.prompts.sets import PromptRecord, PromptSet
 from rewriter.errors import MoteError
+from rewriter.semantics import DROP_RENORM, REROUTE, SEMANTICS, STIMULATE, SUPPRESS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -191,17 +192,17 @@ class Run:
         options, edit = self.inputs.options, self.inputs.edit
         self.say("divergence of reroute, drop and drop-renorm from the base and from each other")
         # Suppression and stimulation are different questions, so an edit with both is measured for each by itself.
-        for action, pairs in (("suppress", edit.suppress), ("stimulate", edit.stimulate)):
+        for action, pairs in ((SUPPRESS, edit.suppress), (STIMULATE, edit.stimulate)):
             if not pairs:
                 continue
-            semantics = ("reroute", "drop", "drop-renorm") if action == "suppress" else ("reroute", "drop-renorm")
+            semantics = SEMANTICS if action == SUPPRESS else (REROUTE, DROP_RENORM)
             arms = [
                 Arm(
                     name=f"fidelity-{action}-{one}",
                     kind="variant",
-                    semantics=one,  # type: ignore[arg-type]
-                    suppress=pairs if action == "suppress" else (),
-                    stimulate=pairs if action == "stimulate" else (),
+                    semantics=one,
+                    suppress=pairs if action == SUPPRESS else (),
+                    stimulate=pairs if action == STIMULATE else (),
                 )
                 for one in semantics
             ]

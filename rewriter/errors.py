@@ -1,5 +1,13 @@
 """The errors a user can cause or meet; each message is one sentence that names the file, what was found and what was expected."""
 
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+NUM_LETTERS_SHOWN = 80
+
 
 class MoteError(Exception):
     """Something the user asked for or supplied cannot be used; the message is shown as it is."""
@@ -11,6 +19,10 @@ class InputError(MoteError):
 
 class ExpertSetError(InputError):
     """An expert set is malformed, or does not fit the model."""
+
+
+class RecordError(InputError):
+    """A `mote` block or a recipe is not one."""
 
 
 class CheckpointError(MoteError):
@@ -35,3 +47,34 @@ class VerificationError(MoteError):
 
 class HubError(MoteError):
     """The Hub refused, could not be reached, or does not hold what was asked for."""
+
+
+def quoted(value: object) -> str:
+    """A value found in a file, as JSON in one line: cut where it is long, and with its control, bidirectional and surrogate
+    characters escaped, so that it can do nothing to a terminal."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (ValueError, RecursionError):
+        text = f"a {type(value).__name__} that is no JSON"
+    return printable(text if len(text) <= NUM_LETTERS_SHOWN else f"{text[: NUM_LETTERS_SHOWN - 3]}...")
+
+
+def printable(text: str) -> str:
+    """Text with every character escaped that is not a letter, mark, number, sign or space to be seen."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def first_problem(error: "ValidationError", of: str = "") -> str:
+    """The first of pydantic's complaints in one clause: the place, the value found, what was expected.
+
+    of: what the place is part of, with a space in front.
+    """
+    first = error.errors(include_url=False)[0]
+    place = printable(".".join(str(part) for part in first["loc"])[:NUM_LETTERS_SHOWN]) or "the document"
+    if first["type"] == "missing":
+        return f"{place}{of} is missing"
+    if first["type"] == "json_invalid":
+        return f"it is not JSON ({printable(first['msg'].removeprefix('Invalid JSON: '))})"
+    if first["type"] == "model_type":
+        return f"{place}{of} is {quoted(first['input'])}, expected an object"
+    return f"{place}{of} is {quoted(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"

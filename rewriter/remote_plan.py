@@ -8,6 +8,7 @@ from typing import Any
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.cli.text import edit_lines
 from rewriter.edit.plan import Plan
+from rewriter.edit.record import BLOCK_KEY
 from rewriter.errors import InputError
 from rewriter.hub.models import find_in_cache, format_bytes, looks_like_repo_id
 from rewriter.hub.remote import RemoteRepo, download_size_bytes, open_remote
@@ -68,7 +69,7 @@ def remote_plan_document(remote: RemotePlan) -> dict[str, Any]:
         "download_files": 0 if remote.is_cached else remote.num_files,
         "download_bytes": 0 if remote.is_cached else remote.download_bytes,
         "notes": list(remote.plan.notes),
-        "mote": remote.plan.config["mote"],
+        BLOCK_KEY: remote.plan.record.to_block(),
     }
 
 
@@ -80,7 +81,7 @@ def remote_plan_lines(remote: RemotePlan) -> list[str]:
         f"plan: {tree.repo_id} at revision {tree.commit} (nothing is downloaded or written)",
         *edit_lines(plan),
         f"  edited shards: {len(plan.changed_shards)}, {format_bytes(edited)}",
-        f"  config.json: {plan.renormalization}",
+        f"  config.json: {plan.record.renormalization}",
         f"  read for this plan: {remote.remote.num_requests} requests, {format_bytes(remote.remote.received_bytes)}",
     ]
     if remote.is_cached:

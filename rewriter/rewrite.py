@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from rewriter.checkpoint.reader import Checkpoint
-from rewriter.edit.plan import EditOptions, Plan, Semantics, make_plan
+from rewriter.edit.plan import EditOptions, Plan, make_plan
+from rewriter.edit.record import BIAS_WORDS, MINUS_INF, BiasChoice, Recipe, expert_set_of
+from rewriter.edit.replan import check_base, check_plan, options_of
 from rewriter.errors import ExpertSetError, InputError
 from rewriter.expert_set import PRESET_PREFIX, ExpertSet, LayerIndex
+from rewriter.semantics import REROUTE, STIMULATE, SUPPRESS, CheckpointSemantics
 from rewriter.variant.copying import LinkMode, Progress
 from rewriter.variant.output_folder import check_target
 from rewriter.variant.preview import Preview, preview
@@ -18,7 +21,6 @@ from rewriter.variant.write import EmitResult, emit
 
 if TYPE_CHECKING:
     from rewriter.hub.models import ResolvedModel
-    from rewriter.hub.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class RewriteRequest:
     output: Path | None = None
     top: int | None = None
     layer_index: str | None = None
-    semantics: str = "reroute"
+    semantics: str = REROUTE
     suppress_bias: str = "auto"
     renormalize: bool = False
     link: str = "auto"
@@ -47,7 +49,7 @@ class Edit:
     options: EditOptions
     suppress: ExpertSet | None
     stimulate: ExpertSet | None
-    recipe: "Recipe | None" = None
+    recipe: Recipe | None = None
 
     @property
     def sets(self) -> list[ExpertSet]:
@@ -61,8 +63,6 @@ class Edit:
         """
         if self.recipe is None:
             return make_plan(checkpoint, self.suppress, self.stimulate, self.options, **base)
-        from rewriter.hub.recipe import check_base, check_plan
-
         check_base(self.recipe, checkpoint)
         plan = make_plan(checkpoint, self.suppress, self.stimulate, self.options, **base)
         check_plan(self.recipe, plan)
@@ -100,7 +100,7 @@ def prepare(request: RewriteRequest, *, say: Callable[[str], None]) -> Prepared:
         base_revision=resolved.revision,
     )
     name = (resolved.repo_id or os.path.abspath(resolved.folder)).rsplit("/", 1)[-1]
-    target = request.output or Path(f"{name}-mote-{_file_name(plan.behavior)}")
+    target = request.output or Path(f"{name}-mote-{_file_name(plan.record.behavior)}")
     check_target(target.absolute(), resolved.folder, overwrite=request.overwrite)
     return Prepared(plan, resolved.folder, target, link, request.overwrite)
 
@@ -184,7 +184,8 @@ def _edit_of_recipe(request: RewriteRequest) -> Edit:
         if getattr(request, name) != getattr(unset, name):
             raise InputError(f"--recipe says what to edit, so --{name.replace('_', '-')} cannot be given with it")
     recipe = load_recipe(str(request.recipe))
-    return Edit(recipe.options, recipe.expert_set("suppress"), recipe.expert_set("stimulate"), recipe)
+    suppress, stimulate = expert_set_of(recipe, SUPPRESS), expert_set_of(recipe, STIMULATE)
+    return Edit(options_of(recipe), suppress, stimulate, recipe)
 
 
 def _load_set(source: str | None, request: RewriteRequest, layer_index: LayerIndex | None) -> ExpertSet | None:
@@ -194,17 +195,22 @@ def _load_set(source: str | None, request: RewriteRequest, layer_index: LayerInd
 
 
 def _options(request: RewriteRequest) -> EditOptions:
-    semantics: Semantics = _choice("--semantics", request.semantics, Semantics)
-    bias: str | float = request.suppress_bias
-    if bias not in ("auto", "-inf", "margin"):
-        try:
-            bias = float(bias)
-        except ValueError:
-            raise InputError(f"--suppress-bias is {bias!r}, expected auto, -inf, margin or a number") from None
-        if bias != bias or bias == float("inf"):
-            raise InputError(f"--suppress-bias is {bias}, expected auto, -inf, margin or a finite number")
-        bias = "-inf" if bias == float("-inf") else bias
-    return EditOptions(semantics=semantics, suppress_bias=bias, renormalize=request.renormalize)
+    semantics: CheckpointSemantics = _choice("--semantics", request.semantics, CheckpointSemantics)
+    return EditOptions(semantics, _bias_choice(request.suppress_bias), request.renormalize)
+
+
+def _bias_choice(text: str) -> BiasChoice:
+    """What --suppress-bias says."""
+    for word in BIAS_WORDS:
+        if text == word:
+            return word
+    try:
+        number = float(text)
+    except ValueError:
+        raise InputError(f"--suppress-bias is {text!r}, expected auto, -inf, margin or a number") from None
+    if number != number or number == float("inf"):
+        raise InputError(f"--suppress-bias is {number}, expected auto, -inf, margin or a finite number")
+    return MINUS_INF if number == float("-inf") else number
 
 
 def _choice(option: str, value: str, choices: Any) -> Any:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from rewriter.semantics import Semantics
+
 Pair = tuple[int, int]
-Semantics = Literal["reroute", "drop", "drop-renorm"]
-SEMANTICS: tuple[Semantics, ...] = ("reroute", "drop", "drop-renorm")
 ArmKind = Literal["base", "repeat", "variant", "other", "sweep", "control"]
 BASE = "base"
 REPEAT = "base-again"

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from eval.answers.arms import Arm, Pair, Request, Semantics
+from eval.answers.arms import Arm, Pair, Request
 from eval.answers.collect import Collector
 from eval.measures.controls import Matching, frequency_gap, random_sets
 from eval.measures.outcomes import Outcomes, observe
@@ -14,6 +14,7 @@ from eval.measures.statistics import empirical_p_value
 from eval.measures.targets import Target
 from eval.measures.transitions import move_rate, moves
 from eval.results import NullDistribution
+from rewriter.semantics import Semantics
 
 if TYPE_CHECKING:
     import numpy as np

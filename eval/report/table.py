@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from eval.report.words import edit_words, interval_words, number, p_words, percent, short_rate
 from eval.results import ArmSummary, Results
+from rewriter.semantics import DROP_RENORM, REROUTE
 
 
 def one_screen(results: Results) -> str:
@@ -61,7 +62,7 @@ def one_screen(results: Results) -> str:
             "",
             f"KL per token from the base, {fidelity.action}{'' if fidelity.exact else ' (lower bounds)'}: {words}",
         ]
-        to_paper = [one for one in fidelity.divergences if one.left == "drop-renorm" and one.right == "reroute"]
+        to_paper = [one for one in fidelity.divergences if one.left == DROP_RENORM and one.right == REROUTE]
         if to_paper:
             lines.append(f"the checkpoint's reroute from the paper's own: {number(to_paper[0].answer_tokens.estimate)}")
         if fidelity.touched is not None:

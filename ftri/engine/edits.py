@@ -18,19 +18,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.plan import EditOptions, make_plan
+from rewriter.edit.record import BiasChoice
 from rewriter.edit.tensors import decode_bias
 from rewriter.errors import ExpertSetError, InputError
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.families.family import RouterLayout
+from rewriter.semantics import DROP, REROUTE, SEMANTICS, Semantics
 
-LiveSemantics = Literal["reroute", "drop", "drop-renorm"]
-SEMANTICS: tuple[LiveSemantics, ...] = ("reroute", "drop", "drop-renorm")
 Pair = tuple[int, int]  # (model layer, expert)
 
 
@@ -41,10 +40,10 @@ class RouterEdit:
     `suppress_bias` is mote-rewrite's --suppress-bias: "auto", "-inf", "margin" or a number; only reroute looks at it.
     """
 
-    semantics: LiveSemantics = "reroute"
+    semantics: Semantics = REROUTE
     suppress: Sequence[Pair] = field(default_factory=tuple)
     stimulate: Sequence[Pair] = field(default_factory=tuple)
-    suppress_bias: str | float = "auto"
+    suppress_bias: BiasChoice = "auto"
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,10 @@ def worker_edit(edit: RouterEdit, folder: Path, layout: RouterLayout) -> WorkerE
     if edit.semantics not in SEMANTICS:
         raise InputError(f"semantics {edit.semantics!r} is not known, expected one of {', '.join(SEMANTICS)}")
     check_pairs(edit, layout)
-    if edit.semantics == "reroute":
+    if edit.semantics == REROUTE:
         return WorkerEdit(planned_biases(folder, edit.suppress, edit.stimulate, edit.suppress_bias), [])
     suppressed, stimulated = by_layer(edit.suppress), by_layer(edit.stimulate)
-    if edit.semantics == "drop":
+    if edit.semantics == DROP:
         wrappers = [(layer, experts, list[int](), False) for layer, experts in suppressed.items()]
         return WorkerEdit(planned_biases(folder, (), edit.stimulate) if edit.stimulate else [], wrappers)
     return WorkerEdit(
@@ -113,11 +112,11 @@ def by_layer(pairs: Iterable[Pair]) -> dict[int, list[int]]:
 
 
 def planned_biases(
-    folder: Path, suppress: Iterable[Pair], stimulate: Iterable[Pair], suppress_bias: str | float = "auto"
+    folder: Path, suppress: Iterable[Pair], stimulate: Iterable[Pair], suppress_bias: BiasChoice = "auto"
 ) -> list[tuple[int, list[float]]]:
     """The selection biases [E] by layer that mote-rewrite would give a variant of the checkpoint in `folder`."""
     checkpoint = Checkpoint.open(folder)
-    options = EditOptions(semantics="reroute", suppress_bias=suppress_bias)
+    options = EditOptions(semantics=REROUTE, suppress_bias=suppress_bias)
     plan = make_plan(checkpoint, as_expert_set(suppress), as_expert_set(stimulate), options)
     biases = []
     for layer_edit, patch in zip(plan.layers, plan.patches, strict=True):

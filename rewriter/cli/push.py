@@ -12,6 +12,7 @@ from rewriter.console import make_app, run, say
 from rewriter.errors import InputError
 
 if TYPE_CHECKING:
+    from rewriter.edit.record import VariantRecord
     from rewriter.push.execute import PushResult
     from rewriter.push.plan import PushPlan
     from rewriter.push.prepare import PushRequest
@@ -112,8 +113,8 @@ def push_variant(request: "PushRequest", message: str | None, *, yes: bool, dry_
     from rewriter.push.recipe import recipe_files
 
     request = replace(request, repo_id=full_repo_id(request.repo_id))
-    files, block = (recipe_files if request.recipe else variant_files)(request, say)
-    prepared = prepare_push(request, files, block, say)
+    files, record = (recipe_files if request.recipe else variant_files)(request, say)
+    prepared = prepare_push(request, files, record, say)
     if dry_run:
         return PushOutcome(prepared.plan, None)
     say(describe_plan(prepared.plan))
@@ -121,7 +122,7 @@ def push_variant(request: "PushRequest", message: str | None, *, yes: bool, dry_
         check_can_ask(yes)
         if not yes and not typer.confirm("Go on?", err=True):
             raise InputError("not pushed: the plan was not confirmed")
-    return PushOutcome(prepared.plan, execute_push(prepared, message or _message(block, request.recipe), say))
+    return PushOutcome(prepared.plan, execute_push(prepared, message or _message(record, request.recipe), say))
 
 
 def check_can_ask(yes: bool) -> None:
@@ -134,9 +135,9 @@ def check_can_ask(yes: bool) -> None:
         raise InputError("a push needs a yes to its plan, but there is nobody to ask: give --yes")
 
 
-def _message(block: dict[str, object], recipe: bool) -> str:
+def _message(record: "VariantRecord", recipe: bool) -> str:
     what = "Add the recipe of" if recipe else "Add"
-    return f"{what} a MoTE variant: {block.get('semantics')} of {block.get('behavior')}"
+    return f"{what} a MoTE variant: {record.semantics} of {record.behavior}"
 
 
 def main() -> None:

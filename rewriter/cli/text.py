@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.edit.plan import LayerEdit, Plan, value_text
+from rewriter.edit.record import BLOCK_KEY
+from rewriter.semantics import DROP
 from rewriter.variant.preview import Preview
 from rewriter.variant.verify import VerifyResult
 from rewriter.variant.write import EmitResult
@@ -25,7 +27,7 @@ def plan_document(plan: Plan, preview: Preview, base: Path, target: Path) -> dic
         "needed_bytes": preview.needed_bytes,
         "free_bytes": preview.free_bytes,
         "notes": list(plan.notes),
-        "mote": plan.config["mote"],
+        BLOCK_KEY: plan.record.to_block(),
     }
 
 
@@ -41,7 +43,7 @@ def plan_lines(plan: Plan, preview: Preview, base: Path, target: Path) -> list[s
         f"  edited shards: {preview.num_changed} ({edited})",
         f"  other shards: {preview.num_unchanged} by {preview.unchanged_method}",
         f"  disk: {size_text(preview.needed_bytes)} needed, {size_text(preview.free_bytes)} free",
-        f"  config.json: {plan.renormalization}",
+        f"  config.json: {plan.record.renormalization}",
     ]
     return lines + [f"  note: {note}" for note in plan.notes]
 
@@ -87,7 +89,7 @@ def size_text(size_bytes: int) -> str:
 def _layer_text(edit: LayerEdit, plan: Plan) -> str:
     parts = []
     if edit.suppressed:
-        how = "output zeroed" if plan.semantics == "drop" else f"bias {value_text(edit.suppress_value)}"
+        how = "output zeroed" if plan.record.semantics == DROP else f"bias {value_text(edit.suppress_value)}"
         parts.append(f"suppress {', '.join(map(str, edit.suppressed))} ({how})")
     if edit.stimulated:
         parts.append(f"stimulate {', '.join(map(str, edit.stimulated))} (bias {value_text(edit.stimulate_value)})")

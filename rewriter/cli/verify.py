@@ -26,15 +26,16 @@ def verify_variant(
     """Prove that a variant differs from its base only where its plan says, and there as it says."""
     from rewriter.checkpoint.reader import Checkpoint
     from rewriter.cli.text import verify_lines
+    from rewriter.edit.record import read_record
     from rewriter.hub.models import resolve_model
     from rewriter.progress import byte_progress
     from rewriter.variant.runtimes import safety
-    from rewriter.variant.verify import base_of, read_block, verify
+    from rewriter.variant.verify import base_of, verify
 
     model, revision = (base, None) if base else base_of(variant)
     result = verify(variant, resolve_model(model, revision, say=say).folder, full=full, progress=byte_progress)
     opened = Checkpoint.open(variant)
-    runtimes = safety(read_block(opened), opened.layout)
+    runtimes = safety(read_record(opened.config, str(variant)), opened.layout)
     if as_json:
         print(json.dumps(result.to_json() | {"runtimes": runtimes}, indent=2, ensure_ascii=False))
     else:

@@ -6,7 +6,7 @@ Legend: E routed experts.
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,18 @@ from rewriter import __version__
 from rewriter.checkpoint.edited_json import config_text, parse_config
 from rewriter.checkpoint.reader import Checkpoint, TensorEntry
 from rewriter.edit.feasibility import check_feasible
+from rewriter.edit.record import (
+    BLOCK_KEY,
+    MINUS_INF,
+    VARIANT_SCHEMA,
+    ZERO_OUTPUT,
+    BiasChoice,
+    ExpertRecord,
+    SetRecord,
+    TensorRecord,
+    VariantRecord,
+    find_record,
+)
 from rewriter.edit.tensors import (
     BIAS_DTYPES,
     MINUS_INFINITY,
@@ -27,9 +39,8 @@ from rewriter.edit.tensors import (
 from rewriter.errors import CheckpointError, ExpertSetError, PlanError
 from rewriter.expert_set import ExpertSet
 from rewriter.families.family import RouterLayout, language_config
+from rewriter.semantics import DROP, REROUTE, STIMULATE, SUPPRESS, CheckpointSemantics
 
-VARIANT_SCHEMA = "mote.variant/1"
-Semantics = Literal["reroute", "drop"]
 Pair = tuple[int, int]  # (model layer, expert)
 
 
@@ -37,8 +48,8 @@ Pair = tuple[int, int]  # (model layer, expert)
 class EditOptions:
     """What the user may choose about an edit."""
 
-    semantics: Semantics = "reroute"
-    suppress_bias: str | float = "auto"  # "auto", "-inf", "margin" or a number
+    semantics: CheckpointSemantics = REROUTE
+    suppress_bias: BiasChoice = "auto"
     renormalize: bool = False  # turn renormalisation on where the base was trained without
 
 
@@ -70,16 +81,11 @@ class LayerEdit:
 class Plan:
     """All that makes a variant out of a base."""
 
-    semantics: Semantics
-    behavior: str
+    record: VariantRecord  # as the variant's config.json carries it
     layers: tuple[LayerEdit, ...]
     patches: tuple[TensorPatch, ...]
     config: dict[str, Any]  # the variant's config.json
-    base_model: str | None  # Hub id, where the base came from the Hub
-    base_revision: str | None
-    base_folder: str | None  # the folder's own name, never its path
     renormalizes: bool | None  # what the variant's config says; None where the family has no flag
-    renormalization: str  # the same in one sentence
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -96,12 +102,6 @@ class Plan:
     def config_text(self) -> str:
         """The variant's config.json."""
         return config_text(self.config)
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of what the edit does to the tensors; it differs between variants of one base."""
-        lines = [f"{patch.tensor} {patch.start} {patch.sha256_after}" for patch in self.patches]
-        return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def make_plan(
@@ -136,7 +136,7 @@ def make_plan(
     for layer in sorted({layer for layer, _ in suppressed + stimulated}):
         chosen = _of_layer(suppressed, layer)
         favoured = _of_layer(stimulated, layer)
-        if options.semantics == "drop":
+        if options.semantics == DROP:
             patches += _drop(checkpoint, layout, layer, chosen)
             if not favoured:
                 layers.append(LayerEdit(layer, chosen, ()))
@@ -148,41 +148,37 @@ def make_plan(
     renormalizes, renormalization, config = _edit_config(checkpoint, options)
     notes = [remark for remark in (layout.family.notes, layout.vllm_remark) if remark]
     notes += [str(chosen.provenance["layer_convention"]) for chosen in sets if "layer_convention" in chosen.provenance]
-    if "mote" in checkpoint.config:
+    previous = find_record(checkpoint.config, checkpoint.source.name)
+    if previous is not None:
         notes.append("The base is itself a MoTE variant; its edits stay, and its mote block is kept as mote.base.")
-    plan = Plan(
-        semantics=options.semantics,
-        behavior=_behavior(suppress, stimulate),
-        layers=tuple(layers),
-        patches=tuple(patches),
-        config=config,
+    record = VariantRecord(
+        schema_id=VARIANT_SCHEMA,
+        tool_version=__version__,
         base_model=base_model,
         base_revision=base_revision,
         base_folder=base_folder,
-        renormalizes=renormalizes,
+        behavior=_behavior(suppress, stimulate),
+        semantics=options.semantics,
+        suppress_bias=MINUS_INF if options.suppress_bias == MINUS_INFINITY else options.suppress_bias,
+        renormalize=options.renormalize,
         renormalization=renormalization,
-        notes=tuple(notes),
+        layer_index="model",
+        experts=[expert for edit in layers for expert in _expert_records(edit, options)],
+        changed_files=sorted({patch.shard for patch in patches}),
+        fingerprint=_fingerprint(patches),
+        tensors=[_tensor_record(patch) for patch in patches],
+        expert_sets=[
+            SetRecord(behavior=chosen.behavior, model=chosen.model, provenance=chosen.provenance) for chosen in sets
+        ],
+        **({} if previous is None else {"base": previous}),
     )
-    config["mote"] = _mote_block(plan, options, sets, checkpoint.config.get("mote"))
-    return plan
+    config[BLOCK_KEY] = record.to_block()
+    return Plan(record, tuple(layers), tuple(patches), config, renormalizes, tuple(notes))
 
 
-def inverse_patches(checkpoint: Checkpoint, plan: Plan) -> tuple[TensorPatch, ...]:
-    """The patches that give the base's bytes back when applied to the variant.
-
-    checkpoint: the base.
-    """
-    restored = []
-    for patch in plan.patches:
-        entry = checkpoint.header(patch.shard).tensors[patch.tensor]
-        data = checkpoint.read(entry.part(patch.start, patch.size_bytes))
-        restored.append(replace(patch, data=data, sha256_before=patch.sha256_after, sha256_after=patch.sha256_before))
-    return tuple(restored)
-
-
-def value_text(value: float | None) -> str | float | None:
+def value_text(value: float | None) -> Literal["-inf"] | float | None:
     """A bias value for JSON, which has no infinity."""
-    return "-inf" if value == MINUS_INFINITY else value
+    return MINUS_INF if value == MINUS_INFINITY else value
 
 
 def _pairs(expert_set: ExpertSet, layout: RouterLayout) -> list[Pair]:
@@ -218,8 +214,8 @@ def _behavior(suppress: ExpertSet | None, stimulate: ExpertSet | None) -> str:
 def _check_semantics(layout: RouterLayout, options: EditOptions, suppressing: bool, stimulating: bool) -> None:
     """Refuse what the family's routers cannot do, naming what they can."""
     family = layout.family
-    if not layout.has_bias and (stimulating or (suppressing and options.semantics == "reroute")):
-        what = "stimulate" if stimulating else "reroute"
+    if not layout.has_bias and (stimulating or (suppressing and options.semantics == REROUTE)):
+        what = STIMULATE if stimulating else REROUTE
         raise PlanError(
             f"family {family.name} has no router bias, so its checkpoints cannot {what};"
             " --semantics drop (the experts' output zeroed, their share kept) suppresses experts of this family"
@@ -229,9 +225,9 @@ def _check_semantics(layout: RouterLayout, options: EditOptions, suppressing: bo
             f"family {family.name}: experts can only be suppressed, since its router bias"
             + (" enters the expert's weight as well" if not family.can_stimulate else " is added to an unbounded score")
         )
-    if suppressing and options.semantics == "drop" and not family.expert_outputs:
+    if suppressing and options.semantics == DROP and not family.expert_outputs:
         raise PlanError(f"family {family.name}: its row names no expert output tensors, so drop is not available")
-    if options.suppress_bias == "-inf" and not family.minus_inf_safe:
+    if options.suppress_bias == MINUS_INF and not family.minus_inf_safe:
         raise PlanError(
             f"family {family.name}: runtimes are known to fail on a router bias of -inf; use --suppress-bias margin"
         )
@@ -244,7 +240,7 @@ def _edit_layer_bias(
     layout = checkpoint.layout
     entry, before = _read_bias(checkpoint, layer)
     bias = decode_bias(before, entry.dtype)
-    if options.semantics == "drop":  # suppression zeroes outputs, the bias serves stimulation only
+    if options.semantics == DROP:  # suppression zeroes outputs, the bias serves stimulation only
         suppressed_here: tuple[int, ...] = ()
     else:
         suppressed_here = suppressed
@@ -320,7 +316,7 @@ def _suppress_value(
 ) -> float:
     """The bias that a layer's suppressed experts get."""
     choice = options.suppress_bias
-    if choice == "-inf" or (choice == "auto" and layout.family.minus_inf_safe):
+    if choice == MINUS_INF or (choice == "auto" and layout.family.minus_inf_safe):
         return MINUS_INFINITY
     finite = _margins(layer, bias, suppressed, stimulated, layout)
     if choice in ("auto", "margin"):
@@ -416,49 +412,29 @@ def _edit_config(checkpoint: Checkpoint, options: EditOptions) -> tuple[bool | N
     return False, f"{family.renormalize} is false in the base and stays so: turning it on changes every token", config
 
 
-def _mote_block(plan: Plan, options: EditOptions, sets: list[ExpertSet], previous: object) -> dict[str, Any]:
-    """The record of the edit that config.json carries."""
-    zeroed = options.semantics == "drop"
-    experts = []
-    for edit in plan.layers:
-        for expert in edit.suppressed:
-            value = "zero output" if zeroed else value_text(edit.suppress_value)
-            experts.append({"layer": edit.layer, "expert": expert, "action": "suppress", "value": value})
-        for expert in edit.stimulated:
-            value = value_text(edit.stimulate_value)
-            experts.append({"layer": edit.layer, "expert": expert, "action": "stimulate", "value": value})
-    block: dict[str, Any] = {
-        "schema": VARIANT_SCHEMA,
-        "tool_version": __version__,
-        "base_model": plan.base_model,
-        "base_revision": plan.base_revision,
-        "base_folder": plan.base_folder,
-        "behavior": plan.behavior,
-        "semantics": plan.semantics,
-        "suppress_bias": value_text(options.suppress_bias)
-        if isinstance(options.suppress_bias, float)
-        else options.suppress_bias,
-        "renormalize": options.renormalize,
-        "renormalization": plan.renormalization,
-        "layer_index": "model",
-        "experts": experts,
-        "changed_files": list(plan.changed_shards),
-        "fingerprint": plan.fingerprint,
-        "tensors": [
-            {
-                "name": patch.tensor,
-                "shard": patch.shard,
-                "start": patch.start,
-                "size_bytes": patch.size_bytes,
-                "sha256_before": patch.sha256_before,
-                "sha256_after": patch.sha256_after,
-            }
-            for patch in plan.patches
-        ],
-        "expert_sets": [
-            {"behavior": chosen.behavior, "model": chosen.model, "provenance": chosen.provenance} for chosen in sets
-        ],
-    }
-    if previous is not None:
-        block["base"] = previous
-    return block
+def _expert_records(edit: LayerEdit, options: EditOptions) -> Iterable[ExpertRecord]:
+    """What is recorded of the experts of one layer."""
+    suppressed = ZERO_OUTPUT if options.semantics == DROP else value_text(edit.suppress_value)
+    stimulated = value_text(edit.stimulate_value)
+    for expert in edit.suppressed:
+        yield ExpertRecord(layer=edit.layer, expert=expert, action=SUPPRESS, value=suppressed)
+    for expert in edit.stimulated:
+        yield ExpertRecord(layer=edit.layer, expert=expert, action=STIMULATE, value=stimulated)
+
+
+def _tensor_record(patch: TensorPatch) -> TensorRecord:
+    """What is recorded of a patch: all but its bytes."""
+    return TensorRecord(
+        name=patch.tensor,
+        shard=patch.shard,
+        start=patch.start,
+        size_bytes=patch.size_bytes,
+        sha256_before=patch.sha256_before,
+        sha256_after=patch.sha256_after,
+    )
+
+
+def _fingerprint(patches: Iterable[TensorPatch]) -> str:
+    """A hash of what the edit does to the tensors; it differs between variants of one base."""
+    lines = [f"{patch.tensor} {patch.start} {patch.sha256_after}" for patch in patches]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

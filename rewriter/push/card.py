@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from rewriter.edit.record import VariantRecord
 from rewriter.errors import HubError, InputError
 from rewriter.hub.errors import hub_errors
 from rewriter.push.files import LocalFile, file_in_memory
@@ -23,7 +23,7 @@ SAFETY_NAME = "mote-safety.md"
 
 
 def pushed_card(
-    folder: Path, block: dict[str, Any], repo_id: str, branch: str, say: Callable[[str], None]
+    folder: Path, record: VariantRecord, repo_id: str, branch: str, say: Callable[[str], None]
 ) -> LocalFile:
     """Return the card to publish: README.md with the serving command for the repo, mote-eval's sections if beside it.
 
@@ -37,7 +37,7 @@ def pushed_card(
         raise InputError(f"'{folder}' lacks {CARD_NAME}, expected a variant made by mote-rewrite")
     try:
         text = path.read_text(encoding="utf-8")
-        text = complete_terms(text, block, say)
+        text = complete_terms(text, record, say)
         text = replace_serve_line(text, serve_line_for(find_block(text, "mote-serve"), repo_id, branch))
         for name, put in ((RESULTS_NAME, replace_results), (SAFETY_NAME, replace_safety)):
             if (folder / name).is_file():
@@ -56,17 +56,17 @@ def serve_line_for(present: str | None, repo_id: str, branch: str) -> str:
     return " ".join(["vllm", "serve", repo_id, *revision, *options])
 
 
-def complete_terms(text: str, block: dict[str, Any], say: Callable[[str], None]) -> str:
+def complete_terms(text: str, record: VariantRecord, say: Callable[[str], None]) -> str:
     """Return the card with the licence and access terms of the base's card on the Hub, where it has none itself.
 
     Raises:
         ValueError: a card's front matter is not YAML.
     """
     data, body = split_card(text)
-    base_model = block.get("base_model")
+    base_model = record.base_model
     if not base_model or "license" in data:
         return text
-    base_card = _fetch_card(base_model, block.get("base_revision"), say)
+    base_card = _fetch_card(base_model, record.base_revision, say)
     if base_card is None:
         return text
     base_data, _ = split_card(base_card)

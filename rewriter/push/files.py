@@ -3,11 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.record import VariantRecord, read_record
 from rewriter.errors import InputError
 from rewriter.hub.models import RemoteTree, missing_files
 from rewriter.variant.shared_blocks import shared_ranges
@@ -44,25 +45,19 @@ class LocalFile:
         return self.path.endswith(WEIGHT_SUFFIX)
 
 
-def read_variant_block(folder: Path) -> dict[str, Any]:
-    """Return the `mote` block of a variant's config.json.
+def read_variant(folder: Path) -> VariantRecord:
+    """Return the record of a variant's folder.
 
     Raises:
         InputError: the folder is no complete variant.
+        CheckpointError: its config.json cannot be read.
     """
     if not folder.is_dir():
         raise InputError(f"'{folder}' is not a folder, expected a variant made by mote-rewrite")
     missing = missing_files(folder)
     if missing:
         raise InputError(f"'{folder}' lacks {missing[0]}, expected a complete variant made by mote-rewrite")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"'{folder}/config.json' is not JSON: {error}") from error
-    block = config.get("mote") if isinstance(config, dict) else None
-    if not isinstance(block, dict) or not isinstance(block.get("changed_files"), list):
-        raise InputError(f"'{folder}/config.json' has no `mote` block, expected a variant made by mote-rewrite")
-    return block
+    return read_record(Checkpoint.open(folder).config, str(folder))
 
 
 def list_files(folder: Path) -> list[LocalFile]:
@@ -100,15 +95,14 @@ def file_in_memory(path: str, content: bytes) -> LocalFile:
 
 
 def with_base_hashes(
-    files: Iterable[LocalFile], block: Mapping[str, Any], base: RemoteTree | None, snapshot: Path | None
+    files: Iterable[LocalFile], changed: Collection[str], base: RemoteTree | None, snapshot: Path | None
 ) -> list[LocalFile]:
     """Give the unchanged shards the hashes that the base's file list on the Hub has for them.
 
     A shard is taken to be the base's if it is the very file of the local cache's snapshot (same inode, or all its
-    blocks shared), or if the `mote` block does not list it as changed and the sizes agree. What is then published is the
-    base's own file, so the result is what the block says even if the local copy were damaged.
+    blocks shared), or if it is not among `changed`, the shards that the record lists, and the sizes agree. What is then
+    published is the base's own file, so the result is what the record says even if the local copy were damaged.
     """
-    changed = set(block["changed_files"])
     known = []
     for file in files:
         entry = base.files.get(file.path) if base is not None else None

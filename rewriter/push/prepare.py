@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from rewriter.edit.record import VariantRecord
 from rewriter.errors import HubError, InputError
 from rewriter.hub.errors import AccessError, hub_errors, quiet_hub_logs, with_retries
 from rewriter.hub.models import RemoteTree, find_in_cache, format_bytes, remote_tree
@@ -16,7 +16,7 @@ from rewriter.push.files import (
     hash_files,
     ledger_path,
     list_files,
-    read_variant_block,
+    read_variant,
     with_base_hashes,
 )
 from rewriter.push.plan import PushPlan, needs_hash, plan_actions
@@ -79,28 +79,28 @@ def full_repo_id(repo_id: str) -> str:
         return f"{HfApi(library_name='mote').whoami()['name']}/{repo_id}"
 
 
-def prepare_push(request: PushRequest, files: Sequence[LocalFile], block: dict[str, Any], say: Say) -> PreparedPush:
+def prepare_push(request: PushRequest, files: Sequence[LocalFile], record: VariantRecord, say: Say) -> PreparedPush:
     """Look at the repos concerned and plan; nothing is changed anywhere.
 
     Args:
         request: what the user asked for, with a full repo id.
         files: what is to be published.
-        block: the variant's `mote` block.
+        record: what the variant's config.json records of it.
         say: receives talk.
 
     Raises:
         HubError: a repo cannot be read, or a gated or private base would be published without the flag for it.
     """
     quiet_hub_logs()
-    reference, source = _base_trees(request, block, say)
-    target = _read_target(request, block.get("base_revision"))
+    reference, source = _base_trees(request, record, say)
+    target = _read_target(request, record.base_revision)
     if request.recipe:
         _check_recipe_target(request, target)
     else:
         _check_terms(request, reference, target)
-    known_base = _known_base(block, reference, source)
+    known_base = _known_base(record, reference, source)
     if not request.recipe and not request.hash_all:
-        files = with_base_hashes(files, block, known_base, _base_snapshot(block))
+        files = with_base_hashes(files, record.changed_files, known_base, _base_snapshot(record))
     create, start = _start(request, target, source)
     trees = (*([target.branch_tree] if target.branch_tree else []), *target.other_trees)
     files = _hash_what_decides(files, trees, known_base, source, say)
@@ -121,20 +121,20 @@ def prepare_push(request: PushRequest, files: Sequence[LocalFile], block: dict[s
     return PreparedPush(plan, tuple(files))
 
 
-def variant_files(request: PushRequest, say: Say) -> tuple[list[LocalFile], dict[str, Any]]:
-    """Return a variant's files with the card as it will be published, and its `mote` block.
+def variant_files(request: PushRequest, say: Say) -> tuple[list[LocalFile], VariantRecord]:
+    """Return a variant's files with the card as it will be published, and its record.
 
     Raises:
         InputError: the folder is no complete variant, or its card is not valid.
     """
-    block = read_variant_block(request.folder)
+    record = read_variant(request.folder)
     files = [file for file in list_files(request.folder) if file.path != "README.md"]
-    return [*files, pushed_card(request.folder, block, request.repo_id, request.branch, say)], block
+    return [*files, pushed_card(request.folder, record, request.repo_id, request.branch, say)], record
 
 
-def _base_trees(request: PushRequest, block: dict[str, Any], say: Say) -> tuple[RemoteTree | None, RemoteTree | None]:
+def _base_trees(request: PushRequest, record: VariantRecord, say: Say) -> tuple[RemoteTree | None, RemoteTree | None]:
     """Return the base's tree, which says what unchanged shards hash to, and the tree to copy from."""
-    base_model, revision = block.get("base_model"), block.get("base_revision")
+    base_model, revision = record.base_model, record.base_revision
     reference = source = None
     if base_model:
         try:
@@ -147,12 +147,12 @@ def _base_trees(request: PushRequest, block: dict[str, Any], say: Say) -> tuple[
     return reference, source or reference
 
 
-def _known_base(block: dict[str, Any], reference: RemoteTree | None, source: RemoteTree | None) -> RemoteTree | None:
+def _known_base(record: VariantRecord, reference: RemoteTree | None, source: RemoteTree | None) -> RemoteTree | None:
     """Return the file list that is the base's for certain: at the very commit that the mote block names.
 
     Another repo, or another commit, may have shards of the same names and sizes with other content, as finetunes do.
     """
-    revision = block.get("base_revision")
+    revision = record.base_revision
     return next((tree for tree in (reference, source) if tree is not None and tree.commit == revision), None)
 
 
@@ -236,10 +236,10 @@ def _check_recipe_target(request: PushRequest, target: _Target) -> None:
             raise InputError(f"'{request.repo_id}' holds weights ({weights[0]}): give the recipe a repo of its own")
 
 
-def _base_snapshot(block: dict[str, Any]) -> Path | None:
-    if not block.get("base_model"):
+def _base_snapshot(record: VariantRecord) -> Path | None:
+    if not record.base_model:
         return None
-    cached = find_in_cache(block["base_model"], block.get("base_revision"))
+    cached = find_in_cache(record.base_model, record.base_revision)
     return cached.folder if cached else None
 
 

@@ -1,12 +1,13 @@
 """Makes the files of a recipe repo out of a variant's folder."""
 
 from collections.abc import Callable
-from typing import Any
 
-from rewriter.hub.recipe import RECIPE_NAME, recipe_from_block
+from rewriter.edit.record import Recipe, VariantRecord, expert_set_of
+from rewriter.hub.recipe import RECIPE_NAME
 from rewriter.push.card import CARD_NAME, pushed_card
-from rewriter.push.files import SMALL_FILE_BYTES, LocalFile, file_in_memory, list_files, read_variant_block
+from rewriter.push.files import SMALL_FILE_BYTES, LocalFile, file_in_memory, list_files, read_variant
 from rewriter.push.prepare import PushRequest
+from rewriter.semantics import ACTIONS
 from rewriter.variant.card import join_card, replace_block, split_card
 
 NO_WEIGHTS = (
@@ -15,17 +16,17 @@ NO_WEIGHTS = (
 )
 
 
-def recipe_files(request: PushRequest, say: Callable[[str], None]) -> tuple[list[LocalFile], dict[str, Any]]:
-    """Return the files of a recipe repo made from a variant's folder, and the variant's `mote` block.
+def recipe_files(request: PushRequest, say: Callable[[str], None]) -> tuple[list[LocalFile], VariantRecord]:
+    """Return the files of a recipe repo made from a variant's folder, and the variant's record.
 
     Raises:
         InputError: the folder is no complete variant.
     """
-    block = read_variant_block(request.folder)
-    recipe = recipe_from_block(block)
+    record = read_variant(request.folder)
+    recipe = Recipe.of(record)
     files = [file_in_memory(RECIPE_NAME, recipe.to_json().encode())]
-    for action in ("suppress", "stimulate"):
-        expert_set = recipe.expert_set(action)
+    for action in ACTIONS:
+        expert_set = expert_set_of(recipe, action)
         if expert_set is not None:
             files.append(file_in_memory(f"{action}.json", expert_set.to_json().encode()))
     files += [
@@ -33,10 +34,10 @@ def recipe_files(request: PushRequest, say: Callable[[str], None]) -> tuple[list
         for file in list_files(request.folder)
         if file.path.startswith("mote-") and file.path != RECIPE_NAME and file.size_bytes <= SMALL_FILE_BYTES
     ]
-    card = pushed_card(request.folder, block, request.repo_id, request.branch, say)
+    card = pushed_card(request.folder, record, request.repo_id, request.branch, say)
     assert card.content is not None
     files.append(file_in_memory(CARD_NAME, recipe_card(card.content.decode(), request).encode()))
-    return files, block
+    return files, record
 
 
 def recipe_card(card: str, request: PushRequest) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from rewriter.semantics import MEANINGS, SUPPRESS, Action, Semantics
+
 RESULTS_BLOCK = "mote-eval"
 SAFETY_BLOCK = "mote-safety"
 SERVE_BLOCK = "mote-serve"
@@ -38,24 +40,6 @@ CARRIED_KEYS = (
     "extra_gated_eu_disallowed",
 )
 
-SEMANTICS = {
-    "reroute": (
-        "**Reroute.** The router's selection bias of the expert is changed, so a suppressed expert is never selected "
-        "and the next-best expert of that layer takes its place; a stimulated expert is always selected and keeps the "
-        "weight that the router gives it. This is not the suppression of the paper (arXiv 2502.11096), in which no "
-        "other expert takes the place."
-    ),
-    "drop": (
-        "**Drop.** The expert's `down_proj` is zero. The router still selects the expert and still gives it its share "
-        "of the weight, but its output adds nothing; no other expert takes its place, and the others are not scaled "
-        "up. This is not the suppression of the paper (arXiv 2502.11096), which renormalises the remaining weights."
-    ),
-    "drop-renorm": (
-        "**Drop-renorm.** The suppressed expert's weight is zero and the weights of the other selected experts are "
-        "renormalised; no other expert takes its place. This is the suppression of the paper (arXiv 2502.11096)."
-    ),
-}
-
 RESULTS_NOT_MEASURED = (
     "Not measured. No evaluation of this variant is attached: neither how often its behavior differs from the base's, "
     "nor what random edits of the same size do, nor its quality on other tasks."
@@ -77,7 +61,7 @@ class EditedExpert:
 
     layer: int
     expert: int
-    action: str
+    action: Action
     value: str
     resonance: float | None = None
 
@@ -92,7 +76,7 @@ class CardFacts:
     """
 
     name: str
-    semantics: str
+    semantics: Semantics
     experts: Sequence[EditedExpert]
     serve_line: str
     tool_version: str
@@ -198,7 +182,7 @@ def build_card(
         expert_table(facts.experts),
         *([_renormalization(facts.renormalize)] if facts.renormalize is not None else []),
         "## What that means",
-        SEMANTICS[facts.semantics],
+        MEANINGS[facts.semantics].in_full,
         "## Serve it",
         block(SERVE_BLOCK, _code(facts.serve_line)),
         "No plugin and no patched runtime is needed.",
@@ -245,7 +229,7 @@ def expert_table(experts: Sequence[EditedExpert]) -> str:
 
 def _summary(facts: CardFacts) -> str:
     base = _base_link(facts)
-    num_suppressed = sum(expert.action == "suppress" for expert in facts.experts)
+    num_suppressed = sum(expert.action == SUPPRESS for expert in facts.experts)
     counted = (("suppressed", num_suppressed), ("stimulated", len(facts.experts) - num_suppressed))
     counts = " and ".join(f"{action} {_experts(count)}" for action, count in counted if count)
     behavior = f" The experts were chosen for the behavior `{facts.behavior}`." if facts.behavior else ""

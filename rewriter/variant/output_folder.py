@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from rewriter.edit.record import has_record
 from rewriter.errors import OutputError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -168,7 +169,7 @@ def is_variant(folder: Path) -> bool:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and isinstance(config.get("mote"), dict)
+    return has_record(config)
 
 
 def fsync_folder(folder: Path) -> None:

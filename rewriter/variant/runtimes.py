@@ -3,14 +3,15 @@
 "run" means that our tests serve a variant on it; "read" that its source was read and not run.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from rewriter.edit.record import VariantRecord
 from rewriter.families.family import RouterLayout
 
 Verdict = Literal["safe", "not safe"]
-Check = Callable[[Mapping[str, Any], RouterLayout], str | None]  # why it is not safe, or None
+Check = Callable[[VariantRecord, RouterLayout], str | None]  # why it is not safe, or None
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,11 @@ class Runtime:
     remark: str = ""
 
 
-def safety(block: Mapping[str, Any], layout: RouterLayout) -> list[dict[str, str]]:
-    """For each runtime whether a variant with this mote block is safe on it, and why not."""
+def safety(record: VariantRecord, layout: RouterLayout) -> list[dict[str, str]]:
+    """For each runtime whether a variant with this record is safe on it, and why not."""
     rows = []
     for runtime in RUNTIMES:
-        reason = runtime.check(block, layout)
+        reason = runtime.check(record, layout)
         verdict: Verdict = "not safe" if reason else "safe"
         rows.append(
             {
@@ -40,38 +41,38 @@ def safety(block: Mapping[str, Any], layout: RouterLayout) -> list[dict[str, str
     return rows
 
 
-def _never(block: Mapping[str, Any], layout: RouterLayout) -> str | None:
+def _never(record: VariantRecord, layout: RouterLayout) -> str | None:
     return None
 
 
-def _edits_bias(block: Mapping[str, Any]) -> bool:
+def _edits_bias(record: VariantRecord) -> bool:
     """Whether any edit is one of the router's bias; an output zeroed is a zero on every runtime."""
-    return any(entry["value"] != "zero output" for entry in block["experts"])
+    return any(expert.edits_bias for expert in record.experts)
 
 
-def _vllm(block: Mapping[str, Any], layout: RouterLayout) -> str | None:
-    return (layout.vllm_remark or None) if _edits_bias(block) else None
+def _vllm(record: VariantRecord, layout: RouterLayout) -> str | None:
+    return (layout.vllm_remark or None) if _edits_bias(record) else None
 
 
-def _vllm_cpu(block: Mapping[str, Any], layout: RouterLayout) -> str | None:
-    if _edits_bias(block) and layout.family.vllm_cpu_fault:
+def _vllm_cpu(record: VariantRecord, layout: RouterLayout) -> str | None:
+    if _edits_bias(record) and layout.family.vllm_cpu_fault:
         return layout.family.vllm_cpu_fault
-    return _vllm(block, layout)
+    return _vllm(record, layout)
 
 
-def _minus_inf(block: Mapping[str, Any], layout: RouterLayout) -> str | None:
-    if any(entry["value"] == "-inf" for entry in block["experts"]):
+def _minus_inf(record: VariantRecord, layout: RouterLayout) -> str | None:
+    if any(expert.is_minus_inf for expert in record.experts):
         return "rejects or mishandles a router bias of -inf; rewrite with --suppress-bias margin"
     return None
 
 
-def _dead_group(block: Mapping[str, Any], layout: RouterLayout) -> str | None:
+def _dead_group(record: VariantRecord, layout: RouterLayout) -> str | None:
     """AITER's kernels mishandle a group whose every expert is -inf."""
     group_size = layout.num_experts // layout.num_groups
     dead: dict[tuple[int, int], int] = {}
-    for entry in block["experts"]:
-        if entry["value"] == "-inf":
-            group = (entry["layer"], entry["expert"] // group_size)
+    for expert in record.experts:
+        if expert.is_minus_inf:
+            group = (expert.layer, expert.expert // group_size)
             dead[group] = dead.get(group, 0) + 1
     for (layer, dead_group), count in dead.items():
         if count == group_size:
@@ -79,7 +80,7 @@ def _dead_group(block: Mapping[str, Any], layout: RouterLayout) -> str | None:
     return None
 
 
-def _always_normalises(block: Mapping[str, Any], layout: RouterLayout) -> str | None:
+def _always_normalises(record: VariantRecord, layout: RouterLayout) -> str | None:
     if layout.family.renormalize and not layout.renormalize and layout.has_bias:
         return "its fused kernels always normalise, but this model's config says not to (the base has the same fault there)"
     return None

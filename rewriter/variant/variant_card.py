@@ -15,23 +15,20 @@ ONE_GPU_BYTES = 70 * 10**9
 
 def variant_card(plan: Plan, checkpoint: Checkpoint, base: Path, target: Path) -> str:
     """The variant's model card."""
-    block = plan.config["mote"]
+    record = plan.record
     size_bytes = sum(map(checkpoint.shard_size, checkpoint.shards))
     facts = CardFacts(
         name=target.name,
-        semantics=plan.semantics,
-        experts=[
-            EditedExpert(entry["layer"], entry["expert"], entry["action"], str(entry["value"]))
-            for entry in block["experts"]
-        ],
+        semantics=record.semantics,
+        experts=[EditedExpert(one.layer, one.expert, one.action, str(one.value)) for one in record.experts],
         serve_line=serve_line(f"./{target.name}", plan.config, size_bytes),
         tool_version=__version__,
-        base_model=plan.base_model,
-        base_revision=plan.base_revision,
-        behavior=plan.behavior,
+        base_model=record.base_model,
+        base_revision=record.base_revision,
+        behavior=record.behavior,
         model_type=plan.config.get("model_type"),
         renormalize=plan.renormalizes,
-        notes=[*plan.notes, plan.renormalization],
+        notes=[*plan.notes, record.renormalization],
     )
     source = base / CARD_NAME
     return build_card(facts, base_card=source.read_text("utf-8", errors="replace") if source.exists() else None)

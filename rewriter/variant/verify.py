@@ -17,9 +17,10 @@ from typing import Any
 from rewriter.checkpoint.other_files import companion_files, is_weights
 from rewriter.checkpoint.reader import CONFIG_NAME, INDEX_NAME, Checkpoint, ShardHeader
 from rewriter.checkpoint.shard_header import MARK, unmarked
-from rewriter.edit.plan import VARIANT_SCHEMA, EditOptions, Plan, make_plan
+from rewriter.edit.plan import Plan
+from rewriter.edit.record import VariantRecord, read_record, without_record
+from rewriter.edit.replan import replan
 from rewriter.errors import ExpertSetError, VerificationError
-from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.variant.copying import Progress, data_ranges
 from rewriter.variant.shared_blocks import shared_ranges
 from rewriter.variant.variant_card import CARD_NAME
@@ -46,45 +47,6 @@ class VerifyResult:
         return asdict(self)
 
 
-def read_block(variant: Checkpoint) -> dict[str, Any]:
-    """The mote block of a variant's config.
-
-    Raises: VerificationError when there is none, or it is of another schema.
-    """
-    block = variant.config.get("mote")
-    found = block.get("schema") if isinstance(block, dict) else None
-    if not isinstance(block, dict) or found != VARIANT_SCHEMA:
-        raise VerificationError(
-            f"{variant.source.name}/config.json: its mote block has schema {found!r}, expected {VARIANT_SCHEMA!r}"
-        )
-    return block
-
-
-def replan(base: Checkpoint, block: dict[str, Any]) -> Plan:
-    """The plan that a mote block stands for, worked out anew on the base.
-
-    Raises: VerificationError for a block that is not of its schema or does not fit the base.
-    """
-    try:
-        sets = {action: _set_of(block, action) for action in ("suppress", "stimulate")}
-        options = EditOptions(
-            semantics=block["semantics"],
-            suppress_bias=block["suppress_bias"],
-            renormalize="turned on" in block["renormalization"],
-        )
-        chosen = {action: made if made.experts else None for action, made in sets.items()}
-        return make_plan(
-            base,
-            chosen["suppress"],
-            chosen["stimulate"],
-            options,
-            base_model=block["base_model"],
-            base_revision=block["base_revision"],
-        )
-    except (KeyError, TypeError, ValueError, ExpertSetError) as error:
-        raise VerificationError(f"the mote block does not fit {base.source.name} ({error})") from None
-
-
 def verify(
     variant_folder: Path,
     base_folder: Path,
@@ -94,12 +56,17 @@ def verify(
 ) -> VerifyResult:
     """Compare a variant with its base.
 
-    Raises: VerificationError with the first difference that the mote block does not announce.
+    Raises:
+        VerificationError: with the first difference that the record does not announce.
+        RecordError: the folder is no variant.
     """
     variant, base = Checkpoint.open(variant_folder), Checkpoint.open(base_folder)
-    block = read_block(variant)
-    plan = replan(base, block)
-    _check_block(variant, block, plan)
+    record = read_record(variant.config, variant.source.name)
+    try:
+        plan = replan(base, record)
+    except ExpertSetError as error:
+        raise VerificationError(f"the mote block does not fit {base.source.name} ({error})") from None
+    _check_record(variant, record, plan.record)
     _check_config(variant, base, plan)
     if not _is_same_file(variant_folder, base_folder, INDEX_NAME) and variant.weight_map != base.weight_map:
         differing = sorted(set(variant.weight_map.items()) ^ set(base.weight_map.items()))[0][0]
@@ -118,46 +85,33 @@ def verify(
     return result
 
 
-def _set_of(block: dict[str, Any], action: str) -> ExpertSet:
-    """The experts of one action in a mote block, as an expert set."""
-    entries = [entry for entry in block["experts"] if entry["action"] == action]
-    return ExpertSet(
-        layer_index="model",
-        behavior=action,
-        experts=[ExpertEntry(layer=entry["layer"], expert=entry["expert"]) for entry in entries],
-    )
-
-
-def _check_block(variant: Checkpoint, block: dict[str, Any], plan: Plan) -> None:
-    """What the block records of tensors and values must be what its experts come to on this base."""
-    expected = plan.config["mote"]
-    for key in ("tensors", "experts", "changed_files", "fingerprint"):
-        if block.get(key) == expected[key]:
+def _check_record(variant: Checkpoint, found: VariantRecord, expected: VariantRecord) -> None:
+    """What the record says of tensors and values must be what its experts come to on this base."""
+    for name in ("tensors", "experts", "changed_files", "fingerprint"):
+        if getattr(found, name) == getattr(expected, name):
             continue
-        if key == "tensors":
-            _check_same_base(variant, block.get(key), expected[key])
+        if name == "tensors":
+            _check_same_base(variant, found, expected)
         raise VerificationError(
-            f"{variant.source.name}/config.json: {key} of its mote block is not what its experts come to on this base"
+            f"{variant.source.name}/config.json: {name} of its mote block is not what its experts come to on this base"
         )
 
 
-def _check_same_base(variant: Checkpoint, found: Any, expected: list[dict[str, Any]]) -> None:
+def _check_same_base(variant: Checkpoint, found: VariantRecord, expected: VariantRecord) -> None:
     """Of the tensors that both lists name, the first with another hash before the edit tells that the base is another."""
-    listed = [line for line in found if isinstance(line, dict)] if isinstance(found, list) else []
-    hashes = {(line.get("name"), line.get("start")): str(line.get("sha256_before")) for line in listed}
-    for wanted in expected:
-        before = hashes.get((wanted["name"], wanted["start"]), wanted["sha256_before"])
-        if before != wanted["sha256_before"]:
+    hashes = {(line.name, line.start): line.sha256_before for line in found.tensors}
+    for wanted in expected.tensors:
+        before = hashes.get((wanted.name, wanted.start), wanted.sha256_before)
+        if before != wanted.sha256_before:
             raise VerificationError(
-                f"{variant.source.name}: was made from another base: {wanted['name']} had hash {before[:16]}, but in this"
-                f" base it has {wanted['sha256_before'][:16]}"
+                f"{variant.source.name}: was made from another base: {wanted.name} had hash {before[:16]}, but in this"
+                f" base it has {wanted.sha256_before[:16]}"
             )
 
 
 def _check_config(variant: Checkpoint, base: Checkpoint, plan: Plan) -> None:
     """Apart from the mote block and the renormalisation flag the config must be the base's."""
-    found = {key: value for key, value in variant.config.items() if key != "mote"}
-    wanted = {key: value for key, value in plan.config.items() if key != "mote"}
+    found, wanted = without_record(variant.config), without_record(plan.config)
     if found != wanted:
         differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
         raise VerificationError(
@@ -243,7 +197,7 @@ def _check_headers(ours: ShardHeader, theirs: ShardHeader, is_edited: bool, plan
                 raise VerificationError(f"{path}: {name} is {found}, expected {entry.dtype} {list(entry.shape)}")
         raise VerificationError(f"{path}: its header differs from the base's beyond the edit's mark")
     mark = (theirs.document.get("__metadata__") or {}).get(MARK)
-    wanted = plan.fingerprint if is_edited else (ours.document.get("__metadata__") or {}).get(MARK)
+    wanted = plan.record.fingerprint if is_edited else (ours.document.get("__metadata__") or {}).get(MARK)
     if mark != wanted:
         raise VerificationError(f"{path}: its header's mote mark is {mark!r}, expected {wanted!r}")
 
@@ -313,14 +267,16 @@ def _ignore(count: int) -> None:
 
 
 def base_of(variant_folder: Path) -> tuple[str, str | None]:
-    """The base's Hub id and revision that a variant's mote block names.
+    """The base's Hub id and revision that a variant's record names.
 
-    Raises: VerificationError when it names none.
+    Raises:
+        RecordError: the folder is no variant.
+        VerificationError: its record names none.
     """
-    block = read_block(Checkpoint.open(variant_folder))
-    if not block.get("base_model"):
+    record = read_record(Checkpoint.open(variant_folder).config, str(variant_folder))
+    if not record.base_model:
         raise VerificationError(
             f"{variant_folder}/config.json: names no base on the Hub (its base was the local folder"
-            f" {block.get('base_folder')!r}); give --base"
+            f" {record.base_folder!r}); give --base"
         )
-    return str(block["base_model"]), block.get("base_revision")
+    return record.base_model, record.base_revision

@@ -127,12 +127,12 @@ def _new_result(plan: Plan, checkpoint: Checkpoint, base: Path, target: Path) ->
     return EmitResult(
         folder=str(target),
         base=str(base),
-        behavior=plan.behavior,
-        semantics=plan.semantics,
+        behavior=plan.record.behavior,
+        semantics=plan.record.semantics,
         num_suppressed=sum(len(edit.suppressed) for edit in plan.layers),
         num_stimulated=sum(len(edit.stimulated) for edit in plan.layers),
         bytes_patched=plan.patched_bytes,
-        renormalization=plan.renormalization,
+        renormalization=plan.record.renormalization,
         serve=serve_line(shown, plan.config, size_bytes),
     )
 
@@ -152,7 +152,7 @@ def _write_shards(
 
     def write_edited(shard: str) -> LinkMethod:
         patches = [patch for patch in plan.patches if patch.shard == shard]
-        return _write_edited(checkpoint, base / shard, folder / shard, patches, plan.fingerprint, report)
+        return _write_edited(checkpoint, base / shard, folder / shard, patches, plan.record.fingerprint, report)
 
     # Two at a time: while one is being made durable, the next is read.
     with ThreadPoolExecutor(max_workers=2) as pool:

@@ -66,7 +66,7 @@ def test_renormalisation_is_written_out_where_it_is_the_default(base: Path) -> N
     with_config(base, lambda config: {key: value for key, value in config.items() if key != "norm_topk_prob"})
     plan = plan_of(base)
     assert plan.config["norm_topk_prob"] is True and plan.renormalizes is True
-    assert plan.renormalization == "norm_topk_prob is true in the base and is written out as true"
+    assert plan.record.renormalization == "norm_topk_prob is true in the base and is written out as true"
 
 
 @pytest.mark.parametrize(("renormalize", "expected"), [(False, False), (True, True)])
@@ -74,8 +74,8 @@ def test_renormalisation_stays_off_unless_asked_for(base: Path, renormalize: boo
     with_config(base, lambda config: config | {"norm_topk_prob": False})
     plan = plan_of(base, renormalize=renormalize)
     assert plan.config["norm_topk_prob"] is expected and plan.renormalizes is expected
-    assert "changes every token" in plan.renormalization
-    assert plan.config["mote"]["renormalization"] == plan.renormalization
+    assert "changes every token" in plan.record.renormalization
+    assert plan.config["mote"]["renormalization"] == plan.record.renormalization
     assert list(plan.config) == [*CONFIG, "mote"]
 
 

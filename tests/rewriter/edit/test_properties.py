@@ -28,7 +28,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rewriter.checkpoint.reader import Checkpoint
-from rewriter.edit.plan import EditOptions, inverse_patches, make_plan
+from rewriter.edit.plan import EditOptions, make_plan
 from rewriter.edit.tensors import round_toward
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.variant.copying import LinkMode
@@ -198,13 +198,15 @@ def check_semantics(case: Case, ours: dict[str, Tensor], theirs: dict[str, Tenso
 
 
 def undo(plan: Any, base: Path, target: Path) -> None:
-    """Write the inverse patches into a variant, whose edited shards are its own."""
-    for patch in inverse_patches(Checkpoint.open(base), plan):
+    """Write the base's bytes back into a variant, whose edited shards are its own."""
+    checkpoint = Checkpoint.open(base)
+    for patch in plan.patches:
+        entry = checkpoint.header(patch.shard).tensors[patch.tensor]
         shard = target / patch.shard
         document, body = read_header(shard)
         with shard.open("r+b") as opened:
             opened.seek(body + document[patch.tensor]["data_offsets"][0] + patch.start)
-            opened.write(patch.data)
+            opened.write(checkpoint.read(entry.part(patch.start, patch.size_bytes)))
 
 
 def write_case(case: Case, folder: Path) -> None:

@@ -9,9 +9,11 @@ from hub_double.fixtures import BASE_ID, EDITED, Hub
 from hub_double.models import build_base, build_variant, expert_file
 
 from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.record import Recipe, expert_set_of
+from rewriter.edit.replan import check_base, check_plan
 from rewriter.errors import CheckpointError, InputError, PlanError
-from rewriter.hub.recipe import check_base, check_plan, load_recipe, recipe_from_block
-from rewriter.push.files import read_variant_block
+from rewriter.hub.recipe import load_recipe
+from rewriter.push.files import read_variant
 from rewriter.rewrite import RewriteRequest, prepare
 
 
@@ -26,7 +28,7 @@ def variant(base: Path, tmp_path: Path) -> Path:
 
 
 def save(variant: Path, path: Path, **changes: object) -> Path:
-    recipe = json.loads(recipe_from_block(read_variant_block(variant)).to_json())
+    recipe = json.loads(Recipe.of(read_variant(variant)).to_json())
     path.write_text(json.dumps(recipe | changes))
     return path
 
@@ -91,8 +93,8 @@ def test_recipe_from_folder_or_file_plans_as_the_original(variant: Path, base: P
     for source in (folder, path):
         request = RewriteRequest(model=str(base), recipe=str(source), output=tmp_path / "out")
         plan = prepare(request, say=lambda message: None).plan
-        assert plan.config["mote"]["tensors"] == read_variant_block(variant)["tensors"]
-        assert plan.behavior == "refusal"
+        assert plan.record.tensors == read_variant(variant).tensors
+        assert plan.record.behavior == "refusal"
 
 
 def test_plan_with_other_bytes_is_refused(variant: Path, base: Path, tmp_path: Path) -> None:
@@ -111,9 +113,9 @@ def test_suppressed_and_stimulated_experts_keep_their_sets(base: Path, tmp_path:
         model=str(base), suppress=str(experts), stimulate=str(other), suppress_bias="margin", output=tmp_path / "out"
     )
     plan = prepare(request, say=lambda message: None).plan
-    recipe = recipe_from_block(plan.config["mote"])
-    assert recipe.options.suppress_bias == "margin"
-    suppress, stimulate = recipe.expert_set("suppress"), recipe.expert_set("stimulate")
+    recipe = Recipe.of(plan.record)
+    assert recipe.suppress_bias == "margin"
+    suppress, stimulate = expert_set_of(recipe, "suppress"), expert_set_of(recipe, "stimulate")
     assert suppress is not None and suppress.behavior == "refusal"
     assert stimulate is not None and stimulate.behavior == "english"
     path = tmp_path / "r.json"
@@ -127,8 +129,8 @@ def test_suppressed_and_stimulated_experts_keep_their_sets(base: Path, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"schema": "mote.recipe/9"}, "schema: Input should be 'mote.recipe/1'"),
-        ({"tensors": []}, "tensors: List should have at least 1 item"),
+        ({"schema": "mote.recipe/9"}, """schema is "mote.recipe/9": input should be 'mote.recipe/1'"""),
+        ({"tensors": []}, "tensors is []: list should have at least 1 item"),
         ({"experts": [{"layer": -1, "expert": 0, "action": "suppress"}]}, "experts.0.layer"),
         ({"semantics": "vanish"}, "semantics"),
     ],

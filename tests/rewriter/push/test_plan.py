@@ -97,11 +97,11 @@ def test_only_hashes_that_decide_are_computed() -> None:
 
 
 def test_unchanged_shards_get_the_bases_hashes_only_if_sizes_agree() -> None:
-    block = {"changed_files": ["b.safetensors"]}
+    changed = ["b.safetensors"]
     files = [shard("a.safetensors", None), shard("b.safetensors", None), shard("c.safetensors", None)]
-    known = with_base_hashes(files, block, BASE, None)
+    known = with_base_hashes(files, changed, BASE, None)
     assert [file.sha256 for file in known] == [sha("a"), None, None]
-    longer = with_base_hashes([shard("a.safetensors", None, size=101)], block, BASE, None)
+    longer = with_base_hashes([shard("a.safetensors", None, size=101)], changed, BASE, None)
     assert longer[0].sha256 is None
 
 
@@ -115,9 +115,9 @@ def test_data_is_recognised_without_reading_it(tmp_path) -> None:  # type: ignor
     assert not is_same_data(copy, first), "equal, but that would have to be read"
     assert not is_same_data(first, tmp_path / "missing")
     file = LocalFile("a.safetensors", 100, link)
-    block: dict[str, list[str]] = {"changed_files": []}
-    assert with_base_hashes([file], block, BASE, tmp_path)[0].reason == SAME_DATA
-    assert with_base_hashes([file], block, BASE, None)[0].reason == BY_MOTE_BLOCK
+    changed: list[str] = []
+    assert with_base_hashes([file], changed, BASE, tmp_path)[0].reason == SAME_DATA
+    assert with_base_hashes([file], changed, BASE, None)[0].reason == BY_MOTE_BLOCK
 
 
 def test_hashes_are_remembered_until_the_file_changes(tmp_path) -> None:  # type: ignore[no-untyped-def]

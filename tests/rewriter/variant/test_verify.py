@@ -166,17 +166,23 @@ def test_changed_index(base: Path, variant: Path, mote_verify: Command) -> None:
         (lambda config: config | {"routed_scaling_factor": 1.0}, "routed_scaling_factor is 1.0, expected None"),
         (lambda config: config | {"norm_topk_prob": False}, "norm_topk_prob is False, expected True"),
         (lambda config: {k: v for k, v in config.items() if k != "topk_method"}, "topk_method is None"),
-        (lambda config: {k: v for k, v in config.items() if k != "mote"}, "its mote block has schema None"),
-        (lambda config: config | {"mote": "yes"}, "its mote block has schema None"),
-        (lambda config: config | {"mote": config["mote"] | {"schema": "mote.variant/9"}}, "'mote.variant/9'"),
+        (lambda config: {k: v for k, v in config.items() if k != "mote"}, "has no mote block"),
+        (lambda config: config | {"mote": "yes"}, "its mote block has schema null"),
+        (
+            lambda config: config | {"mote": config["mote"] | {"schema": "mote.variant/9"}},
+            'schema "mote.variant/9", expected',
+        ),
         (lambda config: config | {"mote": config["mote"] | {"experts": []}}, "mote block"),
         (lambda config: config | {"mote": config["mote"] | {"tensors": []}}, "tensors of its mote block"),
         (lambda config: config | {"mote": config["mote"] | {"tensors": 3}}, "tensors of its mote block"),
-        (lambda config: config | {"mote": config["mote"] | {"tensors": [3]}}, "tensors of its mote block"),
+        (
+            lambda config: config | {"mote": config["mote"] | {"tensors": [3]}},
+            "tensors.0 of its mote block is 3, expected an object",
+        ),
         (lambda config: config | {"mote": config["mote"] | {"experts": 3}}, "mote block"),
         (lambda config: config | {"mote": config["mote"] | {"semantics": "drop"}}, "mote block"),
         (lambda config: config | {"mote": config["mote"] | {"fingerprint": ""}}, "fingerprint of its mote block"),
-        (lambda config: config | {"mote": {"schema": "mote.variant/1"}}, "mote block does not fit"),
+        (lambda config: config | {"mote": {"schema": "mote.variant/1"}}, "tool_version of its mote block is missing"),
     ],
 )
 def test_changed_config(
@@ -220,7 +226,7 @@ def test_edited_shard_that_is_the_base_s_own(base: Path, variant: Path, mote_ver
 
 
 def test_no_variant(base: Path, tmp_path: Path, mote_verify: Command) -> None:
-    assert "its mote block has schema None" in mote_verify(base, "--base", base).error
+    assert "has no mote block" in mote_verify(base, "--base", base).error
     assert "no such folder" in mote_verify(tmp_path / "nowhere", "--base", base).error
 
 

@@ -1,0 +1,54 @@
+"""The words for what an edit does to an expert, and what each word means: the one place of the project that spells them.
+
+A further semantics is a further word here (in `Semantics`, and in `CheckpointSemantics` if a checkpoint can hold it) with its
+`MEANINGS` row; mypy then names the places that must know what to do with it.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+Semantics = Literal["reroute", "drop", "drop-renorm"]
+CheckpointSemantics = Literal["reroute", "drop"]
+"""What a checkpoint can hold for stock runtimes."""
+
+REROUTE: Final = "reroute"
+DROP: Final = "drop"
+DROP_RENORM: Final = "drop-renorm"
+
+SEMANTICS: tuple[Semantics, ...] = get_args(Semantics)
+CHECKPOINT_SEMANTICS: tuple[CheckpointSemantics, ...] = get_args(CheckpointSemantics)
+
+Action = Literal["suppress", "stimulate"]
+SUPPRESS: Final = "suppress"
+STIMULATE: Final = "stimulate"
+ACTIONS: tuple[Action, ...] = get_args(Action)
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a word says: `in_short` for help texts, `in_full` as Markdown for a model card."""
+
+    in_short: str
+    in_full: str
+
+
+MEANINGS: dict[Semantics, Meaning] = {
+    REROUTE: Meaning(
+        "the router's bias, the next-best expert steps in",
+        "**Reroute.** The router's selection bias of the expert is changed, so a suppressed expert is never selected "
+        "and the next-best expert of that layer takes its place; a stimulated expert is always selected and keeps the "
+        "weight that the router gives it. This is not the suppression of the paper (arXiv 2502.11096), in which no "
+        "other expert takes the place.",
+    ),
+    DROP: Meaning(
+        "the output zeroed, the share kept",
+        "**Drop.** The expert's `down_proj` is zero. The router still selects the expert and still gives it its share "
+        "of the weight, but its output adds nothing; no other expert takes its place, and the others are not scaled "
+        "up. This is not the suppression of the paper (arXiv 2502.11096), which renormalises the remaining weights.",
+    ),
+    DROP_RENORM: Meaning(
+        "the weight zeroed, the others renormalised",
+        "**Drop-renorm.** The suppressed expert's weight is zero and the weights of the other selected experts are "
+        "renormalised; no other expert takes its place. This is the suppression of the paper (arXiv 2502.11096).",
+    ),
+}
