@@ -135,3 +135,13 @@ def test_help_explains_itself_without_heavy_imports(script: str) -> None:
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     assert "Usage:" in finished.stdout and "--help" in finished.stdout
+
+
+def test_architecture_names_every_folder_of_the_packages() -> None:
+    text = (REPOSITORY / "docs" / "architecture.md").read_text()
+    folders = {f"{path.parent.parent.name}/{path.parent.name}/" for path in REPOSITORY.glob("[a-z]*/*/__init__.py")}
+    folders = {folder for folder in folders if folder.split("/")[0] in ("rewriter", "ftri", "eval")}
+    named = set(re.findall(r"`((?:rewriter|ftri|eval)/\w+/)`", text))
+    assert named == folders
+    for path in re.findall(r"`((?:rewriter|ftri|eval)/[\w/]+\.py)`", text):
+        assert (REPOSITORY / path).is_file(), path
