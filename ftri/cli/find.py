@@ -14,6 +14,7 @@ from rewriter.console import make_app, run, say
 if TYPE_CHECKING:
     from ftri.analysis.findings import Findings
     from ftri.analysis.significance import Progress
+    from rewriter.expert_set import ExpertSet
 
 DEFAULT_COMMAND = "find"
 
@@ -33,7 +34,10 @@ app = make_app(cls=DefaultCommandGroup)
 
 @app.command(DEFAULT_COMMAND)
 def find_command(
-    traces: Annotated[list[Path], typer.Argument(help="Trace folders that mote-record wrote.", show_default=False)],
+    *,
+    traces: Annotated[
+        list[Path] | None, typer.Argument(help="Trace folders that mote-record wrote.", show_default=False)
+    ] = None,
     behavior: Annotated[
         str,
         typer.Option(
@@ -47,8 +51,12 @@ def find_command(
         typer.Option("-o", "--output", help="Write the expert set here instead of to stdout.", show_default=False),
     ] = None,
     statistic: Annotated[
-        str, typer.Option(help="Ranking: paper, class-mean, rate, risk-difference, npmi, log-odds or welch.")
-    ] = "paper",
+        str | None,
+        typer.Option(
+            help="Ranking: paper, class-mean, rate, risk-difference, npmi, log-odds or welch [default: paper; with --imatrix"
+            " risk-difference]."
+        ),
+    ] = None,
     positions: Annotated[
         str, typer.Option(help="Tokens that count: prompt, completion, all, shared, varying or last.")
     ] = "prompt",
@@ -78,6 +86,14 @@ def find_command(
             show_default=False,
         ),
     ] = None,
+    imatrix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASS=FILE",
+            help="Instead of traces: a class's counts by llama-imatrix, once for each class.",
+            show_default=False,
+        ),
+    ] = None,
     permutations: Annotated[int, typer.Option(help="Label shufflings for the p-values.", min=99)] = 10_000,
     bootstraps: Annotated[int, typer.Option(help="Resamplings for stability and intervals.", min=10)] = 1_000,
     seed: Annotated[int, typer.Option(help="Seed of both.")] = 0,
@@ -91,15 +107,27 @@ def find_command(
     mean of the others. With `merge` as the first word, adds trace folders instead: mote-ftri merge --help.
 
     Example: mote-ftri traces --behavior refused -o refusal.json --report report
+
+    Example: mote-ftri --imatrix refused=r.gguf --imatrix answered=a.gguf --behavior refused -o refusal.json
     """
     from ftri.analysis.find import find, open_traces
     from ftri.analysis.findings import FindOptions, check_same_model, compare, expert_set_of
+    from rewriter.errors import InputError
     from rewriter.expert_set import ExpertSet
 
+    if imatrix:
+        if traces or report or labels or compare_with:
+            raise InputError(
+                "--imatrix: goes without traces, --labels, --compare and --report, which need single responses"
+            )
+        _find_by_counts(imatrix, behavior, k, statistic, output, json_output)
+        return
+    if not traces:
+        raise InputError("nothing to analyse: give trace folders, or --imatrix CLASS=FILE for each class")
     options = FindOptions(
         behavior=behavior,
         k=k,
-        statistic=statistic,
+        statistic=statistic or "paper",
         positions=positions,
         labels=labels,
         label_cut=label_cut,
@@ -121,16 +149,48 @@ def find_command(
             f" its experts rank {', '.join(map(str, agreement['ranks_here']))} here"
         )
     _say_summary(findings)
+    _put_out(expert_set, output, json_output)
+    if report is not None:
+        from ftri.report.page import write_report
+
+        say(f"wrote {write_report(findings, traces, report, tokenizer)}")
+
+
+def _find_by_counts(
+    pairs: list[str], behavior: str, k: int, statistic: str | None, output: Path | None, json_output: bool
+) -> None:
+    """The path without traces: class totals in files of llama-imatrix."""
+    from ftri.analysis.class_counts import LIMITS, STATISTICS, expert_set_of_counts, find_by_counts
+    from rewriter.errors import InputError
+
+    files: dict[str, Path] = {}
+    for pair in pairs:
+        name, _, path = pair.partition("=")
+        if not name or not path or name in files:
+            raise InputError(f"--imatrix {pair}: expected CLASS=FILE, each class once")
+        files[name] = Path(path)
+    findings = find_by_counts(files, behavior, k, statistic or STATISTICS[0])
+    say("tokens: " + ", ".join(f"{name} {number}" for name, number in findings.num_tokens.items()))
+    say(f"{'rank':>4} {'layer':>5} {'expert':>6} {'score':>9} {'of the class':>12} {'of the others':>13}")
+    for number, found in enumerate(findings.experts, start=1):
+        say(
+            f"{number:>4} {found.layer:>5} {found.expert:>6} {found.score:>9.4g} {found.share_class:>12.2%}"
+            f" {found.share_others:>13.2%}"
+        )
+    say(f"note: {LIMITS}")
+    for warning in findings.warnings:
+        say(f"warning: {warning}")
+    _put_out(expert_set_of_counts(findings), output, json_output)
+
+
+def _put_out(expert_set: ExpertSet, output: Path | None, json_output: bool) -> None:
+    """Write the expert set where it was asked for, or print it."""
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         expert_set.save(output)
         say(f"wrote {output}")
     if output is None or json_output:
         typer.echo(expert_set.to_json(), nl=False)
-    if report is not None:
-        from ftri.report.page import write_report
-
-        say(f"wrote {write_report(findings, traces, report, tokenizer)}")
 
 
 @app.command()

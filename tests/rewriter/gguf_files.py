@@ -164,3 +164,22 @@ def write_split(
         path.write_bytes(gguf_bytes(metadata, {name: chosen[name] for name in part}))
         paths.append(path)
     return paths
+
+
+def imatrix_bytes(counts: Mapping[int, Any], *, top_k: int = 2, chunk_size: int = 512) -> bytes:
+    """A file as llama-imatrix writes it: for each layer the selections of each expert [E], and its number of tokens."""
+    metadata = {
+        "general.type": Value(STRING, "imatrix"),
+        "imatrix.datasets": Value(ARRAY, ["prompts.txt"]),
+        "imatrix.chunk_count": Value(U32, 1),
+        "imatrix.chunk_size": Value(U32, chunk_size),
+    }
+    tensors = {}
+    for layer, selections in counts.items():
+        values = np.asarray(selections, "<f4")
+        num_tokens = np.asarray([values.sum() / top_k], "<f4")
+        for name, array in (("ffn_down_exps", values), ("ffn_gate_inp", num_tokens)):
+            squares = np.ones((len(array), 4), "<f4")
+            tensors[f"blk.{layer}.{name}.weight.in_sum2"] = Tensor("F32", squares.shape, squares.tobytes())
+            tensors[f"blk.{layer}.{name}.weight.counts"] = Tensor("F32", (len(array), 1), array.tobytes())
+    return gguf_bytes(metadata, tensors)
