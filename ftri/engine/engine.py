@@ -33,7 +33,7 @@ from ftri.prompts.rendering import RenderedPrompt, Renderer, first_line
 from ftri.prompts.sets import PromptRecord
 from ftri.traces.reader import Experts, expert_dtype
 from rewriter.errors import InputError, MoteError
-from rewriter.families.family import router_layout
+from rewriter.families.lookup import router_layout
 from rewriter.hub.models import resolve_model
 
 WORKER_EXTENSION = "ftri.worker.extension.MoteWorkerExtension"

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rewriter.errors import CheckpointError
-from rewriter.families.family import RouterLayout, router_layout
+from rewriter.families.family import RouterLayout
+from rewriter.families.lookup import router_layout
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"

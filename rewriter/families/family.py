@@ -1,6 +1,5 @@
-"""The model families: how a config describes the router, and what its tensors are called. One row a family.
+"""What a row of the family table says: how a config describes the router, and what its tensors are called.
 
-Adding a family is adding a row to rewriter/families/rows.py; nothing else in the project knows a model by name.
 Legend: L MoE layers, E routed experts, K selected experts (top-k), G expert groups.
 """
 
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from rewriter.errors import CheckpointError, PlanError, UnknownFamilyError
+from rewriter.errors import CheckpointError, PlanError
 from rewriter.families.layer_rules import Config, LayerRule
 
 Keys = str | tuple[str, ...]  # a config key, or alternatives of which the first that is present counts
@@ -115,15 +114,6 @@ class RouterLayout:
         )
 
 
-def router_layout(config: Config) -> RouterLayout:
-    """Read a model config (the parsed config.json) with the row of its family.
-
-    Raises: UnknownFamilyError when no row has the config's model_type; CheckpointError when a key the row needs is
-    missing or not a positive number.
-    """
-    return layout_of(find_family(config), config)
-
-
 def layout_of(family: Family, config: Config, where: str = "config.json") -> RouterLayout:
     """Read a model config with the row of its family; `where` is how messages call the config.
 
@@ -159,35 +149,12 @@ def layout_of(family: Family, config: Config, where: str = "config.json") -> Rou
     )
 
 
-def find_family(config: Config) -> Family:
-    """The row for a config's model_type.
-
-    Raises: UnknownFamilyError, which says how to add a row.
-    """
-    model_type = config.get("model_type")
-    row = _rows_by_model_type().get(str(model_type))
-    if row is None:
-        raise UnknownFamilyError(
-            f"config.json: model_type {model_type!r} has no row in the family table; known are"
-            f" {', '.join(sorted(_rows_by_model_type()))}; to add it, append a Family row with its tensor names and"
-            " config keys to rewriter/families/rows.py"
-        )
-    return row
-
-
 def language_config(config: Config, family: Family) -> Config:
     """The part of a config that describes the language model: nested in multimodal families, else all of it."""
     if family.text_config and isinstance(config.get(family.text_config), Mapping):
         nested: Config = config[family.text_config]
         return nested
     return config
-
-
-def _rows_by_model_type() -> dict[str, Family]:
-    """The table as a mapping; imported here because the rows import this module's types."""
-    from rewriter.families.rows import BY_MODEL_TYPE
-
-    return BY_MODEL_TYPE
 
 
 def _positive(config: Config, keys: Keys | None, family: Family, where: str, default: int | None = None) -> int:

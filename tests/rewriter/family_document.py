@@ -10,7 +10,7 @@ from pathlib import Path
 from family_models import TINY_MODELS
 
 from rewriter.families.family import Family, Keys
-from rewriter.families.rows import FAMILIES
+from rewriter.families.lookup import FAMILIES
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
 # What vLLM 0.32's CPU build did, run by tests/rewriter/families/test_family_serving.py and test_serving.py or once by hand.

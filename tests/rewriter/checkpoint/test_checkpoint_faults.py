@@ -271,7 +271,7 @@ def test_unknown_family(tmp_path: Path, refusal: Path, refuse: Refuse, model_typ
     base = build_checkpoint(tmp_path / "other", model_type=model_type)
     sentence = refuse(base, "--suppress", refusal)
     assert f"model_type {model_type!r} has no row" in sentence and "deepseek_v3" in sentence
-    assert "rewriter/families/rows.py" in sentence
+    assert "rewriter/families/biased.py" in sentence
 
 
 @pytest.mark.parametrize("value", [0, -1, "16", 16.0, True])

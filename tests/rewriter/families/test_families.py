@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from rewriter.errors import CheckpointError, PlanError, UnknownFamilyError
-from rewriter.families.family import Family, RouterLayout, find_family, router_layout
+from rewriter.families.family import Family, RouterLayout
 from rewriter.families.layer_rules import by_list, every_layer
-from rewriter.families.rows import BY_MODEL_TYPE, FAMILIES
+from rewriter.families.lookup import BY_MODEL_TYPE, FAMILIES, find_family, router_layout
 
 # DeepSeek-R1's config.json, the keys that matter here.
 R1 = {
@@ -621,7 +621,9 @@ def test_keys_that_vllm_needs_are_named_when_missing() -> None:
 
 
 def test_unknown_family_says_how_to_add_a_row() -> None:
-    with pytest.raises(UnknownFamilyError, match="model_type 'llama' has no row.*deepseek_v3.*rewriter/families/rows"):
+    with pytest.raises(
+        UnknownFamilyError, match="model_type 'llama' has no row.*deepseek_v3.*rewriter/families/biased"
+    ):
         find_family({"model_type": "llama"})
 
 

@@ -2,7 +2,7 @@
 
 from family_document import DOCUMENT, updated
 
-from rewriter.families.rows import FAMILIES
+from rewriter.families.lookup import FAMILIES
 
 
 def test_the_document_is_up_to_date() -> None:

@@ -21,7 +21,7 @@ from rewriter.edit.plan import EditOptions, Plan, make_plan
 from rewriter.errors import PlanError
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.families.family import RouterLayout
-from rewriter.families.rows import FAMILIES
+from rewriter.families.lookup import FAMILIES
 from rewriter.variant.verify import verify
 from rewriter.variant.write import emit
 
