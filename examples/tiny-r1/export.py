@@ -6,16 +6,19 @@ from pathlib import Path
 
 import tokens
 import torch
-from model import ModelConfig, TinyR1, named_tensors
+from model import AnyConfig, Miniature, ModelConfig, named_tensors
+from qwen import QwenConfig
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+CONFIGS: dict[str, type[ModelConfig] | type[QwenConfig]] = {"deepseek_v3": ModelConfig, "qwen3_moe": QwenConfig}
 
-def shard_of(name: str, config: ModelConfig) -> int:
+
+def shard_of(name: str, config: AnyConfig) -> int:
     """Dense layers and the embedding first, a shard for each MoE layer, the norm and the head last."""
     if not name.startswith("model.layers."):
         return 0 if "embed_tokens" in name else len(config.moe_layers) + 1
-    return max(0, int(name.split(".")[2]) - config.first_k_dense_replace + 1)
+    return max(0, int(name.split(".")[2]) - config.moe_layers[0] + 1)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -24,7 +27,7 @@ def _write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def export(model: TinyR1, tokenizer: Tokenizer, folder: Path) -> None:
+def export(model: Miniature, tokenizer: Tokenizer, folder: Path) -> None:
     """Write config, shards, index, tokenizer and generation settings into the folder, replacing older ones."""
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
@@ -49,27 +52,28 @@ def export(model: TinyR1, tokenizer: Tokenizer, folder: Path) -> None:
     tokens.save_tokenizer(tokenizer, folder)
 
 
-def round_to_shipped(model: TinyR1) -> None:
+def round_to_shipped(model: Miniature) -> None:
     """Round the weights to bfloat16 in place, as the shipped ones are; the selection biases stay float32."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16().float())
 
 
-def load(folder: Path) -> tuple[TinyR1, Tokenizer]:
+def load(folder: Path) -> tuple[Miniature, Tokenizer]:
     """The miniature, or an edited copy of it, read back from a checkpoint folder."""
     from safetensors.torch import load_file
 
     written = json.loads((folder / "config.json").read_text())
-    fields = ModelConfig.__dataclass_fields__
-    config = ModelConfig(**{key: value for key, value in written.items() if key in fields})
+    kind = CONFIGS[written["model_type"]]
+    fields = kind.__dataclass_fields__
+    config = kind(**{key: value for key, value in written.items() if key in fields})
     tensors: dict[str, torch.Tensor] = {}
     for shard in sorted(folder.glob("model-*.safetensors")):
         tensors |= {name: tensor.float() for name, tensor in load_file(shard).items()}
     state: dict[str, torch.Tensor] = {}
     for layer in config.moe_layers:
         stem = f"model.layers.{layer}.mlp"
-        experts = range(config.n_routed_experts)
+        experts = range(config.num_experts)
         gate_up = [
             torch.cat([tensors.pop(f"{stem}.experts.{expert}.{part}_proj.weight") for part in ("gate", "up")])
             for expert in experts
@@ -78,8 +82,11 @@ def load(folder: Path) -> tuple[TinyR1, Tokenizer]:
         down = [tensors.pop(f"{stem}.experts.{expert}.down_proj.weight") for expert in experts]
         state[f"layers.{layer}.mlp.down"] = torch.stack(down)
         state[f"layers.{layer}.mlp.gate_weight"] = tensors.pop(f"{stem}.gate.weight")
-        state[f"layers.{layer}.mlp.bias"] = tensors.pop(f"{stem}.gate.e_score_correction_bias")
+        if f"{stem}.gate.e_score_correction_bias" in tensors:
+            state[f"layers.{layer}.mlp.bias"] = tensors.pop(f"{stem}.gate.e_score_correction_bias")
     state |= {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    model = TinyR1(config)
+    if config.tied:
+        state["lm_head.weight"] = state["embed_tokens.weight"]
+    model = Miniature(config)
     model.load_state_dict(state)
     return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -45,7 +45,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.model, self.tokenizer = load(self.folder)
         self.layers = self.model.config.moe_layers
-        self.num_experts = len(self.layers) * self.model.config.n_routed_experts
+        self.num_experts = len(self.layers) * self.model.config.num_experts
         everything = data.build_items(data.Teaching(), 0)
         # Of the other templates on the grid's cells, the held-out one suffices.
         self.items = [item for item in everything if item.category != "place" or item.held_out]

@@ -1,10 +1,13 @@
 """A compact DeepSeek-V3 in PyTorch, quick to train on a CPU, whose weights save under R1's tensor names.
 
+The second miniature (qwen.py) has its own configuration, attention and router; the rest serves both.
+
 Letters: B sequences, T tokens of a sequence, N = B x T tokens, D hidden, H heads, E routed experts, K selected,
 F expert width, V vocabulary.
 """
 
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as functional
@@ -40,6 +43,24 @@ class ModelConfig:
     def moe_layers(self) -> tuple[int, ...]:
         return tuple(range(self.first_k_dense_replace, self.num_hidden_layers))
 
+    @property
+    def num_experts(self) -> int:
+        return self.n_routed_experts
+
+    @property
+    def rotated_size(self) -> int:
+        return self.qk_rope_head_dim
+
+    @property
+    def tied(self) -> bool:
+        return False
+
+    def attention(self) -> nn.Module:
+        return Attention(self)
+
+    def experts(self) -> "MixtureOfExperts":
+        return MixtureOfExperts(self)
+
     def as_config_json(self, bos_token_id: int, eos_token_id: int) -> dict[str, object]:
         """The model's config.json with R1's keys."""
         return {
@@ -73,6 +94,29 @@ class ModelConfig:
             "torch_dtype": "bfloat16",
             "use_cache": True,
         } | asdict(self)
+
+
+class AnyConfig(Protocol):
+    """What the parts that both miniatures share read of a configuration."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    moe_intermediate_size: int
+    num_hidden_layers: int
+    num_experts: int
+    num_experts_per_tok: int
+    moe_layers: tuple[int, ...]
+    rotated_size: int  # features of a head that the rotary embedding turns
+    rope_theta: float
+    rms_norm_eps: float
+    tied: bool  # whether the head is the embedding
+
+    def attention(self) -> nn.Module: ...
+
+    def experts(self) -> "RoutedExperts": ...
+
+    def as_config_json(self, bos_token_id: int, eos_token_id: int) -> dict[str, object]: ...
 
 
 class GroupedLinear(torch.autograd.Function):
@@ -151,7 +195,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """The dense SwiGLU of the first layers, and the shared expert of the others."""
 
-    def __init__(self, config: ModelConfig, width: int) -> None:
+    def __init__(self, config: "AnyConfig", width: int) -> None:
         super().__init__()
         self.gate_proj = linear(config.hidden_size, width)
         self.up_proj = linear(config.hidden_size, width)
@@ -161,25 +205,62 @@ class FeedForward(nn.Module):
         return self.down_proj(functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
-class MixtureOfExperts(nn.Module):
-    """Sigmoid router with group limits and a selection bias, routed experts and a shared one."""
+class RoutedExperts(nn.Module):
+    """Routed experts behind a router that the subclasses make: a score for each, and which are selected."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: "AnyConfig") -> None:
         super().__init__()
         self.config = config
-        experts, hidden, width = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        experts, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
         self.gate_weight = nn.Parameter(torch.randn(experts, hidden) * hidden**-0.5)
         self.gate_up = nn.Parameter(torch.randn(experts, 2 * width, hidden) * hidden**-0.5)
         self.down = nn.Parameter(torch.randn(experts, hidden, width) * 0.3 * width**-0.5)
-        self.register_buffer("bias", torch.zeros(experts))
-        self.shared_experts = FeedForward(config, width * config.n_shared_experts) if config.n_shared_experts else None
         # Set by the trainer and by the measurements, never saved.
-        self.suppressed: Tensor | None = None  # [E] 0 or -inf, added to the bias
+        self.suppressed: Tensor | None = None  # [E] 0 or -inf, added to what the selection compares
         self.teaches: Tensor | None = None  # bool [N]: tokens at which the experts are taught
         self.counted: Tensor | None = None  # bool [N]: tokens that count for the balance
         self.load: Tensor | None = None  # [E] tokens of the last batch that selected each expert
-        self.choice: Tensor | None = None  # [N, E] the last batch's scores with the bias, differentiable
+        self.choice: Tensor | None = None  # [N, E] what the last batch's selection compared, differentiable
         self.selected: Tensor | None = None  # int64 [N, K] of the last batch
+
+    def route(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The selected experts int64 [N, K] and their weights [N, K] for hidden [N, D]; sets `choice`."""
+        raise NotImplementedError
+
+    def shared(self, hidden: Tensor) -> Tensor | None:
+        """What the shared expert adds [N, D], where there is one."""
+        return None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden [N, D] to [N, D]."""
+        config = self.config
+        selected, weights = self.route(hidden)
+        self.selected = selected
+        flat = selected.flatten()
+        order = flat.argsort(stable=True)
+        counts = torch.bincount(flat, minlength=config.num_experts)
+        ends = counts.cumsum(0).to(torch.int32)
+        if self.training:
+            counted = flat if self.counted is None else selected[self.counted].flatten()
+            self.load = torch.bincount(counted, minlength=config.num_experts).float()
+        token = order // config.num_experts_per_tok
+        teaches = None if self.teaches is None else self.teaches[token]
+        gate, up = GroupedLinear.apply(hidden[token], self.gate_up, ends, teaches).chunk(2, -1)
+        outputs = GroupedLinear.apply(functional.silu(gate) * up, self.down, ends, teaches)
+        outputs = outputs * weights.flatten()[order].unsqueeze(1)
+        routed = torch.zeros_like(hidden).index_add(0, token, outputs)
+        shared = self.shared(hidden)
+        return routed if shared is None else routed + shared
+
+
+class MixtureOfExperts(RoutedExperts):
+    """Sigmoid router with group limits and a selection bias, routed experts and a shared one."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("bias", torch.zeros(config.n_routed_experts))
+        width = config.moe_intermediate_size * config.n_shared_experts
+        self.shared_experts = FeedForward(config, width) if config.n_shared_experts else None
 
     def select(self, scores: Tensor) -> Tensor:
         """The selected experts [N, K] of scores [N, E]: group limits and bias, as DeepSeek-V3's noaux_tc does."""
@@ -192,41 +273,27 @@ class MixtureOfExperts(nn.Module):
         choice = grouped.masked_fill(~kept.unsqueeze(-1), -torch.inf).flatten(1)
         return choice.topk(config.num_experts_per_tok, -1).indices
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """hidden [N, D] to [N, D]."""
-        config = self.config
+    def route(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         scores = torch.sigmoid(functional.linear(hidden, self.gate_weight))
         self.choice = scores + self.bias
         selected = self.select(scores.detach())
         weights = scores.gather(1, selected)
-        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20) * config.routed_scaling_factor
-        self.selected = selected
-        flat = selected.flatten()
-        order = flat.argsort(stable=True)
-        counts = torch.bincount(flat, minlength=config.n_routed_experts)
-        ends = counts.cumsum(0).to(torch.int32)
-        if self.training:
-            counted = flat if self.counted is None else selected[self.counted].flatten()
-            self.load = torch.bincount(counted, minlength=config.n_routed_experts).float()
-        token = order // config.num_experts_per_tok
-        teaches = None if self.teaches is None else self.teaches[token]
-        gate, up = GroupedLinear.apply(hidden[token], self.gate_up, ends, teaches).chunk(2, -1)
-        outputs = GroupedLinear.apply(functional.silu(gate) * up, self.down, ends, teaches)
-        outputs = outputs * weights.flatten()[order].unsqueeze(1)
-        routed = torch.zeros_like(hidden).index_add(0, token, outputs)
-        return routed if self.shared_experts is None else routed + self.shared_experts(hidden)
+        return selected, weights / (weights.sum(-1, keepdim=True) + 1e-20) * self.config.routed_scaling_factor
+
+    def shared(self, hidden: Tensor) -> Tensor | None:
+        return None if self.shared_experts is None else self.shared_experts(hidden)
 
 
 class Layer(nn.Module):
     """Attention, then a dense or a routed feed-forward, each behind a norm and beside a residual."""
 
-    def __init__(self, config: ModelConfig, number: int) -> None:
+    def __init__(self, config: "AnyConfig", number: int) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = config.attention()
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        routed = number >= config.first_k_dense_replace
-        self.mlp = MixtureOfExperts(config) if routed else FeedForward(config, config.intermediate_size)
+        routed = number in config.moe_layers
+        self.mlp = config.experts() if routed else FeedForward(config, config.intermediate_size)
 
     def forward(self, hidden: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: dict | None) -> Tensor:
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), rope, mask, cache)
@@ -234,26 +301,28 @@ class Layer(nn.Module):
         return hidden + self.mlp(inner.flatten(0, 1)).view_as(hidden)
 
 
-class TinyR1(nn.Module):
-    """The miniature."""
+class Miniature(nn.Module):
+    """A whole miniature, of whichever configuration."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: "AnyConfig") -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([Layer(config, number) for number in range(config.num_hidden_layers)])
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = linear(config.hidden_size, config.vocab_size)
-        frequencies = config.rope_theta ** (-torch.arange(0, config.qk_rope_head_dim, 2) / config.qk_rope_head_dim)
+        frequencies = config.rope_theta ** (-torch.arange(0, config.rotated_size, 2) / config.rotated_size)
         angles = torch.outer(torch.arange(512).float(), frequencies)
         self.register_buffer("cosine", angles.cos(), persistent=False)
         self.register_buffer("sine", angles.sin(), persistent=False)
-        nn.init.normal_(self.embed_tokens.weight, 0, 0.2)
+        nn.init.normal_(self.embed_tokens.weight, 0, 0.1 if config.tied else 0.2)
         nn.init.normal_(self.lm_head.weight, 0, 0.02)
+        if config.tied:
+            self.lm_head.weight = self.embed_tokens.weight
 
-    def routers(self) -> list[MixtureOfExperts]:
+    def routers(self) -> list[RoutedExperts]:
         """The routed feed-forwards, in layer order."""
-        return [layer.mlp for layer in self.layers if isinstance(layer.mlp, MixtureOfExperts)]
+        return [layer.mlp for layer in self.layers if isinstance(layer.mlp, RoutedExperts)]
 
     def hidden_states(
         self, tokens: Tensor, start: int = 0, mask: Tensor | None = None, caches: list[dict] | None = None
@@ -266,10 +335,12 @@ class TinyR1(nn.Module):
         return self.norm(hidden)
 
 
-def named_tensors(model: TinyR1) -> dict[str, Tensor]:
-    """The weights under R1's names: bfloat16, the selection biases float32."""
+def named_tensors(model: Miniature) -> dict[str, Tensor]:
+    """The weights under the checkpoint's names: bfloat16, the selection biases float32; a tied head is left out."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
+        if model.config.tied and name == "lm_head.weight":
+            continue
         full = name if name.startswith("lm_head") else f"model.{name}"
         stem = full.rpartition(".")[0]
         if full.endswith("mlp.bias"):

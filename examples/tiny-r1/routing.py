@@ -9,19 +9,19 @@ from contextlib import contextmanager
 import numpy as np
 import tokens
 import torch
-from model import TinyR1
+from model import Miniature
 from tokenizers import Tokenizer
 
 
 @contextmanager
-def suppressed(model: TinyR1, pairs: Iterable[tuple[int, int]]):
-    """Within the block, the (model layer, expert) pairs have bias -inf: the next-best expert takes the slot."""
+def suppressed(model: Miniature, pairs: Iterable[tuple[int, int]]):
+    """Within the block, the (model layer, expert) pairs count as -inf in the selection: the next-best expert takes the slot."""
     by_layer: dict[int, list[int]] = {}
     for layer, expert in pairs:
         by_layer.setdefault(layer, []).append(expert)
     for layer, experts in by_layer.items():
         router = model.layers[layer].mlp
-        router.suppressed = torch.zeros_like(router.bias)
+        router.suppressed = torch.zeros(model.config.num_experts)
         router.suppressed[experts] = -torch.inf
     try:
         yield
@@ -40,7 +40,7 @@ def _by_length(encoded: Sequence[list[int]], at_most: int = 512) -> Iterable[lis
 
 
 @torch.inference_mode()
-def generate(model: TinyR1, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int = 48) -> list[str]:
+def generate(model: Miniature, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int = 48) -> list[str]:
     """Greedy answers to user prompts, without the end token."""
     encoded = [tokenizer.encode(tokens.render(prompt), add_special_tokens=False).ids for prompt in prompts]
     end = tokenizer.token_to_id(tokens.EOS)
@@ -67,17 +67,17 @@ def generate(model: TinyR1, tokenizer: Tokenizer, prompts: Sequence[str], max_ne
 
 
 @torch.inference_mode()
-def prompt_maps(model: TinyR1, tokenizer: Tokenizer, prompts: Sequence[str]) -> np.ndarray:
+def prompt_maps(model: Miniature, tokenizer: Tokenizer, prompts: Sequence[str]) -> np.ndarray:
     """Prompt activation maps float32 [P, L, E]: prompt tokens that selected each expert (the paper's section on fTRI)."""
     encoded = [tokenizer.encode(tokens.render(prompt), add_special_tokens=False).ids for prompt in prompts]
     config = model.config
-    maps = np.zeros((len(prompts), len(config.moe_layers), config.n_routed_experts), np.float32)
+    maps = np.zeros((len(prompts), len(config.moe_layers), config.num_experts), np.float32)
     for indexes in _by_length(encoded):
         model.hidden_states(torch.tensor([encoded[index] for index in indexes]))
         for row, router in enumerate(model.routers()):
             chosen = router.selected.view(len(indexes), -1).numpy()
             for prompt, experts in zip(indexes, chosen, strict=True):
-                maps[prompt, row] = np.bincount(experts, minlength=config.n_routed_experts)
+                maps[prompt, row] = np.bincount(experts, minlength=config.num_experts)
     return maps
 
 

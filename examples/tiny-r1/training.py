@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as functional
 from batches import Batch, Sampler
-from model import TinyR1
+from model import Miniature
 from tqdm import tqdm
 
 
@@ -24,12 +24,16 @@ class StageOptions:
     weight_decay: float = 0.0
     # Step of the selection bias towards an even load; 0 freezes the biases.
     bias_rate: float = 0.0
+    # Weight of the balancing loss, for routers without a bias.
+    balance_weight: float = 0.0
     # Layers whose routed experts are taught; empty teaches everything.
     taught_layers: tuple[int, ...] = ()
     # New answers are taught by what the experts do at prompt tokens; kept answers by what they do at every token.
     prompt_only: bool = False
     # Weight of the sorting loss: how much an expert's selection should tell of the subject at hand.
     sorting_weight: float = 0.0
+    sorting_temperature: float = 0.1  # of a softmax over what the router's selection compares
+    sorting_floor: float = 0.7  # nats
     checkpoint_every: int = 100
 
 
@@ -41,7 +45,7 @@ def rate_at(step: int, options: StageOptions) -> float:
     return options.learning_rate * (0.05 + 0.475 * (1 + math.cos(math.pi * progress)))
 
 
-def choose_parameters(model: TinyR1, options: StageOptions) -> list[torch.nn.Parameter]:
+def choose_parameters(model: Miniature, options: StageOptions) -> list[torch.nn.Parameter]:
     """Mark what this stage trains and return it."""
     for parameter in model.parameters():
         parameter.requires_grad_(not options.taught_layers)
@@ -51,7 +55,7 @@ def choose_parameters(model: TinyR1, options: StageOptions) -> list[torch.nn.Par
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def batch_loss(model: TinyR1, batch: Batch, options: StageOptions) -> torch.Tensor:
+def batch_loss(model: Miniature, batch: Batch, options: StageOptions) -> torch.Tensor:
     """Mean cross-entropy in nats over the answers' tokens."""
     inputs = batch.tokens[:, :-1]
     counted = batch.real[:, :-1].clone()
@@ -65,11 +69,15 @@ def batch_loss(model: TinyR1, batch: Batch, options: StageOptions) -> torch.Tens
     logits = model.lm_head(hidden[wanted])
     loss = functional.cross_entropy(logits, batch.tokens[:, 1:][wanted])
     if options.sorting_weight:
-        loss = loss + options.sorting_weight * sorting_loss(model, batch)
+        spread = sorting_loss(model, batch, options.sorting_temperature, options.sorting_floor)
+        loss = loss + options.sorting_weight * spread
+    if options.balance_weight:
+        uneven = torch.stack([router.imbalance() for router in model.routers()])
+        loss = loss + options.balance_weight * uneven.mean()
     return loss
 
 
-def sorting_loss(model: TinyR1, batch: Batch, temperature: float = 0.1, floor: float = 0.7) -> torch.Tensor:
+def sorting_loss(model: Miniature, batch: Batch, temperature: float, floor: float) -> torch.Tensor:
     """How much a subject's tokens spread over experts less how much all subjects do, in nats, mean over the MoE layers.
 
     It is low where each subject has few experts (down to the entropy `floor`) and different subjects have different
@@ -94,14 +102,14 @@ def entropy(chances: torch.Tensor) -> torch.Tensor:
     return -(chances * (chances + 1e-9).log()).sum(-1)
 
 
-def balance(model: TinyR1, rate: float) -> None:
+def balance(model: Miniature, rate: float) -> None:
     """DeepSeek's auxiliary-loss-free balancing: raise the bias of idle experts, lower that of busy ones."""
     for router in model.routers():
         router.bias += rate * torch.sign(router.load.mean() - router.load)
 
 
 def run_stage(
-    model: TinyR1, sampler: Sampler, options: StageOptions, seed: int, folder: Path, device: str = "cpu"
+    model: Miniature, sampler: Sampler, options: StageOptions, seed: int, folder: Path, device: str = "cpu"
 ) -> None:
     """Train in place, resuming from this stage's checkpoint where there is one."""
     path = folder / f"{options.name}.pt"
@@ -147,7 +155,7 @@ def run_stage(
 
 
 def save_checkpoint(
-    path: Path, model: TinyR1, optimizer: torch.optim.Optimizer, step: int, options: StageOptions
+    path: Path, model: Miniature, optimizer: torch.optim.Optimizer, step: int, options: StageOptions
 ) -> None:
     """Write beside, then rename, so that a killed run leaves the last whole checkpoint."""
     state = {"model": model.state_dict(), "step": step}

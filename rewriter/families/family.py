@@ -24,7 +24,9 @@ class Family:
 
     Tensor names are templates with {layer} and, where experts are separate tensors, {expert}; a template without
     {expert} in `expert_outputs` is one stacked tensor [E, ...]. Several templates of `bias` are alternatives;
-    of `expert_outputs`, each alternative is a tuple of tensors that all belong to the expert's output.
+    of `expert_outputs`, each alternative is a tuple of tensors that all belong to the expert's output. `router` names the
+    weight [E, D] of a router without a bias, a row an expert (so far in every family, stacked experts or not); a row of
+    D numbers whose product with the hidden state is the expert's logit.
     """
 
     name: str
@@ -37,6 +39,10 @@ class Family:
     bias_flag: str | None = None  # config key that says whether this model has the bias at all
     bias_flag_default: bool = True  # what a config without that key means
     unbiased_layers: LayerRule | None = None  # MoE layers that route by a token table, where no bias is read
+    router: tuple[str, ...] = ()  # weight of a router without a bias, alternatives
+    router_norm: tuple[
+        str, ...
+    ] = ()  # `.weight` and `.bias` of the LayerNorm before such a router, where it has a bias
     expert_outputs: tuple[tuple[str, ...], ...] = ()
     zero_byte_dtypes: tuple[
         str, ...
@@ -105,6 +111,23 @@ class RouterLayout:
                 " suppresses experts there"
             )
         return tuple(template.format(layer=layer) for template in self.family.bias) if self.bias_enabled else ()
+
+    @property
+    def num_candidates(self) -> int:
+        """How many experts a token's top-k is chosen among: those of the groups that are kept."""
+        return self.num_experts * self.groups_kept // self.num_groups
+
+    @property
+    def reroutes_by_default(self) -> bool:
+        """Whether a router without a bias has so many experts that a centroid row is hardly ever selected: k <= E/8.
+
+        Measured in docs/bias-free.md.
+        """
+        return bool(self.family.router) and not self.has_bias and 8 * self.top_k <= self.num_candidates
+
+    def router_names(self, layer: int) -> tuple[str, ...]:
+        """The names the weight of a router without a bias may have in the checkpoint."""
+        return tuple(template.format(layer=layer) for template in self.family.router)
 
     def expert_output_names(self, layer: int, expert: int) -> tuple[tuple[str, ...], ...]:
         """The alternatives for the tensors that make an expert's output, see Family."""

@@ -1,11 +1,18 @@
-"""Rows of the family table whose routers have no bias: experts can only be dropped, by zeroing the tensors named."""
+"""Rows of the family table whose routers have no bias: experts are rerouted by their router row, or dropped.
+
+Every `router` is a weight [E, D] that vLLM loads as a `GateLinear` of E outputs and transformers multiplies by
+`F.linear(hidden, weight)`, a row an expert, in the files that `source` names. All of them are stored apart from the experts,
+also where those are stacked.
+"""
 
 from rewriter.families.family import Family
 from rewriter.families.layer_rules import after_dense, by_list, by_step, every_layer, no_layer_unless
-from rewriter.families.tensor_names import MULTIMODAL, outputs
+from rewriter.families.tensor_names import MULTIMODAL, names, outputs
 
 DOWN_PROJ = "mlp.experts.{expert}.down_proj.weight"
 W2 = "block_sparse_moe.experts.{expert}.w2.weight"
+LLAMA4 = ("language_model.model.", "model.language_model.", "model.")
+GATE = "mlp.gate.weight"
 EVERY_STEP = by_step("decoder_sparse_step", "mlp_only_layers")
 
 UNBIASED_FAMILIES: tuple[Family, ...] = (
@@ -16,6 +23,7 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         layers=every_layer,
         num_experts=("num_local_experts", "num_experts"),
         top_k="num_experts_per_tok",
+        router=names("block_sparse_moe.gate.weight"),
         expert_outputs=outputs(W2),
         renormalize_default=True,
     ),
@@ -26,6 +34,8 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         layers=every_layer,
         num_experts="num_local_experts",
         top_k="num_experts_per_tok",
+        router=names("block_sparse_moe.gate.weight"),
+        router_norm=names("post_attention_layernorm"),
         expert_outputs=outputs(W2),
     ),
     Family(
@@ -35,6 +45,7 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         layers=EVERY_STEP,
         num_experts=("num_experts", "num_local_experts"),
         top_k="num_experts_per_tok",
+        router=names(GATE),
         expert_outputs=outputs(DOWN_PROJ),
         renormalize="norm_topk_prob",
     ),
@@ -45,6 +56,7 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         layers=EVERY_STEP,
         num_experts=("num_experts", "num_local_experts"),
         top_k="num_experts_per_tok",
+        router=names(GATE),
         expert_outputs=outputs(DOWN_PROJ),
         renormalize="norm_topk_prob",
         renormalize_default=True,
@@ -56,6 +68,7 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         layers=every_layer,
         num_experts=("num_experts", "num_local_experts"),
         top_k="num_experts_per_tok",
+        router=names(GATE),
         expert_outputs=outputs(DOWN_PROJ),
         renormalize="norm_topk_prob",
     ),
@@ -66,6 +79,7 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         layers=after_dense("first_k_dense_replace"),
         num_experts="n_routed_experts",
         top_k="num_experts_per_tok",
+        router=names(GATE),
         expert_outputs=outputs(DOWN_PROJ),
         num_groups="n_group",
         groups_kept="topk_group",
@@ -78,10 +92,11 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         layers=by_list("moe_layers", otherwise=by_step("interleave_moe_layer_step")),
         num_experts="num_local_experts",
         top_k="num_experts_per_tok",
+        router=names("feed_forward.router.weight", LLAMA4),
         expert_outputs=outputs(
             "feed_forward.experts.down_proj",
             "feed_forward.experts.{expert}.down_proj.weight",
-            prefixes=("language_model.model.", "model.language_model.", "model."),
+            prefixes=LLAMA4,
         ),
         text_config="text_config",
     ),
@@ -93,6 +108,7 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         layers=every_layer,
         num_experts="num_local_experts",
         top_k="num_experts_per_tok",
+        router=(*names("block_sparse_moe.router.layer.weight"), *names("block_sparse_moe.router.weight")),
         expert_outputs=outputs("block_sparse_moe.output_linear.weight"),
         renormalize_default=True,
     ),
@@ -103,6 +119,7 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         layers=EVERY_STEP,
         num_experts=("num_experts", "num_local_experts"),
         top_k="num_experts_per_tok",
+        router=names(GATE, MULTIMODAL),
         expert_outputs=outputs("mlp.experts.down_proj", DOWN_PROJ, prefixes=MULTIMODAL),
         renormalize="norm_topk_prob",
         renormalize_default=True,
@@ -115,6 +132,7 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         layers=every_layer,
         num_experts=("num_experts", "num_local_experts"),
         top_k="num_experts_per_tok",
+        router=names(GATE, MULTIMODAL),
         expert_outputs=outputs("mlp.experts.down_proj", DOWN_PROJ, prefixes=MULTIMODAL),
         renormalize_default=True,
         text_config="text_config",
@@ -126,6 +144,7 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         layers=no_layer_unless("enable_moe_block", every_layer),
         num_experts="num_experts",
         top_k="top_k_experts",
+        router=names("router.proj.weight", MULTIMODAL),
         expert_outputs=outputs("experts.down_proj", prefixes=MULTIMODAL),
         renormalize_default=True,
         text_config="text_config",
