@@ -6,7 +6,8 @@ from a ByteSource, so that a folder on disk and a repository on the Hub are read
 
 import json
 import os
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -174,6 +175,18 @@ class Checkpoint:
     def shards(self) -> tuple[str, ...]:
         """The shards' file names, sorted."""
         return tuple(sorted(set(self.weight_map.values())))
+
+    @cached_property
+    def _sorted_names(self) -> list[str]:
+        return sorted(self.weight_map)
+
+    def names_from(self, prefix: str) -> Iterator[str]:
+        """The tensors whose names begin with a prefix, sorted."""
+        names = self._sorted_names
+        for number in range(bisect_left(names, prefix), len(names)):
+            if not names[number].startswith(prefix):
+                return
+            yield names[number]
 
     def shard_size(self, shard: str) -> int:
         """Size of a shard in bytes.

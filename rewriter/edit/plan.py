@@ -30,12 +30,12 @@ from rewriter.edit.record import (
 from rewriter.edit.tensors import (
     BIAS_DTYPES,
     MINUS_INFINITY,
-    ZERO_FILL_DTYPES,
     Margins,
     decode_bias,
     edit_bias,
     margins,
 )
+from rewriter.edit.zero import Fill, find_weight, zero_weight
 from rewriter.errors import CheckpointError, ExpertSetError, PlanError
 from rewriter.expert_set import ExpertSet
 from rewriter.families.family import RouterLayout, language_config
@@ -55,7 +55,7 @@ class EditOptions:
 
 @dataclass(frozen=True)
 class TensorPatch:
-    """New bytes for a range of one tensor: `data`, or zeros where `data` is None."""
+    """New bytes for a range of one tensor: `data`, or the byte `fill` throughout where `data` is None."""
 
     tensor: str
     shard: str
@@ -64,6 +64,7 @@ class TensorPatch:
     data: bytes | None
     sha256_before: str
     sha256_after: str
+    fill: int = 0
 
 
 @dataclass(frozen=True)
@@ -350,37 +351,26 @@ def _drop(checkpoint: Checkpoint, layout: RouterLayout, layer: int, experts: tup
     patches = []
     for expert in experts:
         alternatives = layout.expert_output_names(layer, expert)
-        present = [all(name in checkpoint.weight_map for name in names) for names in alternatives]
-        if True not in present:
+        found = [[find_weight(checkpoint, name) for name in names] for names in alternatives]
+        chosen = next((number for number, weights in enumerate(found) if all(weights)), None)
+        if chosen is None:
             expected = " or ".join(" and ".join(names) for names in alternatives)
             raise CheckpointError(
                 f"{checkpoint.source.name}: has no tensor {expected}, expected the output of expert {expert}"
             )
-        chosen = present.index(True)
-        for template, name in zip(layout.family.expert_outputs[chosen], alternatives[chosen], strict=True):
-            entry = checkpoint.find((name,))
-            assert entry is not None  # the weight map has it
-            patches.append(_zero(checkpoint, entry, None if "{expert}" in template else expert, layout))
+        for template, weight in zip(layout.family.expert_outputs[chosen], found[chosen], strict=True):
+            assert weight is not None
+            row = None if "{expert}" in template else expert
+            patches += [_filled(checkpoint, fill) for fill in zero_weight(checkpoint, weight, row, layout.num_experts)]
     return patches
 
 
-def _zero(checkpoint: Checkpoint, entry: TensorEntry, row: int | None, layout: RouterLayout) -> TensorPatch:
-    """The patch that zeroes an expert's output tensor, or its row where the tensor is stacked [E, ...]."""
-    where = f"{checkpoint.source.name}/{entry.shard}: {entry.name}"
-    fillable = ZERO_FILL_DTYPES | set(layout.family.zero_byte_dtypes)
-    if entry.dtype not in fillable:
-        raise CheckpointError(f"{where} is {entry.dtype}, expected one of {', '.join(sorted(fillable))} for drop")
-    start, size = 0, entry.size_bytes
-    if row is not None:
-        if not entry.shape or entry.shape[0] != layout.num_experts:
-            raise CheckpointError(
-                f"{where} has shape {list(entry.shape)}, expected one of [{layout.num_experts}, ...]"
-                " with the experts stacked in front"
-            )
-        size //= layout.num_experts
-        start = row * size
-    before = checkpoint.read(entry.part(start, size))
-    return TensorPatch(entry.name, entry.shard, start, size, None, _sha256(before), _sha256(bytes(size)))
+def _filled(checkpoint: Checkpoint, fill: Fill) -> TensorPatch:
+    """The patch that fills a range of a tensor with one byte."""
+    before = checkpoint.read(fill.entry.part(fill.start, fill.size_bytes))
+    after = bytes([fill.byte]) * fill.size_bytes
+    hashes = _sha256(before), _sha256(after)
+    return TensorPatch(fill.entry.name, fill.entry.shard, fill.start, fill.size_bytes, None, *hashes, fill=fill.byte)
 
 
 def _patch(entry: TensorEntry, before: bytes, after: bytes) -> TensorPatch:

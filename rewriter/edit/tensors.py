@@ -20,9 +20,6 @@ BIAS_DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F64": np.dtype("<f8"),
 }
-# The data types in which bytes of zero mean the number zero, so that zeroing an expert's output is a fill. Packed integer
-# formats with a zero point are not among them; U8 holds mxfp4 blocks, two e2m1 numbers a byte.
-ZERO_FILL_DTYPES = frozenset({"F8_E4M3", "F8_E5M2", "BF16", "F16", "F32", "F64", "F4", "U8"})
 
 
 @dataclass(frozen=True)

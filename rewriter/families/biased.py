@@ -362,7 +362,6 @@ BIASED_FAMILIES: tuple[Family, ...] = (
         bias=names("ffn.gate.bias", ("", "model.")),
         unbiased_layers=by_types("mlp_layer_types", "hash_moe", otherwise=first_layers("num_hash_layers")),
         expert_outputs=outputs("ffn.experts.{expert}.w2.weight", prefixes=("", "model.")),
-        zero_byte_dtypes=("I8",),  # two e2m1 numbers a byte, where the config has expert_dtype fp4
         score="sqrtsoftplus",
         renormalize="norm_topk_prob",
         renormalize_default=True,
@@ -377,11 +376,7 @@ BIASED_FAMILIES: tuple[Family, ...] = (
         num_experts=("num_local_experts", "num_experts"),
         top_k=("num_experts_per_tok", "experts_per_token"),
         bias=names("mlp.router.bias"),
-        # The expert's output has a bias of its own, which would survive the zeroing of the matrix alone.
-        expert_outputs=(
-            names("mlp.experts.down_proj_blocks") + names("mlp.experts.down_proj_bias"),
-            names("mlp.experts.down_proj") + names("mlp.experts.down_proj_bias"),
-        ),
+        expert_outputs=outputs("mlp.experts.down_proj", DOWN_PROJ),
         score="logit",
         renormalize_default=True,
         can_stimulate=False,

@@ -24,9 +24,10 @@ class Family:
 
     Tensor names are templates with {layer} and, where experts are separate tensors, {expert}; a template without
     {expert} in `expert_outputs` is one stacked tensor [E, ...]. Several templates of `bias` are alternatives;
-    of `expert_outputs`, each alternative is a tuple of tensors that all belong to the expert's output. `router` names the
-    weight [E, D] of a router without a bias, a row an expert (so far in every family, stacked experts or not); a row of
-    D numbers whose product with the hidden state is the expert's logit.
+    of `expert_outputs`, each alternative is a tuple of weights that all belong to the expert's output, named as they are
+    unquantised and without biases: rewriter/edit/formats.py knows what else a weight is stored as, and finds its bias.
+    `router` names the weight [E, D] of a router without a bias, a row an expert (so far in every family, stacked experts or
+    not); a row of D numbers whose product with the hidden state is the expert's logit.
     """
 
     name: str
@@ -44,9 +45,6 @@ class Family:
         str, ...
     ] = ()  # `.weight` and `.bias` of the LayerNorm before such a router, where it has a bias
     expert_outputs: tuple[tuple[str, ...], ...] = ()
-    zero_byte_dtypes: tuple[
-        str, ...
-    ] = ()  # of expert_outputs: further types in which bytes of zero mean the number zero
     score: Score | None = None  # what the bias is added to
     num_groups: Keys | None = None
     groups_kept: Keys | None = None

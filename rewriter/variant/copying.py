@@ -219,8 +219,8 @@ def write_fully(descriptor: int, data: bytes | memoryview, offset: int) -> None:
         view, offset = view[count:], offset + count
 
 
-def write_zeros(descriptor: int, offset: int, size: int) -> None:
-    """Write `size` zero bytes."""
-    zeros = memoryview(bytes(min(size, PLAIN_CHUNK_BYTES)))
+def write_repeated(descriptor: int, byte: int, offset: int, size: int) -> None:
+    """Write `size` times the same byte."""
+    piece = memoryview(bytes([byte]) * min(size, PLAIN_CHUNK_BYTES))
     for start in range(0, size, PLAIN_CHUNK_BYTES):
-        write_fully(descriptor, zeros[: min(PLAIN_CHUNK_BYTES, size - start)], offset + start)
+        write_fully(descriptor, piece[: min(PLAIN_CHUNK_BYTES, size - start)], offset + start)

@@ -29,7 +29,7 @@ from rewriter.variant.copying import (
     fsync_file,
     place_unchanged,
     write_fully,
-    write_zeros,
+    write_repeated,
 )
 from rewriter.variant.output_folder import OutputFolder
 from rewriter.variant.preview import preview
@@ -200,7 +200,7 @@ def _write_edited(
                 raise CheckpointError(f"{source}: {patch.tensor} changed since it was planned on; run again")
             at = place + shift
             if patch.data is None:
-                write_zeros(created.fileno(), at, patch.size_bytes)
+                write_repeated(created.fileno(), patch.fill, at, patch.size_bytes)
             else:
                 write_fully(created.fileno(), patch.data, at)
         os.fsync(created.fileno())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from family_models import TINY_MODELS
 
+from rewriter.edit.formats import WEIGHT_FORMATS, WeightFormat
 from rewriter.families.family import Family, Keys
 from rewriter.families.lookup import FAMILIES
 
@@ -95,7 +96,18 @@ def sources_table() -> str:
     return _table(("family", "source", "remarks"), ((family.name, family.source, family.notes) for family in FAMILIES))
 
 
-TABLES = {"routers": routers_table, "edits": edits_table, "sources": sources_table}
+def formats_table() -> str:
+    """What of each storage format becomes zero."""
+    return _table(
+        ("format", "tensors beside the weight", "drop writes", "source"),
+        (
+            (row.name, ", ".join(f"`{suffix}`" for suffix in row.tensors if suffix), _written(row), row.source)
+            for row in WEIGHT_FORMATS
+        ),
+    )
+
+
+TABLES = {"routers": routers_table, "edits": edits_table, "sources": sources_table, "formats": formats_table}
 
 
 def updated(text: str) -> str:
@@ -127,6 +139,13 @@ def _lines(names: Iterable[str]) -> str:
         below = ", ".join(f"`{prefix}`" if prefix else "no prefix" for prefix in others)
         lines.append(name + (f" (or below {below})" if others else ""))
     return "<br>".join(lines)
+
+
+def _written(row: WeightFormat) -> str:
+    if row.zeroed is None:
+        return f"nothing, it is refused: {row.refused}"
+    what = f"`{row.zeroed}`" if row.zeroed else "the tensor itself"
+    return f"{what}: " + ("zero" if row.code_book is None else f"the code that `{row.code_book}` gives as zero")
 
 
 def _keys(keys: Keys | None) -> str:

@@ -562,12 +562,12 @@ def test_r1_names() -> None:
     assert layout.missing_vllm_keys == ()
 
 
-def test_gpt_oss_names_both_forms_and_the_output_bias() -> None:
-    """The expert's output bias belongs to its output; suppression is by -inf alone, since the bias is part of the logit."""
+def test_gpt_oss_suppresses_by_minus_infinity_alone() -> None:
+    """The bias is part of the logit, which has no bound."""
     layout = layout_of("gpt_oss")
     assert layout.expert_output_names(1, 3) == (
-        ("model.layers.1.mlp.experts.down_proj_blocks", "model.layers.1.mlp.experts.down_proj_bias"),
-        ("model.layers.1.mlp.experts.down_proj", "model.layers.1.mlp.experts.down_proj_bias"),
+        ("model.layers.1.mlp.experts.down_proj",),
+        ("model.layers.1.mlp.experts.3.down_proj.weight",),
     )
     assert layout.bias_names(1) == ("model.layers.1.mlp.router.bias",)
     assert layout.score_range is None and not layout.family.can_stimulate

@@ -224,10 +224,16 @@ def test_drop_in_mxfp4_blocks(tmp_path: Path) -> None:
 
 
 def test_drop_in_fp4_experts_of_deepseek_v4(tmp_path: Path) -> None:
-    """DeepSeek-V4 as published packs two e2m1 numbers in a byte of I8; elsewhere I8 may have a zero point and is refused."""
+    """DeepSeek-V4 as published packs two e2m1 numbers in a byte of I8; without its scales I8 is of no known format."""
     folder = build_tiny_model(tiny_model("deepseek_v4-hub-names"), tmp_path / "base")
 
     def pack(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        if ".experts." not in name:
+            return {name: tensor}
+        scales = torch.full((1, 1), 127, dtype=torch.uint8).view(torch.float8_e8m0fnu)
+        return {name: tensor.view(torch.int8), name.replace(".weight", ".scale"): scales}
+
+    def pack_without_scales(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         return {name: tensor.view(torch.int8)} if ".experts." in name else {name: tensor}
 
     transform_shards(folder, pack)
@@ -241,8 +247,8 @@ def test_drop_in_fp4_experts_of_deepseek_v4(tmp_path: Path) -> None:
     assert raw_tensors(tmp_path / "variant") == expected
 
     mixtral = build_tiny_model(tiny_model("mixtral"), tmp_path / "mixtral")
-    transform_shards(mixtral, pack)
-    with pytest.raises(CheckpointError, match="is I8, expected one of BF16, F16"):
+    transform_shards(mixtral, pack_without_scales)
+    with pytest.raises(CheckpointError, match="is stored as .weight I8, a quantised format without a row"):
         rewrite(mixtral, tmp_path / "refused", (EXPERT,), semantics="drop")
 
 
