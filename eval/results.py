@@ -13,6 +13,7 @@ from eval.measures.paper import PaperNumber
 from eval.measures.statistics import Interval, Rate
 from eval.measures.transitions import Change, Comparison
 from rewriter.errors import InputError
+from rewriter.whole_file import write_whole
 
 SCHEMA_ID: Literal["mote.results/1"] = "mote.results/1"
 FILE_NAME = "results.json"
@@ -225,7 +226,7 @@ class Results(BaseModel):
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, replacing the file in one step."""
-        write_text(Path(path), self.model_dump_json(by_alias=True, indent=1) + "\n")
+        write_whole(path, self.model_dump_json(by_alias=True, indent=1) + "\n")
 
     def arm(self, name: str) -> ArmSummary:
         """The arm of that name. Raises KeyError."""
@@ -237,10 +238,3 @@ class Results(BaseModel):
     def primary_comparison(self) -> Comparison | None:
         """The comparison of the base with the variant that was asked about; None when it is missing."""
         return next((one for one in self.comparisons if one.after == self.primary), None)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file beside its place and move it there, so that a reader never sees half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -1,13 +1,18 @@
-"""The edge shared by every command line: one way to build it, one way to fail."""
+"""The edge shared by every command line: one way to build it, to fail, to show progress and to write a size."""
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 
 from rewriter.errors import MoteError
+
+Progress = Callable[[int], None]  # told of every run of bytes done
+
+PROGRESS_DELAY_SECONDS = 1.0
 
 
 def make_app(**keywords: Any) -> typer.Typer:
@@ -18,6 +23,34 @@ def make_app(**keywords: Any) -> typer.Typer:
 def say(message: str) -> None:
     """Write one line of talk to stderr; stdout is kept for data."""
     print(message, file=sys.stderr, flush=True)
+
+
+def size_text(size_bytes: int) -> str:
+    """A number of bytes for people, in binary units: 312 B, 4.01 GiB."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"
+
+
+@contextmanager
+def byte_progress(total_bytes: int, description: str = "shards") -> Iterator[Progress]:
+    """A bar over bytes on stderr, shown when something takes long; yields the function that takes the bytes done."""
+    from tqdm import tqdm
+
+    with tqdm(
+        total=total_bytes,
+        disable=None,  # only on a terminal: elsewhere its lines would mix with the sentences that scripts read
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        delay=PROGRESS_DELAY_SECONDS,
+        desc=description,
+        leave=False,
+    ) as bar:
+        yield bar.update
 
 
 def run(app: Callable[[], Any]) -> None:

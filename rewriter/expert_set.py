@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rewriter.errors import ExpertSetError
+from rewriter.whole_file import write_whole
 
 SCHEMA_ID = "mote.expert-set/1"
 PRESET_PREFIX = "preset:"
@@ -71,11 +72,12 @@ class ExpertSet(BaseModel):
             raise ExpertSetError(f"{name}: {_first_problem(error)}") from None
 
     def save(self, path: str | Path) -> None:
-        """Write the expert set as JSON, replacing the file in one step."""
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.partial")
-        partial.write_text(self.to_json(), encoding="utf-8")
-        partial.replace(target)
+        """Write the expert set as JSON, replacing the file in one step.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        write_whole(path, self.to_json())
 
     def to_json(self) -> str:
         """The JSON text, one expert a line so that diffs read well."""

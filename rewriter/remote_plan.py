@@ -7,10 +7,11 @@ from typing import Any
 
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.cli.text import edit_lines
+from rewriter.console import size_text
 from rewriter.edit.plan import Plan
 from rewriter.edit.record import BLOCK_KEY
 from rewriter.errors import InputError
-from rewriter.hub.models import find_in_cache, format_bytes, looks_like_repo_id
+from rewriter.hub.models import find_in_cache, looks_like_repo_id
 from rewriter.hub.remote import RemoteRepo, download_size_bytes, open_remote
 from rewriter.rewrite import RewriteRequest, base_name, read_edit
 
@@ -80,13 +81,13 @@ def remote_plan_lines(remote: RemotePlan) -> list[str]:
     lines = [
         f"plan: {tree.repo_id} at revision {tree.commit} (nothing is downloaded or written)",
         *edit_lines(plan),
-        f"  edited shards: {len(plan.changed_shards)}, {format_bytes(edited)}",
+        f"  edited shards: {len(plan.changed_shards)}, {size_text(edited)}",
         f"  config.json: {plan.record.renormalization}",
-        f"  read for this plan: {remote.remote.num_requests} requests, {format_bytes(remote.remote.received_bytes)}",
+        f"  read for this plan: {remote.remote.num_requests} requests, {size_text(remote.remote.received_bytes)}",
     ]
     if remote.is_cached:
         lines.append("  a full run downloads nothing: the local cache has this revision")
     else:
-        size = format_bytes(remote.download_bytes)
+        size = size_text(remote.download_bytes)
         lines.append(f"  a full run downloads {remote.num_files} files, {size}, into the local Hub cache")
     return lines + [f"  note: {note}" for note in plan.notes]

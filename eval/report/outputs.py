@@ -14,9 +14,10 @@ from eval.report.card import results_section, safety_section
 from eval.report.page import render_report
 from eval.report.transcripts import FILE_NAME as TRANSCRIPTS
 from eval.report.transcripts import choose_examples, write_transcripts
-from eval.results import FILE_NAME, SCHEMA_ID, Results, write_text
+from eval.results import FILE_NAME, SCHEMA_ID, Results
 from eval.run import Inputs, Measured
 from ftri.prompts.sets import PromptSet
+from rewriter.whole_file import write_whole
 
 REPORT = "report.html"
 # The names under which mote-push looks for the sections in a variant's folder.
@@ -85,10 +86,10 @@ def assemble(
 
 def write_outputs(results: Results, output: Path) -> None:
     """Write the report, the card's sections and, last, results.json: where that is, the rest is too."""
-    write_text(output / REPORT, render_report(results))
-    write_text(output / CARD_SECTION, results_section(results))
+    write_whole(output / REPORT, render_report(results))
+    write_whole(output / CARD_SECTION, results_section(results))
     if results.safety:
-        write_text(output / SAFETY_SECTION, safety_section(results))
+        write_whole(output / SAFETY_SECTION, safety_section(results))
     results.save(output / FILE_NAME)
 
 
@@ -108,5 +109,5 @@ def update_card(folder: Path, results: Results) -> Path:
     text = replace_results(text, results_section(results))
     if results.safety:
         text = replace_safety(text, safety_section(results))
-    write_text(card, text)
+    write_whole(card, text)
     return card

@@ -12,6 +12,7 @@ from eval.answers.journal import Journal
 from eval.measures.outcomes import Outcomes
 from eval.results import Example, ExampleAnswer
 from eval.run import SideBySide
+from rewriter.whole_file import whole_file
 
 FILE_NAME = "transcripts.jsonl"
 NUM_EXAMPLES_PER_KIND = 2
@@ -19,16 +20,14 @@ NUM_EXAMPLES_PER_KIND = 2
 
 def write_transcripts(path: Path, parts: Sequence[SideBySide], journal: Journal) -> dict[str, Any]:
     """Write all parts in one step; returns the file's name, number of lines and SHA-256."""
-    partial = path.with_name(f".{path.name}.partial")
     checksum = hashlib.sha256()
     num_lines = 0
-    with partial.open("wb") as file:
+    with whole_file(path) as file:
         for line in _lines(parts, journal):
             encoded = json.dumps(line, ensure_ascii=False).encode("utf-8", errors="surrogatepass") + b"\n"
             checksum.update(encoded)
             file.write(encoded)
             num_lines += 1
-    partial.replace(path)
     return {"file": path.name, "lines": num_lines, "sha256": checksum.hexdigest(), "journal": journal.path.name}
 
 

@@ -22,6 +22,7 @@ from ftri.report import figures
 from ftri.report.figures import DIVERGING, SEQUENTIAL, class_styles
 from ftri.report.token_texts import TokenTexts
 from rewriter.errors import OutputError
+from rewriter.whole_file import write_whole
 
 # A token that predicts less of an expert's resonance than this is not named in the ranking.
 SHOWN_TOKEN_SHARE = 0.05
@@ -53,7 +54,7 @@ def write_report(findings: Findings, folders: Sequence[str | Path], output: Path
     pictures = figures.write_figures(output, findings, labels, chosen[0] if chosen else None, token, plane, texts)
     page = render(findings, labels, chosen, token, plane, texts, [path.name for path in pictures])
     path = output / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
     return path
 
 

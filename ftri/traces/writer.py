@@ -30,6 +30,7 @@ from ftri.traces.reader import (
     load_manifest,
     part_path,
 )
+from rewriter.whole_file import sync_file, sync_folder, write_whole
 
 LOCK_NAME = ".lock"
 # Facts about the recording machine, which may change between a run and the one that resumes it.
@@ -120,7 +121,7 @@ class TraceWriter:
         elif any(not path.name.startswith(".") for path in self.folder.iterdir()):
             raise TraceError(f"{self.folder} holds other files and no {MANIFEST_NAME}, expected an empty or new folder")
         else:
-            write_synced(self.folder / MANIFEST_NAME, (json.dumps(self.manifest, indent=2) + "\n").encode())
+            write_whole(self.folder / MANIFEST_NAME, (json.dumps(self.manifest, indent=2) + "\n").encode())
         end_bytes = 0
         for entry, offset_bytes in iterate_index(self.folder):
             self.completed.add((entry["prompt_id"], int(entry["sample"])))
@@ -139,7 +140,7 @@ class TraceWriter:
         """Write down what became known later; only what may differ between the runs that fill a folder."""
         assert facts.keys() <= UNCOMPARED_KEYS, f"{facts.keys() - UNCOMPARED_KEYS} are compared on resume"
         self.manifest |= facts
-        write_synced(self.folder / MANIFEST_NAME, (json.dumps(self.manifest, indent=2) + "\n").encode())
+        write_whole(self.folder / MANIFEST_NAME, (json.dumps(self.manifest, indent=2) + "\n").encode())
 
     def _open_part(self) -> None:
         path = part_path(self.folder, self._chunk_number)
@@ -185,9 +186,9 @@ class TraceWriter:
     def _sync_lines(self, lines: list[str]) -> None:
         """Bring the rows written so far onto the disk, then the index lines that name them; empties `lines`."""
         if lines:
-            sync(self._part)
+            sync_file(self._part)
             self._index.write("".join(lines).encode())
-            sync(self._index)
+            sync_file(self._index)
             lines.clear()
 
     def _finish_chunk(self) -> None:
@@ -195,7 +196,7 @@ class TraceWriter:
         path = part_path(self.folder, self._chunk_number)
         if self._num_rows:
             rows = np.fromfile(path, self.dtype).reshape(self._num_rows, *self.row_shape)
-            write_synced(chunk_path(self.folder, self._chunk_number), encode_chunk(rows, self.compress))
+            write_whole(chunk_path(self.folder, self._chunk_number), encode_chunk(rows, self.compress))
         path.unlink()
         sync_folder(self.folder)
 
@@ -238,31 +239,6 @@ def lock_folder(folder: Path) -> IO[str]:
     file.write(f"{os.getpid()}\n")
     file.flush()
     return file
-
-
-def sync(file: IO[bytes]) -> None:
-    """Bring what was written to a file onto the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's entries (new names, renames) onto the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file beside its place and give it its name when it is complete on disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        sync(file)
-    temporary.replace(path)
-    sync_folder(path.parent)
 
 
 def write_traces(folder: str | Path, manifest: Mapping[str, Any], records: Iterable[TraceRecord]) -> None:

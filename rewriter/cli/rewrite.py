@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rewriter.console import make_app, run, say
+from rewriter.console import byte_progress, make_app, run, say
 
 if TYPE_CHECKING:
     from rewriter.edit.plan import Plan
@@ -96,7 +96,6 @@ def rewrite(
 
     Only the tensors in the plan change; the base is never opened for writing. The variant is served by stock runtimes.
     """
-    from rewriter.progress import byte_progress
     from rewriter.rewrite import RewriteRequest, execute, prepare
 
     request = RewriteRequest(

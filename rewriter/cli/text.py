@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from rewriter.console import size_text
 from rewriter.edit.plan import LayerEdit, Plan, value_text
 from rewriter.edit.record import BLOCK_KEY
 from rewriter.semantics import DROP
@@ -74,16 +75,6 @@ def result_lines(result: EmitResult, plan: Plan) -> list[str]:
         lines.append("  note: linked shards are the base's own files; do not edit them in place")
     lines += [f"  note: {note}" for note in plan.notes]
     return lines + [f"  seconds: {result.seconds:.2f}", f"  serve: {result.serve}"]
-
-
-def size_text(size_bytes: int) -> str:
-    """A number of bytes for people."""
-    size = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.4g} {unit}"
-        size /= 1024
-    return f"{size:.4g} TiB"
 
 
 def _layer_text(edit: LayerEdit, plan: Plan) -> str:

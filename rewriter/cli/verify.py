@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rewriter.console import make_app, run, say
+from rewriter.console import byte_progress, make_app, run, say
 
 app = make_app()
 
@@ -28,7 +28,6 @@ def verify_variant(
     from rewriter.cli.text import verify_lines
     from rewriter.edit.record import read_record
     from rewriter.hub.models import resolve_model
-    from rewriter.progress import byte_progress
     from rewriter.variant.runtimes import safety
     from rewriter.variant.verify import base_of, verify
 

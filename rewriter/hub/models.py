@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rewriter.checkpoint.other_files import OTHER_WEIGHTS, TRAINING_STATE
 from rewriter.checkpoint.reader import INDEX_NAME, SINGLE_NAME
+from rewriter.console import size_text
 from rewriter.errors import CheckpointError, HubError, InputError
 from rewriter.hub.errors import hub_errors, quiet_hub_logs, with_retries
 
@@ -195,16 +196,6 @@ def files_to_download(tree: RemoteTree) -> list[RemoteFile]:
     )
 
 
-def format_bytes(size_bytes: int) -> str:
-    """Write a size for people, in decimal units: 312 B, 4.30 GB."""
-    size = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
-
-
 def _resolve_folder(folder: Path, revision: str | None) -> ResolvedModel:
     identity = cache_identity(folder)
     if revision is not None and (identity is None or identity[1] != revision):
@@ -243,8 +234,8 @@ def _announce_download(
     needed_bytes = max(0, size_bytes - present_bytes)
     free_bytes = shutil.disk_usage(existing).free
     say(
-        f"{repo_id} is not in the local cache: downloading {len(wanted)} files, {format_bytes(size_bytes)}, "
-        f"at revision {commit} to {cache} ({format_bytes(free_bytes)} free)"
+        f"{repo_id} is not in the local cache: downloading {len(wanted)} files, {size_text(size_bytes)}, "
+        f"at revision {commit} to {cache} ({size_text(free_bytes)} free)"
     )
     if size_bytes >= LARGE_DOWNLOAD_BYTES:
         say(
@@ -253,6 +244,6 @@ def _announce_download(
         )
     if needed_bytes > free_bytes:
         raise HubError(
-            f"'{repo_id}' needs {format_bytes(needed_bytes)} at {cache}, but only {format_bytes(free_bytes)} are free: "
+            f"'{repo_id}' needs {size_text(needed_bytes)} at {cache}, but only {size_text(free_bytes)} are free: "
             "set HF_HUB_CACHE to a larger disk"
         )

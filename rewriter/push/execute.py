@@ -6,9 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from rewriter.console import size_text
 from rewriter.errors import HubError
 from rewriter.hub.errors import ConflictError, explain, hub_errors, is_transient, wait_seconds, with_retries
-from rewriter.hub.models import RemoteTree, format_bytes, remote_tree
+from rewriter.hub.models import RemoteTree, remote_tree
 from rewriter.push.files import LocalFile
 from rewriter.push.plan import FileAction, PushPlan, same_content
 from rewriter.push.prepare import PreparedPush
@@ -130,7 +131,7 @@ def _upload(api: "HfApi", plan: PushPlan, operations: Sequence[Operation], say: 
         if isinstance(operation, CommitOperationAdd) and operation.upload_info.size >= LARGE_UPLOAD_BYTES
     ]
     for number, addition in enumerate(large, 1):
-        size = format_bytes(addition.upload_info.size)
+        size = size_text(addition.upload_info.size)
         say(f"uploading {addition.path_in_repo} ({size}), {number} of {len(large)}")
         with hub_errors(plan.repo_id, transfer=True):
             with_retries(

@@ -12,6 +12,7 @@ from rewriter.edit.record import VariantRecord, read_record
 from rewriter.errors import InputError
 from rewriter.hub.models import RemoteTree, missing_files
 from rewriter.variant.shared_blocks import shared_ranges
+from rewriter.whole_file import write_whole
 
 SMALL_FILE_BYTES = 10_000_000
 """Below this a file is simply read; the Hub keeps larger ones, and all weights, outside of git."""
@@ -185,6 +186,4 @@ def _read_ledger(ledger: Path) -> dict[str, str]:
 
 def _write_ledger(ledger: Path, known: Mapping[str, str]) -> None:
     ledger.parent.mkdir(parents=True, exist_ok=True)
-    partial = ledger.with_name(f".{ledger.name}.{os.getpid()}")
-    partial.write_text(json.dumps(known))
-    partial.replace(ledger)
+    write_whole(ledger, json.dumps(known))

@@ -6,7 +6,8 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from rewriter.checkpoint.other_files import OTHER_WEIGHTS
-from rewriter.hub.models import RemoteFile, RemoteTree, format_bytes
+from rewriter.console import size_text
+from rewriter.hub.models import RemoteFile, RemoteTree
 from rewriter.push.files import LocalFile
 
 Action = Literal["upload", "keep", "copy", "delete"]
@@ -158,10 +159,10 @@ def describe_plan(plan: PushPlan) -> str:
     ):
         items = plan.files(kind)  # type: ignore[arg-type]
         if items:
-            size = format_bytes(sum(item.size_bytes for item in items))
+            size = size_text(sum(item.size_bytes for item in items))
             lines.append(f"  {kind:<7}{len(items):>4} files {size:>9}  {meaning}")
         if kind in ("upload", "delete"):
-            lines += [f"    {item.path}  {format_bytes(item.size_bytes)}" for item in items[:NUM_FILES_SHOWN]]
+            lines += [f"    {item.path}  {size_text(item.size_bytes)}" for item in items[:NUM_FILES_SHOWN]]
             lines += [f"    ... and {len(items) - NUM_FILES_SHOWN} more"] if len(items) > NUM_FILES_SHOWN else []
     return "\n".join([*lines, *(f"  note: {note}" for note in plan.notes)])
 

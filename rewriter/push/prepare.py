@@ -5,10 +5,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewriter.console import size_text
 from rewriter.edit.record import VariantRecord
 from rewriter.errors import HubError, InputError
 from rewriter.hub.errors import AccessError, hub_errors, quiet_hub_logs, with_retries
-from rewriter.hub.models import RemoteTree, find_in_cache, format_bytes, remote_tree
+from rewriter.hub.models import RemoteTree, find_in_cache, remote_tree
 from rewriter.push.card import pushed_card
 from rewriter.push.files import (
     BY_MOTE_BLOCK,
@@ -259,7 +260,7 @@ def _hash_what_decides(
         return files
     chosen = [file for file in files if file.path in wanted]
     size_bytes = sum(file.size_bytes for file in chosen)
-    say(f"hashing {len(chosen)} files, {format_bytes(size_bytes)}, to see which the Hub has already")
+    say(f"hashing {len(chosen)} files, {size_text(size_bytes)}, to see which the Hub has already")
     with tqdm(total=size_bytes, unit="B", unit_scale=True, desc="hashing", delay=1) as bar:
         hashed = {file.path: file for file in hash_files(chosen, ledger_path(), bar.update)}
     return [hashed.get(file.path, file) for file in files]

@@ -9,15 +9,15 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from rewriter.console import Progress
 from rewriter.errors import OutputError
 
 LinkMode = Literal["auto", "reflink", "hardlink", "symlink", "copy"]
 LinkMethod = Literal["reflink", "hardlink", "symlink", "copy"]
-Progress = Callable[[int], None]  # told of every run of bytes done
 
 FICLONERANGE = 0x4020940D  # linux/fs.h: _IOW(0x94, 13, struct file_clone_range)
 SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h

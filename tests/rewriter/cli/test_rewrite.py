@@ -10,7 +10,7 @@ import pytest
 from checkpoints import bias_name, build_checkpoint, read_tensors, tree_state, values_of, write_json, write_set
 from commands import Command
 
-from rewriter.progress import byte_progress
+from rewriter.console import byte_progress
 
 HEAVY = ["torch", "numpy", "pydantic", "transformers", "huggingface_hub", "ml_dtypes", "tqdm", "safetensors", "yaml"]
 OPTIONS = [
@@ -189,7 +189,7 @@ def test_progress_bar_shows_on_a_terminal_when_it_takes_long(monkeypatch: pytest
     with byte_progress(100) as report:
         report(50)
     assert terminal.getvalue() == ""
-    monkeypatch.setattr("rewriter.progress.DELAY_SECONDS", 0)
+    monkeypatch.setattr("rewriter.console.PROGRESS_DELAY_SECONDS", 0)
     with byte_progress(100) as report:
         report(50)
     assert "shards" in terminal.getvalue()
@@ -198,6 +198,6 @@ def test_progress_bar_shows_on_a_terminal_when_it_takes_long(monkeypatch: pytest
 def test_no_progress_bar_off_a_terminal(
     base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rewriter.progress.DELAY_SECONDS", 0)
+    monkeypatch.setattr("rewriter.console.PROGRESS_DELAY_SECONDS", 0)
     outcome = mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "slow", "--json")
     assert outcome.stderr == "" and json.loads(outcome.stdout)["folder"].endswith("slow")

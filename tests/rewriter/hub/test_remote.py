@@ -41,7 +41,7 @@ def test_dry_run_of_an_id_that_is_not_cached_reads_ranges(hub: Hub) -> None:
     experts = expert_file(hub.root, PAIRS, BASE_ID)
     shown = hub.rewrite("--suppress", experts, "--dry-run").stdout
     assert "nothing is downloaded or written" in shown
-    assert "a full run downloads 12 files, 1.2 MB" in shown
+    assert "a full run downloads 12 files, 1.1" in shown and " MiB, into the local Hub cache" in shown
 
 
 def test_plan_of_a_model_of_r1s_size_costs_a_few_requests(hub: Hub) -> None:

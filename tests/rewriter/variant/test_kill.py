@@ -19,7 +19,7 @@ NUM_KILLS = 60
 # Forks from a process that has imported everything, so that the moments fall on the work rather than on the imports.
 SERVER = """
 import os, sys
-import rewriter.cli.rewrite, rewriter.cli.text, rewriter.hub.models, rewriter.progress, rewriter.rewrite, rewriter.variant.write
+import rewriter.cli.rewrite, rewriter.cli.text, rewriter.hub.models, rewriter.rewrite, rewriter.variant.write
 import tqdm
 for line in iter(sys.stdin.readline, ""):
     read, write = os.pipe()
