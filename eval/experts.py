@@ -11,6 +11,7 @@ from pathlib import Path
 from eval.answers.arms import Pair
 from eval.options import NamedEdit
 from ftri.engine.edits import planned_biases
+from rewriter.checkpoint.reader import Checkpoint
 from rewriter.errors import InputError, PlanError
 from rewriter.expert_set import ExpertSet, LayerIndex
 from rewriter.families.family import RouterLayout
@@ -30,7 +31,6 @@ class ModelUnderTest:
 
 def open_model(model: str, revision: str | None, say: Callable[[str], None]) -> ModelUnderTest:
     """Find a model and read its config. Raises: MoteError when it is missing, damaged or no known Mixture of Experts."""
-    from rewriter.checkpoint.reader import Checkpoint
     from rewriter.families.lookup import router_layout
     from rewriter.hub.models import resolve_model
 
@@ -100,7 +100,7 @@ def check_same_model(model: ModelUnderTest, expert_set: ExpertSet, name: str, *,
 
 def check_routable(model: ModelUnderTest, suppressed: Sequence[Pair], stimulated: Sequence[Pair]) -> None:
     """Raise PlanError when the model's routers could not choose enough experts with the biases of this edit."""
-    planned_biases(model.folder, suppressed, stimulated)
+    planned_biases(Checkpoint.open(model.folder), suppressed, stimulated)
 
 
 def is_routable(model: ModelUnderTest, suppressed: Sequence[Pair], stimulated: Sequence[Pair]) -> bool:

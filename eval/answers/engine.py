@@ -12,6 +12,7 @@ from eval.measures.fidelity import TokenDistributions
 from ftri.prompts.rendering import Render, Rendered, RenderedPrompt
 
 if TYPE_CHECKING:
+    from ftri.engine.edits import RouterEdit
     from ftri.engine.engine import Engine
 
 # Log probabilities are held for batches of about this many; a whole vocabulary at every position would be far more.
@@ -27,6 +28,7 @@ class VllmModel:
         self._engine = engine
         self._render = render
         self._template_sha256 = template_sha256
+        self._edit: RouterEdit | None = None
         self.moe_layers: Sequence[int] = engine.layout.moe_layers
         self.num_experts = engine.layout.num_experts
 
@@ -68,7 +70,7 @@ class VllmModel:
                 for position in positions
             ]
             settings_of_batch = EngineSampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=0)
-            for generation in self._engine.generate(batch, settings_of_batch):
+            for generation in self._engine.generate(batch, settings_of_batch, edit=self._edit):
                 yield Generated(
                     index=positions[generation.index],
                     text=generation.text,
@@ -84,7 +86,9 @@ class VllmModel:
         wanted = None if num_listed == -1 else num_listed or 1
         per_position = wanted or len(self._engine.renderer.tokenizer)
         for batch in batches([len(sequence) * per_position for sequence in sequences], LISTED_AT_A_TIME):
-            scores = self._engine.score([sequences[position] for position in batch], num_logprobs=wanted)
+            scores = self._engine.score(
+                [sequences[position] for position in batch], num_logprobs=wanted, edit=self._edit
+            )
             for position, score in zip(batch, scores, strict=True):
                 distributions = None
                 if num_listed is not None:
@@ -98,13 +102,10 @@ class VllmModel:
         """See `LiveModel`."""
         from ftri.engine.edits import RouterEdit
 
-        if not (arm.suppress or arm.stimulate):
-            self._engine.reset_edits()
-            return
-        assert arm.semantics is not None
-        self._engine.apply_edit(
-            RouterEdit(semantics=arm.semantics, suppress=list(arm.suppress), stimulate=list(arm.stimulate))
-        )
+        self._edit = None
+        if arm.suppress or arm.stimulate:
+            assert arm.semantics is not None
+            self._edit = RouterEdit(arm.semantics, suppress=arm.suppress, stimulate=arm.stimulate)
 
     def close(self) -> None:
         """See `LiveModel`."""

@@ -74,6 +74,28 @@ def choose_arguments(given: Mapping[str, Any], folder: str) -> dict[str, Any]:
     return arguments | dict(given) | {"model": folder}
 
 
+def editable_arguments(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that load the model by its class with editable routers (ftri.worker.models).
+
+    Raises:
+        InputError: for hf_overrides that are a function, or a config.json without an architecture.
+    """
+    from ftri.worker.models import PREFIX
+    from ftri.worker.plugin import register
+
+    # In this process; the others find it by the package's entry point.
+    register()
+    overrides = arguments.get("hf_overrides") or {}
+    if not isinstance(overrides, Mapping):
+        raise InputError("hf_overrides is a function, expected a mapping where live edits are asked for")
+    architectures = overrides.get("architectures") or config.get("architectures") or []
+    if not architectures:
+        raise InputError("config.json: architectures is missing, expected the name of the model's class")
+    if architectures[0].startswith(PREFIX):
+        return {}
+    return {"hf_overrides": {**overrides, "architectures": [PREFIX + architectures[0]]}}
+
+
 def choose_capture(arguments: Mapping[str, Any]) -> str:
     """How routing can be got out of an engine of these arguments: "routed_experts" where it takes the argument, else
     "router_hook"."""

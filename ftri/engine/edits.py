@@ -1,8 +1,9 @@
-"""Edits of a running engine's routers: what they mean, and what of it each worker is told.
+"""Edits of a running engine's routers: what they mean, and what of them a request carries to the workers.
 
-Three semantics (see also ftri.worker.edits, which carries out the last two):
+Three semantics (ftri.worker carries them out):
 
-- reroute: the selection bias that `mote-rewrite` would write; the next-best expert steps in.
+- reroute: the selection bias that `mote-rewrite` would write; the next-best expert steps in. Where the routers have no bias,
+  as no checkpoint can: the expert is left out of the choice.
 - drop: a suppressed expert keeps its place in the selection and its share, its output is dropped, as in a checkpoint
   with that expert's output zeroed.
 - drop-renorm: the paper's own (arXiv 2502.11096). A suppressed expert's weight becomes 0 and the others selected are
@@ -10,32 +11,42 @@ Three semantics (see also ftri.worker.edits, which carries out the last two):
 
 Stimulation goes by the bias, as in a checkpoint, under reroute and drop (natural weight), and is the paper's own under
 drop-renorm.
+
+A strength below 1 does a part of it. drop and drop-renorm: a suppressed expert keeps 1 - strength of its weight; a
+stimulated one comes in with strength times the largest weight, or moves that far towards it. reroute: the bias moves by
+strength times the width within which it decides anything, the spread of the layer's biases and the range of the score.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from ftri.worker.request import RequestEdit
 from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.feasibility import check_feasible
 from rewriter.edit.plan import EditOptions, make_plan
 from rewriter.edit.record import BiasChoice
 from rewriter.edit.tensors import decode_bias
-from rewriter.errors import ExpertSetError, InputError
+from rewriter.errors import ExpertSetError, InputError, PlanError
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.families.family import RouterLayout
-from rewriter.semantics import DROP, REROUTE, SEMANTICS, Semantics
+from rewriter.semantics import DROP, DROP_RENORM, REROUTE, SEMANTICS, Semantics
 
 Pair = tuple[int, int]  # (model layer, expert)
+Entry = tuple[int, int, float]  # (model layer, expert, value)
 
 
 @dataclass(frozen=True)
 class RouterEdit:
-    """Experts to suppress and to stimulate, as (model layer, expert), and how.
+    """Experts to suppress and to stimulate, as (model layer, expert), how, and how strongly (0 to 1).
 
     `suppress_bias` is mote-rewrite's --suppress-bias: "auto", "-inf", "margin" or a number; only reroute looks at it.
     """
@@ -44,39 +55,99 @@ class RouterEdit:
     suppress: Sequence[Pair] = field(default_factory=tuple)
     stimulate: Sequence[Pair] = field(default_factory=tuple)
     suppress_bias: BiasChoice = "auto"
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
-class WorkerEdit:
-    """An edit as the workers take it: new selection biases (layer, values [E]), and routers to wrap (layer, suppressed,
-    stimulated, whether the rest is renormalised)."""
+class PlannedEdit:
+    """An edit worked out for a model, as its requests carry it."""
 
-    biases: list[tuple[int, list[float]]]
-    wrappers: list[tuple[int, list[int], list[int], bool]]
+    request: RequestEdit
+
+    @cached_property
+    def key(self) -> str:
+        """A name of what the edit does: equal edits have equal keys, and cached keys and values are shared by it alone."""
+        return hashlib.sha256(json.dumps(self.request.as_plain()).encode()).hexdigest()[:32]
+
+    def as_argument(self) -> dict[str, Any]:
+        """What ftri.worker.steps.read_live_edit reads."""
+        return {"key": self.key, "edit": self.request.as_plain()}
 
 
-def worker_edit(edit: RouterEdit, folder: Path, layout: RouterLayout) -> WorkerEdit:
-    """Work out an edit for the model in `folder`; a bias is the one that mote-rewrite would write into the checkpoint.
+def plan_edit(edit: RouterEdit, checkpoint: Checkpoint, layout: RouterLayout) -> PlannedEdit | None:
+    """Work out an edit for a model; a bias is the one that mote-rewrite would write into the checkpoint. None where the
+    strength is 0, which is the base.
 
-    Raises InputError for unknown semantics, ExpertSetError for experts the model lacks or that contradict each other,
-    PlanError where the router could not bear the edit.
+    Raises:
+        InputError: for unknown semantics or a strength outside 0..1.
+        ExpertSetError: for experts the model lacks or that contradict each other.
+        PlanError: where the router could not bear the edit.
     """
     if edit.semantics not in SEMANTICS:
         raise InputError(f"semantics {edit.semantics!r} is not known, expected one of {', '.join(SEMANTICS)}")
+    if not 0 <= edit.strength <= 1:
+        raise InputError(f"strength is {edit.strength}, expected a number of 0 to 1")
     check_pairs(edit, layout)
-    if edit.semantics == REROUTE:
-        return WorkerEdit(planned_biases(folder, edit.suppress, edit.stimulate, edit.suppress_bias), [])
-    suppressed, stimulated = by_layer(edit.suppress), by_layer(edit.stimulate)
-    if edit.semantics == DROP:
-        wrappers = [(layer, experts, list[int](), False) for layer, experts in suppressed.items()]
-        return WorkerEdit(planned_biases(folder, (), edit.stimulate) if edit.stimulate else [], wrappers)
-    return WorkerEdit(
-        [],
-        [
-            (layer, suppressed.get(layer, []), stimulated.get(layer, []), True)
-            for layer in sorted(suppressed.keys() | stimulated.keys())
-        ],
-    )
+    if edit.strength == 0:
+        return None
+    factor = [(layer, expert, 1 - edit.strength) for layer, expert in sorted(edit.suppress)]
+    if edit.semantics == DROP_RENORM:
+        stimulated = sorted(edit.stimulate)
+        request = RequestEdit(factor=factor, stimulate=stimulated, renormalize=True, strength=edit.strength)
+    elif edit.semantics == DROP:
+        request = RequestEdit(factor=factor, bias=bias_entries(edit, (), edit.stimulate, checkpoint, layout))
+    else:
+        request = RequestEdit(bias=bias_entries(edit, edit.suppress, edit.stimulate, checkpoint, layout))
+    return PlannedEdit(request)
+
+
+def bias_entries(
+    edit: RouterEdit, suppress: Sequence[Pair], stimulate: Sequence[Pair], checkpoint: Checkpoint, layout: RouterLayout
+) -> list[Entry]:
+    """The selection biases of the experts that go by them: what mote-rewrite would write, or a part of the way there."""
+    if not (suppress or stimulate):
+        return []
+    if not layout.has_bias:
+        return masked_entries(edit, suppress, stimulate, layout)
+    # Also of a partial edit, so that what the whole could not be is refused.
+    planned = dict(planned_biases(checkpoint, suppress, stimulate, edit.suppress_bias))
+    if edit.strength == 1:
+        return [(layer, expert, planned[layer][expert]) for layer, expert in sorted([*suppress, *stimulate])]
+    if layout.score_range is None:
+        raise PlanError(
+            f"family {layout.family.name} adds its bias to an unbounded score, so no part of a reroute is defined,"
+            " expected a strength of 1"
+        )
+    entries = []
+    for pairs, sign in ((suppress, -1), (stimulate, 1)):
+        for layer, expert in sorted(pairs):
+            bias = base_bias(checkpoint, layout, layer)
+            finite = bias[np.isfinite(bias)]
+            width = float(finite.max() - finite.min()) + layout.score_range
+            entries.append((layer, expert, float(bias[expert]) + sign * edit.strength * width))
+    return sorted(entries)
+
+
+def masked_entries(
+    edit: RouterEdit, suppress: Sequence[Pair], stimulate: Sequence[Pair], layout: RouterLayout
+) -> list[Entry]:
+    """What is added to the scores of routers that have no bias: scores lie in 0..1, so -1 is the whole way."""
+    if stimulate:
+        raise PlanError(
+            f"family {layout.family.name} has no router bias, so nothing is stimulated by it, expected"
+            " semantics drop-renorm, whose stimulation is the paper's own"
+        )
+    for layer, experts in by_layer(suppress).items():
+        check_feasible(layer, layout, dead=experts, stimulated=(), edited=[0.0] * layout.num_experts)
+    value = float("-inf") if edit.strength == 1 else -edit.strength
+    return [(layer, expert, value) for layer, expert in sorted(suppress)]
+
+
+def base_bias(checkpoint: Checkpoint, layout: RouterLayout, layer: int) -> np.ndarray:
+    """The checkpoint's own selection bias of a layer, [E] float64."""
+    entry = checkpoint.find(layout.bias_names(layer))
+    assert entry is not None, "planned before"
+    return decode_bias(checkpoint.read(entry), entry.dtype).astype(np.float64)
 
 
 def check_pairs(edit: RouterEdit, layout: RouterLayout) -> None:
@@ -112,10 +183,9 @@ def by_layer(pairs: Iterable[Pair]) -> dict[int, list[int]]:
 
 
 def planned_biases(
-    folder: Path, suppress: Iterable[Pair], stimulate: Iterable[Pair], suppress_bias: BiasChoice = "auto"
+    checkpoint: Checkpoint, suppress: Iterable[Pair], stimulate: Iterable[Pair], suppress_bias: BiasChoice = "auto"
 ) -> list[tuple[int, list[float]]]:
-    """The selection biases [E] by layer that mote-rewrite would give a variant of the checkpoint in `folder`."""
-    checkpoint = Checkpoint.open(folder)
+    """The selection biases [E] by layer that mote-rewrite would give a variant of the checkpoint."""
     options = EditOptions(semantics=REROUTE, suppress_bias=suppress_bias)
     plan = make_plan(checkpoint, as_expert_set(suppress), as_expert_set(stimulate), options)
     biases = []

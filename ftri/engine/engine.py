@@ -4,13 +4,21 @@
         prompts = [engine.render(prompt) for prompt in load_prompts("what-happened:listed")]
         for generation in engine.generate(prompts, Sampling(max_tokens=512)):
             generation.text, generation.experts        # [T, L, K]
-        engine.apply_edit(RouterEdit("drop-renorm", suppress=[(48, 176)]))
-        ...
-        engine.reset_edits()
+        paper = RouterEdit("drop-renorm", suppress=[(48, 176)])
+        engine.generate(prompts, Sampling(), edit=paper)                     # all of them edited
+        engine.generate(prompts, Sampling(), edit=[None, paper, ...])        # an edit, or the base, for each prompt
+
+A request carries its edit, so prompts of different edits and of the base share batches, nothing is installed or taken back
+between sets, and caches are never shared between edits. The base's answers are bit-identical to those of an engine without
+live edits. Screening single experts is a list of edits of one pair each:
+
+        screen = [(prompt, RouterEdit("drop", suppress=[pair])) for pair in candidates for prompt in prompts]
+        engine.generate((prompt for prompt, _ in screen), Sampling(max_tokens=1), edit=(edit for _, edit in screen))
 
 Routing comes from vLLM's own `enable_return_routed_experts` where the engine accepts it (`engine.capture` is then
-"routed_experts"), else from the worker extension of ftri.worker.extension ("router_hook"); both give the same rows. The hook and
-live edits run Python in every step, so the engine is eager with them.
+"routed_experts"), else from the worker extension of ftri.worker.extension ("router_hook"); both give the same rows. The hook runs
+Python in every step, so the engine is eager with it; live edits work in compiled and captured
+modes too (`enforce_eager=False`, with `record=False`).
 
 Letters of shapes: T tokens run through the model, L MoE layers, K selected experts, N most likely tokens, V vocabulary.
 """
@@ -22,20 +30,31 @@ import itertools
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ftri.engine.arguments import check_arguments, choose_arguments, choose_capture, prepare_environment
-from ftri.engine.edits import RouterEdit, worker_edit
+from ftri.engine.arguments import (
+    check_arguments,
+    choose_arguments,
+    choose_capture,
+    editable_arguments,
+    prepare_environment,
+)
+from ftri.engine.edits import PlannedEdit, RouterEdit, plan_edit
 from ftri.prompts.rendering import RenderedPrompt, Renderer, first_line
 from ftri.prompts.sets import PromptRecord
 from ftri.traces.reader import Experts, expert_dtype
+from ftri.worker.request import EDIT_ARGUMENT
+from rewriter.checkpoint.reader import Checkpoint
 from rewriter.errors import InputError, MoteError
 from rewriter.families.lookup import router_layout
 from rewriter.hub.models import resolve_model
 
+T = TypeVar("T")
+# Plans of edits are small; screening every expert of R1 has some 15,000.
+NUM_PLANS_KEPT = 50_000
 WORKER_EXTENSION = "ftri.worker.extension.MoteWorkerExtension"
 
 
@@ -91,6 +110,11 @@ class Request:
     token_ids: Sequence[int]
     name: str
     params: Any  # vllm.SamplingParams
+    edit: PlannedEdit | None = None
+
+
+# One edit for all prompts, None for the base, or one of these for each prompt.
+Edits = RouterEdit | Iterable[RouterEdit | None] | None
 
 
 class Engine:
@@ -112,17 +136,26 @@ class Engine:
         """
         resolved = resolve_model(model, revision)
         self.folder = resolved.folder
-        self.layout = router_layout(read_config(self.folder))
+        self._checkpoint = Checkpoint.open(self.folder)
+        self.layout = router_layout(self._checkpoint.config)
         given = dict(engine_arguments or {})
         check_arguments(given)
         prepare_environment()
         arguments = choose_arguments(given, str(self.folder))
+        if live_edits:
+            arguments |= editable_arguments(arguments, self._checkpoint.config)
         self.capture = choose_capture(arguments) if record else None
         if live_edits or self.capture == "router_hook":
-            arguments |= {"worker_extension_cls": WORKER_EXTENSION, "enforce_eager": True}
+            arguments["worker_extension_cls"] = WORKER_EXTENSION
+        if live_edits:
+            # Compiled engines edit alike, but are minutes longer in starting: asked for by enforce_eager=False.
+            arguments.setdefault("enforce_eager", True)
+        if self.capture == "router_hook":
+            arguments["enforce_eager"] = True
             if given.get("enforce_eager") is False:
                 raise InputError(
-                    "enforce_eager is false, but live edits and the routing hook need it true (graphs would skip them)"
+                    "enforce_eager is false, but the routing hook needs it true (graphs would skip it); give record=False"
+                    " for live edits alone"
                 )
         if self.capture == "routed_experts":
             arguments["enable_return_routed_experts"] = True
@@ -133,6 +166,8 @@ class Engine:
         self._in_flight_limit = 2 * self._llm.vllm_config.scheduler_config.max_num_seqs
         self._next_request = 0
         self._rank_layers: list[list[int]] = []
+        self._own_function: set[int] = set()
+        self._plans: dict[Any, PlannedEdit | None] = {}
         if self.has_edits or self.capture == "router_hook":
             try:
                 self._install()
@@ -157,6 +192,7 @@ class Engine:
                 f"layers {inside} route inside a fused kernel where no live edit reaches, expected a modular one "
                 "(choose another with the engine argument moe_backend)"
             )
+        self._own_function = {layer for rank in ranks for layer in rank["own_function"]}
 
     def render(self, record: PromptRecord, raw: bool = False) -> RenderedPrompt:
         """The prompt as the model gets it: as a user's message in the chat template, or as it is when `raw`."""
@@ -168,14 +204,19 @@ class Engine:
         sampling: Sampling,
         samples: int = 1,
         skip: Container[tuple[str, int]] = (),
+        edit: Edits = None,
     ) -> Iterator[Generation]:
         """Run every prompt `samples` times, but for the (prompt_id, sample) in `skip`; yields responses as they finish.
 
-        Prompts are taken from the iterable as there is room, so any number of them needs little memory.
+        Prompts are taken from the iterable as there is room, so any number of them needs little memory. `edit` is one for
+        all of them or, as a list or another iterable, an edit or None for each prompt.
 
-        Raises EngineError when a prompt does not fit into the model's context.
+        Raises:
+            EngineError: when a prompt does not fit into the model's context.
+            InputError: when the engine was not started with live_edits, or there are not as many edits as prompts.
+            MoteError: as plan_edit does, for an edit that the model cannot bear.
         """
-        for finished in self.generate_by_step(prompts, sampling, samples, skip):
+        for finished in self.generate_by_step(prompts, sampling, samples, skip, edit):
             yield from finished
 
     def generate_by_step(
@@ -184,19 +225,20 @@ class Engine:
         sampling: Sampling,
         samples: int = 1,
         skip: Container[tuple[str, int]] = (),
+        edit: Edits = None,
     ) -> Iterator[list[Generation]]:
         """As generate, but the responses that finished in one step of the engine come together."""
-        work = (
-            (index, sample, prompt)
-            for index, prompt in enumerate(prompts)
-            for sample in range(samples)
-            if (prompt.prompt_id, sample) not in skip
-        )
         requests = (
             Request(
-                (index, sample, prompt), prompt.token_ids, prompt.prompt_id, sampling_params(sampling, prompt, sample)
+                (index, sample, prompt),
+                prompt.token_ids,
+                prompt.prompt_id,
+                sampling_params(sampling, prompt, sample),
+                planned,
             )
-            for index, sample, prompt in work
+            for index, (prompt, planned) in enumerate(self._with_edits(prompts, edit))
+            for sample in range(samples)
+            if (prompt.prompt_id, sample) not in skip
         )
         for finished in self._run(requests):
             yield [
@@ -212,41 +254,34 @@ class Engine:
                 for (index, sample, prompt), output, experts in finished
             ]
 
-    def score(self, token_id_lists: Sequence[Sequence[int]], num_logprobs: int | None = None) -> list[Score]:
+    def score(
+        self, token_id_lists: Sequence[Sequence[int]], num_logprobs: int | None = None, edit: Edits = None
+    ) -> list[Score]:
         """Teacher-forced log-probabilities of whole token sequences: the `num_logprobs` most likely, or all, per token.
 
-        One list of Scores in the order given; the memory is that of the answer, [T - 1, N or V] floats a sequence.
+        One list of Scores in the order given; the memory is that of the answer, [T - 1, N or V] floats a sequence. `edit` as
+        in generate.
         """
         from vllm import SamplingParams
 
         count = -1 if num_logprobs is None else num_logprobs
-        params = SamplingParams(
-            max_tokens=1, temperature=0.0, prompt_logprobs=count, flat_logprobs=True, detokenize=False
-        )
         requests = (
-            Request(number, token_ids, f"sequence {number}", params) for number, token_ids in enumerate(token_id_lists)
+            Request(
+                number,
+                token_ids,
+                f"sequence {number}",
+                SamplingParams(
+                    max_tokens=1, temperature=0.0, prompt_logprobs=count, flat_logprobs=True, detokenize=False
+                ),
+                planned,
+            )
+            for number, (token_ids, planned) in enumerate(self._with_edits(token_id_lists, edit))
         )
         scores: dict[int, Score] = {}
         for finished in self._run(requests):
             for number, output, experts in finished:
                 scores[number] = read_score(output.prompt_logprobs, token_id_lists[number], num_logprobs, experts)
         return [scores[number] for number in range(len(token_id_lists))]
-
-    def apply_edit(self, edit: RouterEdit) -> None:
-        """Put a router edit in force instead of any other; no model is loaded again.
-
-        Raises InputError when the engine was not started with live_edits, else as worker_edit does.
-        """
-        self._check_editable()
-        told = worker_edit(edit, self.folder, self.layout)
-        self._llm.collective_rpc("mote_apply_edit", args=(told.biases, told.wrappers))
-        self._forget_cache()
-
-    def reset_edits(self) -> None:
-        """Take the edit in force back; the model is the base again, bit for bit."""
-        self._check_editable()
-        self._llm.collective_rpc("mote_reset_edits")
-        self._forget_cache()
 
     def close(self) -> None:
         """Stop the engine and give its memory back."""
@@ -262,14 +297,46 @@ class Engine:
         """Stop the engine."""
         self.close()
 
-    def _check_editable(self) -> None:
+    def _with_edits(self, items: Iterable[T], edit: Edits) -> Iterator[tuple[T, PlannedEdit | None]]:
+        """Each item with its edit worked out."""
+        if edit is None or isinstance(edit, RouterEdit):
+            planned = self._planned(edit)
+            yield from ((item, planned) for item in items)
+            return
+        edits = iter(edit)
+        for item in items:
+            try:
+                one = next(edits)
+            except StopIteration:
+                raise InputError("there are fewer edits than prompts, expected one (or None) for each") from None
+            yield item, self._planned(one)
+        if next(edits, edits) is not edits:
+            raise InputError("there are more edits than prompts, expected one (or None) for each")
+
+    def _planned(self, edit: RouterEdit | None) -> PlannedEdit | None:
+        """An edit worked out for this model, once for all requests that carry it."""
+        if edit is None:
+            return None
         if not self.has_edits:
             raise InputError("this engine was started without live edits, expected Engine(..., live_edits=True)")
+        pairs = tuple(tuple(tuple(pair) for pair in given) for given in (edit.suppress, edit.stimulate))
+        name = (edit.semantics, pairs, edit.suppress_bias, edit.strength)
+        if name not in self._plans:
+            if len(self._plans) >= NUM_PLANS_KEPT:
+                self._plans.clear()
+            planned = plan_edit(edit, self._checkpoint, self.layout)
+            if planned is not None:
+                self._check_reachable(planned)
+            self._plans[name] = planned
+        return self._plans[name]
 
-    def _forget_cache(self) -> None:
-        # Cached keys and values were computed by the routers as they were.
-        assert not self._llm.has_unfinished_requests(), "edits change between runs, not within one"
-        self._llm.reset_prefix_cache()
+    def _check_reachable(self, planned: PlannedEdit) -> None:
+        for layer, expert, value in planned.request.bias:
+            if layer in self._own_function and (value != float("-inf") or self.layout.has_bias):
+                raise InputError(
+                    f"layer {layer} expert {expert}: this model routes by a function of its own, which cannot be rerouted"
+                    f" by a bias of {value:g}, expected semantics drop or drop-renorm"
+                )
 
     def _run(self, requests: Iterator[Request]) -> Iterator[list[tuple[Any, Any, Experts | None]]]:
         """Feed requests and yield (label, output, experts) as they finish, those of one step together."""
@@ -309,6 +376,10 @@ class Engine:
 
         try:
             prompt = TokensPrompt(prompt_token_ids=list(request.token_ids))
+            if request.edit is not None:
+                request.params.extra_args = {EDIT_ARGUMENT: request.edit.as_argument()}
+                # Keys and values depend on the edit: without this, another edit's prefix would be taken from the cache.
+                prompt["cache_salt"] = request.edit.key
             internal_id: str = self._llm.add_request(request_id, prompt, request.params)
         except (ValueError, VLLMError) as error:
             raise EngineError(f"prompt {request.name!r} cannot be run: {first_line(error)}") from error
@@ -354,16 +425,6 @@ class Engine:
         for request_id, layers_found in zip(request_ids, filled, strict=True):
             assert len(layers_found) == len(position), f"no rank holds all rows of request {request_id}"
         return rows
-
-
-def read_config(folder: Any) -> dict[str, Any]:
-    """The model's config.json.
-
-    Raises CheckpointError when it cannot be read.
-    """
-    from rewriter.checkpoint.reader import Checkpoint
-
-    return Checkpoint.open(folder).config
 
 
 def start_engine(arguments: Mapping[str, Any]) -> Any:

@@ -13,13 +13,12 @@ class MoteWorkerExtension:
     """Methods added to a vLLM worker; all names begin with `mote_`, as they share the worker's namespace."""
 
     def mote_install(self, record: bool) -> dict[str, Any]:
-        """Attach the editor and, when `record`, the recorder; tells what this rank holds."""
-        from ftri.worker.edits import RouterEditor
+        """Attach, when `record`, the recorder; tells what this rank holds."""
+        from ftri.worker.routers import describe
 
         worker: Any = self
-        worker.mote_editor = RouterEditor(worker.model_runner.model)
         worker.mote_recorder = None
-        answer: dict[str, Any] = worker.mote_editor.describe()
+        answer: dict[str, Any] = describe(worker.model_runner.get_model())
         if record:
             from ftri.worker.record import RoutingRecorder
 
@@ -40,20 +39,3 @@ class MoteWorkerExtension:
         """Forget rows that were not taken."""
         worker: Any = self
         worker.mote_recorder.clear()
-
-    def mote_apply_edit(
-        self, biases: list[tuple[int, list[float]]], wrappers: list[tuple[int, list[int], list[int], bool]]
-    ) -> None:
-        """Take back the edit in force, then set selection biases (layer, values [E]) and wrap routers (layer, suppress,
-        stimulate, renormalize)."""
-        worker: Any = self
-        worker.mote_editor.reset()
-        for layer, values in biases:
-            worker.mote_editor.set_bias(layer, values)
-        for layer, suppress, stimulate, renormalize in wrappers:
-            worker.mote_editor.wrap(layer, suppress, stimulate, renormalize)
-
-    def mote_reset_edits(self) -> None:
-        """Take back the edit in force."""
-        worker: Any = self
-        worker.mote_editor.reset()

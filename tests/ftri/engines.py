@@ -48,23 +48,32 @@ def run_engine(work: Path, environment: dict[str, str] | None = None, **job: Any
     assert finished.returncode == 0, finished.stdout[-4000:]
     responses: list[dict[str, Any]] = json.loads((work / "responses.json").read_text())
     with np.load(work / "experts.npz") as arrays:
-        return [response | {"experts": arrays[str(number)]} for number, response in enumerate(responses)]
+        return [response | {"experts": arrays.get(str(number))} for number, response in enumerate(responses)]
 
 
 def main(work: Path) -> None:
-    """Generate for a job {model, count, arguments, prefix, temperature, max_tokens}; facts of the run go into facts.json."""
+    """Generate for a job {model, count, arguments, prefix, temperature, max_tokens, edits, record}; facts of the run go into
+    facts.json. `edits` are keywords of RouterEdit or None; every prompt is run with each of them, in one batch."""
+    from ftri.engine.edits import RouterEdit
     from ftri.engine.engine import Engine, Sampling
 
     job = json.loads((work / "job.json").read_text())
-    with Engine(job["model"], record=True, engine_arguments=job["arguments"]) as engine:
-        rendered = [engine.render(prompt) for prompt in prompts(job["count"], job.get("prefix", ""))]
+    edits = [None if given is None else RouterEdit(**given) for given in job.get("edits", [None])]
+    options = {"record": job.get("record", True), "live_edits": any(edits)}
+    with Engine(job["model"], **options, engine_arguments=job["arguments"]) as engine:
+        each = [engine.render(prompt) for prompt in prompts(job["count"], job.get("prefix", ""))]
+        rendered = [prompt for prompt in each for _ in edits]
         sampling = Sampling(max_tokens=job.get("max_tokens", MAX_TOKENS), temperature=job.get("temperature", 0.0))
         facts = watch(engine)
-        found = sorted(engine.generate(rendered, sampling), key=lambda generation: generation.index)
+        found = sorted(
+            engine.generate(rendered, sampling, edit=edits * len(each) if any(edits) else None),
+            key=lambda one: one.index,
+        )
     responses = [{"prompt_token_ids": one.prompt.token_ids, "token_ids": one.token_ids} for one in found]
     (work / "responses.json").write_text(json.dumps(responses))
     (work / "facts.json").write_text(json.dumps(facts))
-    np.savez(work / "experts.npz", **{str(number): one.experts for number, one in enumerate(found)})
+    experts = {str(number): one.experts for number, one in enumerate(found) if one.experts is not None}
+    np.savez(work / "experts.npz", **experts)
 
 
 def watch(engine: Any) -> dict[str, int]:

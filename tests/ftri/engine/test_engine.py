@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from engines import ENGINE_ARGUMENTS, MAX_TOKENS, prompts, ran, reference_experts, run_engine
 
+from ftri.engine.edits import RouterEdit
 from ftri.engine.engine import Engine, EngineError, Generation, Sampling
 from ftri.prompts.sets import PromptRecord
 from rewriter.errors import InputError, MoteError
@@ -108,14 +109,47 @@ CROWDED = ENGINE_ARGUMENTS | {
 SHARED_BEGINNING = "Please answer in a few plain words only. "
 
 
-def test_chunks_preemption_and_cached_prefixes_change_no_row(tiny_r1: Path, tmp_path: Path) -> None:
+def test_chunks_preemption_and_cached_prefixes_change_no_row(
+    tiny_engine: Engine, tiny_r1: Path, tmp_path: Path
+) -> None:
+    """Nor does the edit of the next request: every prompt is run as it is and with two edits, whose cached prefixes would be
+    wrong for each other."""
+    edits = [
+        None,
+        {"semantics": "drop-renorm", "suppress": [[1, 12], [2, 11], [3, 4]], "stimulate": [[2, 5]]},
+        {"semantics": "reroute", "suppress": [[1, 12], [2, 11], [3, 4]]},
+    ]
     job = {"model": str(tiny_r1), "count": 16, "prefix": SHARED_BEGINNING, "arguments": CROWDED, "max_tokens": 24}
-    found = run_engine(tmp_path, {"VLLM_MLA_DISABLE": "1"}, **job)
+    found = run_engine(tmp_path, {"VLLM_MLA_DISABLE": "1"}, **job, edits=edits)
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert all(facts.values()), f"the test means to provoke all of these: {facts}"
-    sequences = [ran(one["prompt_token_ids"], one["token_ids"]) for one in found]
-    for one, expected in zip(found, reference_experts(tiny_r1, sequences), strict=True):
+    base, *edited = [found[number :: len(edits)] for number in range(len(edits))]
+    sequences = [ran(one["prompt_token_ids"], one["token_ids"]) for one in base]
+    for one, expected in zip(base, reference_experts(tiny_r1, sequences), strict=True):
         np.testing.assert_array_equal(one["experts"], expected)
+    rendered = [tiny_engine.render(prompt) for prompt in prompts(16, SHARED_BEGINNING)]
+    for crowded, given in zip(edited, edits[1:], strict=True):
+        assert given is not None
+        edit = RouterEdit(**given)  # type: ignore[arg-type]
+        for roomy in tiny_engine.generate(rendered, Sampling(max_tokens=24), edit=edit):
+            assert crowded[roomy.index]["token_ids"] == roomy.token_ids
+            np.testing.assert_array_equal(crowded[roomy.index]["experts"], roomy.experts)
+        pairs = zip(crowded, base, strict=True)
+        assert not any(np.array_equal(one["experts"], other["experts"]) for one, other in pairs)
+
+
+@pytest.mark.slow
+def test_a_compiled_engine_edits_as_an_eager_one(tiny_engine: Engine, tiny_r1: Path, tmp_path: Path) -> None:
+    edits = [None, {"semantics": "drop-renorm", "suppress": [[1, 12]], "stimulate": [[2, 5]]}]
+    edits += [{"semantics": "reroute", "suppress": [[1, 12], [3, 4]]}, {"semantics": "drop", "suppress": [[1, 12]]}]
+    arguments = ENGINE_ARGUMENTS | {"enforce_eager": False}
+    job = {"model": str(tiny_r1), "count": 16, "arguments": arguments, "record": False}
+    found = run_engine(tmp_path, **job, edits=edits)
+    rendered = [tiny_engine.render(prompt) for prompt in prompts(16)]
+    for number, given in enumerate(edits):
+        edit = None if given is None else RouterEdit(**given)  # type: ignore[arg-type]
+        for eager in tiny_engine.generate(rendered, Sampling(max_tokens=MAX_TOKENS), edit=edit):
+            assert found[eager.index * len(edits) + number]["token_ids"] == eager.token_ids
 
 
 @pytest.mark.slow

@@ -29,11 +29,8 @@ def test_live_reroute_is_token_for_token_the_rewritten_checkpoint(
     stored = run_engine(tmp_path / "run", model=str(variant), count=16, arguments=ENGINE_ARGUMENTS, temperature=1.0)
 
     rendered = [tiny_engine.render(prompt) for prompt in prompts(16)]
-    tiny_engine.apply_edit(RouterEdit("reroute", suppress, stimulate))
-    try:
-        live = list(tiny_engine.generate(rendered, Sampling(max_tokens=MAX_TOKENS, temperature=1.0)))
-    finally:
-        tiny_engine.reset_edits()
+    sampling = Sampling(max_tokens=MAX_TOKENS, temperature=1.0)
+    live = list(tiny_engine.generate(rendered, sampling, edit=RouterEdit("reroute", suppress, stimulate)))
     for generation in live:
         assert generation.token_ids == stored[generation.index]["token_ids"]
         np.testing.assert_array_equal(generation.experts, stored[generation.index]["experts"])

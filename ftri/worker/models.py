@@ -1,0 +1,88 @@
+"""vLLM's own model classes with editable routers, under the architecture names `Mote<Architecture>`, for any family.
+
+A class is made when it is asked for (`module.__getattr__`): it inherits everything and only constructs the model while
+routers are editable. Registered by name only (see plugin.py), so that nothing is imported before a model needs it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ftri.worker import internals
+from ftri.worker.routers import attach, editable_routers
+from ftri.worker.steps import Requests, editing_state_class, hook_runner_v1, read_live_edit
+
+PREFIX = "Mote"
+
+
+def __getattr__(name: str) -> Any:
+    """The class of an architecture, asked for by the name that `class_name` gives it."""
+    ending = version_ending()
+    if not (name.startswith(PREFIX) and name.endswith(ending)):
+        raise AttributeError(name)
+    return editable_model_class(name.removeprefix(PREFIX).removesuffix(ending))
+
+
+def version_ending() -> str:
+    """What ends a class's name: vLLM keeps what it found out about a class by the name, for other releases too."""
+    import vllm
+
+    return "_" + "".join(character if character.isalnum() else "_" for character in vllm.__version__)
+
+
+def class_name(architecture: str) -> str:
+    """The name of the editable class of one of vLLM's architectures."""
+    return PREFIX + architecture + version_ending()
+
+
+def editable_model_class(architecture: str) -> type:
+    """vLLM's class for an architecture with editable routers.
+
+    Raises:
+        AttributeError: when this vLLM has no such architecture.
+    """
+    registered = internals.load("ModelRegistry").models.get(architecture)
+    if registered is None:
+        raise AttributeError(architecture)
+    base: Any = registered.load_model_cls()
+
+    def construct(self: Any, *, vllm_config: Any, prefix: str = "", **keywords: Any) -> None:
+        refuse_unsupported(vllm_config)
+        with editable_routers():
+            base.__init__(self, vllm_config=vllm_config, prefix=prefix, **keywords)
+        # One slot for every request that a step can have, and the base's.
+        tables = attach(self, vllm_config, vllm_config.scheduler_config.max_num_seqs + 1)
+        self.mote_requests = Requests(tables, read_live_edit)
+        hook_runner_v1()
+
+        def model_state_class() -> type:
+            # Model runner V2 asks a model for its own kind of state first; with this answer hidden, it finds the base's.
+            del self.get_model_state_cls
+            try:
+                state_class = internals.load("resolve_model_state_cls")(vllm_config, self)
+            finally:
+                self.get_model_state_cls = model_state_class
+            return editing_state_class(state_class)
+
+        self.get_model_state_cls = model_state_class
+
+    return type(
+        class_name(architecture), (base,), {"__init__": construct, "__doc__": base.__doc__, "__module__": __name__}
+    )
+
+
+def refuse_unsupported(vllm_config: Any) -> None:
+    """Refuse settings under which a step's tokens are not where the edit looks for them.
+
+    Raises:
+        ValueError: with the setting's name.
+    """
+    parallel = vllm_config.parallel_config
+    for name, is_on in (
+        ("enable_dbo", parallel.enable_dbo),
+        ("data_parallel_size", parallel.data_parallel_size > 1),
+        ("prefill_context_parallel_size", parallel.prefill_context_parallel_size > 1),
+        ("decode_context_parallel_size", parallel.decode_context_parallel_size > 1),
+    ):
+        if is_on:
+            raise ValueError(f"{name} is {getattr(parallel, name)}, but edits per request need it off")

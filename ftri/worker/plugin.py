@@ -1,0 +1,21 @@
+"""What this package adds to every process of a vLLM beside which it is installed (entry point `vllm.general_plugins`).
+
+Names only: for each architecture that vLLM knows, `Mote<Architecture>` is the same with editable routers. A model of any
+other architecture runs as if this package were not there.
+"""
+
+from __future__ import annotations
+
+from ftri.worker import internals
+from ftri.worker.models import PREFIX, class_name
+
+
+def register() -> None:
+    """Register the architectures; calling it again changes nothing."""
+    registry = internals.load("ModelRegistry")
+    for architecture in [name for name in registry.get_supported_archs() if not name.startswith(PREFIX)]:
+        if PREFIX + architecture not in registry.models:
+            registry.register_model(PREFIX + architecture, f"ftri.worker.models:{class_name(architecture)}")
+    # What vLLM presets for some architectures goes by their names too.
+    presets = internals.load("MODELS_CONFIG_MAP")
+    presets.update({PREFIX + name: preset for name, preset in presets.items() if not name.startswith(PREFIX)})

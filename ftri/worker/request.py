@@ -1,0 +1,48 @@
+"""The edit that a request carries to the workers, which the engine writes and the workers read; needs neither torch nor vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# The key of a request's `extra_args` under which ftri's engine puts its edit: {"key": text, "edit": RequestEdit.as_plain()}.
+EDIT_ARGUMENT = "mote_edit"
+
+
+@dataclass(frozen=True)
+class RequestEdit:
+    """An edit as a request carries it to the workers, in plain numbers.
+
+    bias: (model layer, expert, value): the selection bias that the expert gets; where the router has none, what is added to
+    its score for the choice. factor: (model layer, expert, value): what its weight is multiplied with where it is selected.
+    stimulate: (model layer, expert): added to the selection with the largest weight, times `strength`. `renormalize`: the
+    weights of a token that was touched keep their sum.
+    """
+
+    bias: Sequence[tuple[int, int, float]] = ()
+    factor: Sequence[tuple[int, int, float]] = ()
+    stimulate: Sequence[tuple[int, int]] = ()
+    renormalize: bool = False
+    strength: float = 1.0
+
+    def as_plain(self) -> dict[str, Any]:
+        """As vLLM's transports carry it."""
+        return {
+            "bias": [list(entry) for entry in self.bias],
+            "factor": [list(entry) for entry in self.factor],
+            "stimulate": [list(entry) for entry in self.stimulate],
+            "renormalize": self.renormalize,
+            "strength": self.strength,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> RequestEdit:
+        """The edit that as_plain made."""
+        return cls(
+            bias=[(layer, expert, value) for layer, expert, value in plain["bias"]],
+            factor=[(layer, expert, value) for layer, expert, value in plain["factor"]],
+            stimulate=[(layer, expert) for layer, expert in plain["stimulate"]],
+            renormalize=plain["renormalize"],
+            strength=plain["strength"],
+        )

@@ -1,0 +1,203 @@
+"""vLLM's own routers with an edit behind their computation, for every family at once.
+
+`create_fused_moe_router` makes every router while a model is constructed. Exchanged for that time, it hands out routers of
+a subclass of their own class whose `_compute_routing` edits what was selected, before vLLM's routing capture, so records
+show what was selected after the edit. No model's code is copied, and vLLM's own computation always comes first: the bits of
+tokens without an edit are its own.
+
+Letters of shapes: N tokens of a step, E experts, K selected experts.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ftri.worker import internals
+from ftri.worker.selection import RoutingRule, select, stimulate, weigh
+from ftri.worker.tables import REROUTES, STIMULATES, WEIGHS, EditTables
+
+
+class UneditableError(ValueError):
+    """A layer of the model routes where no edit reaches, or in a way that no edit is known for."""
+
+
+@contextmanager
+def editable_routers() -> Iterator[None]:
+    """Make vLLM hand out editable routers within."""
+    module = internals.module("create_fused_moe_router")
+    original = module.create_fused_moe_router
+
+    def create(*arguments: Any, **keywords: Any) -> Any:
+        router = original(*arguments, **keywords)
+        if isinstance(router, internals.load("BaseRouter")) and not isinstance(
+            router, internals.load("ZeroExpertRouter")
+        ):
+            own_class: Any = type(router)
+            router.__class__ = editable_class(own_class)
+            router.mote_tables = None
+        return router
+
+    module.create_fused_moe_router = create
+    try:
+        yield
+    finally:
+        module.create_fused_moe_router = original
+
+
+@functools.cache
+def editable_class(router_class: Any) -> type:
+    """A subclass of a router's class that edits. Single inheritance, so that an object's class can be exchanged for it."""
+
+    def compute_routing(
+        self: Any, hidden_states: Any, router_logits: Any, indices_type: Any, **keywords: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, ids = router_class._compute_routing(self, hidden_states, router_logits, indices_type, **keywords)
+        if self.mote_tables is None or not self.mote_tables.needed[self.mote_row]:
+            return weights, ids
+
+        def reselect(bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            if self.mote_rule is not None:
+                own = self.e_score_correction_bias.float().view(1, -1) if self.mote_rule.has_bias else 0.0
+                return select(router_logits, torch.where(bias.isnan(), own, bias), self.mote_rule)
+            # A function of the model's own: it is asked again, with what it must not choose out of its reach.
+            masked = router_logits.masked_fill(bias == float("-inf"), float("-inf"))
+            return router_class._compute_routing(self, hidden_states, masked, indices_type, **keywords)
+
+        return edit_routing(weights, ids, self.mote_tables, self.mote_row, reselect)
+
+    def routing_method_type(self: Any) -> Any:
+        # Kernels that route by themselves know no such method, so vLLM chooses one that asks the router.
+        return internals.load("RoutingMethodType").Custom
+
+    return type(
+        f"Mote{router_class.__name__}",
+        (router_class,),
+        {
+            "_compute_routing": compute_routing,
+            "routing_method_type": property(routing_method_type),
+            # Asked by vLLM 0.33.
+            "supports_monolithic_kernels": False,
+            "__doc__": router_class.__doc__,
+        },
+    )
+
+
+def edit_routing(
+    weights: torch.Tensor, ids: torch.Tensor, tables: EditTables, row: int, reselect: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a layer selects after every token's own edit.
+
+    weights: [N, K and more] float32, ids: [N, K and more] int: the router's selection; behind the first K columns stand
+    shared experts that some kernels run along, which stay. row: the layer's in the tables. reselect: per-token biases
+    [N, E] -> (weights [N, K], ids [N, K]). Returns both anew.
+    """
+    needed, top_k = tables.needed[row], tables.top_k
+    slots = tables.slots[: ids.shape[0]]
+    # Padding may be marked by an id of -1, and unsigned ids know few operations.
+    selected = ids[:, :top_k].to(torch.int64)
+    edited, index = weights[:, :top_k], selected.clamp(min=0)
+    if needed & REROUTES:
+        new_weights, new_ids = reselect(tables.bias[row][slots])
+        is_rerouted = tables.is_rerouted[row][slots].unsqueeze(1)
+        edited = torch.where(is_rerouted, new_weights[:, :top_k].to(edited.dtype), edited)
+        index = torch.where(is_rerouted, new_ids[:, :top_k].to(torch.int64), index)
+    before = edited.sum(dim=-1, keepdim=True)
+    is_stimulated = None
+    if needed & STIMULATES:
+        edited, index, is_stimulated = stimulate(
+            edited, index, tables.factor[row][slots], tables.stimulated[row][slots], tables.strength[slots].unsqueeze(1)
+        )
+    if needed & WEIGHS:
+        factor = tables.factor[row][slots.unsqueeze(1), index]
+        edited = weigh(edited, before, factor, is_stimulated, tables.renormalizes[slots].unsqueeze(1))
+    new = torch.where(selected < 0, selected, index).to(ids.dtype)
+    if ids.shape[1] > top_k:
+        return torch.cat([edited, weights[:, top_k:]], dim=1), torch.cat([new, ids[:, top_k:]], dim=1)
+    return edited.contiguous(), new.contiguous()
+
+
+def routing_rule(router: Any) -> RoutingRule | None:
+    """How a router selects, or None where a function of the model's own does.
+
+    Raises:
+        UneditableError: for a router that looks experts up by token.
+    """
+    if getattr(router, "_hash_indices_table", None) is not None:
+        raise UneditableError("a layer looks its experts up by token, where no bias is read, expected scores")
+    if getattr(router, "custom_routing_function", None) is not None:
+        return None
+    is_grouped = getattr(router, "use_grouped_topk", hasattr(router, "topk_group")) and router.num_expert_group
+    has_bias = getattr(router, "e_score_correction_bias", None) is not None
+    # vLLM's plain softmax routers ignore the factor.
+    scales = is_grouped or has_bias
+    return RoutingRule(
+        scoring=router.scoring_func,
+        top_k=router.top_k,
+        num_groups=router.num_expert_group if is_grouped else 1,
+        groups_kept=router.topk_group if is_grouped else 1,
+        has_bias=has_bias,
+        renormalize=router.renormalize,
+        scale=router.routed_scaling_factor if scales else 1.0,
+    )
+
+
+def attach(model: torch.nn.Module, vllm_config: Any, num_slots: int) -> EditTables:
+    """Give every MoE layer of a newly constructed model its row of new tables.
+
+    Raises:
+        UneditableError: where a layer's routing cannot be reached.
+    """
+    runners = moe_runners(model)
+    layers = list(runners)
+    for layer in layers:
+        if not hasattr(runners[layer].router, "mote_tables"):
+            raise UneditableError(f"layer {layer}: no edit reaches a {type(runners[layer].router).__name__}")
+    num_experts = max(runners[layer].moe_config.num_logical_experts for layer in layers)
+    tables = EditTables(
+        layers=layers,
+        num_experts=num_experts,
+        top_k=max(runners[layer].router.top_k for layer in layers),
+        num_slots=num_slots,
+        num_tokens=step_size(vllm_config),
+        device=torch.device(vllm_config.device_config.device),
+        is_eager=vllm_config.model_config.enforce_eager,
+    )
+    for row, layer in enumerate(layers):
+        router = runners[layer].router
+        router.mote_tables, router.mote_row, router.mote_rule = tables, row, routing_rule(router)
+    return tables
+
+
+def step_size(vllm_config: Any) -> int:
+    """The most tokens that a step can have, padding included."""
+    captured = vllm_config.compilation_config.max_cudagraph_capture_size or 0
+    # Sequence parallelism pads to a multiple of the ranks.
+    padding = vllm_config.parallel_config.tensor_parallel_size
+    return max(vllm_config.scheduler_config.max_num_batched_tokens, captured) + padding
+
+
+def moe_runners(model: torch.nn.Module) -> dict[int, Any]:
+    """The MoE layers of a model on this rank, by model layer, ascending."""
+    runner_class = internals.load("MoERunner")
+    runners = {module.layer_id: module for module in model.modules() if isinstance(module, runner_class)}
+    return dict(sorted(runners.items()))
+
+
+def describe(model: torch.nn.Module) -> dict[str, list[int]]:
+    """The layers of this rank, those that route inside their kernel where no edit reaches, and those that route by a
+    function of the model's own."""
+    runners = moe_runners(model)
+    return {
+        "layers": list(runners),
+        "inside_kernel": [
+            layer for layer, runner in runners.items() if runner.routed_experts.quant_method.is_monolithic
+        ],
+        "own_function": [
+            layer for layer, runner in runners.items() if getattr(runner.router, "mote_rule", ...) is None
+        ],
+    }
