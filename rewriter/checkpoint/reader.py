@@ -14,9 +14,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
-from rewriter.errors import CheckpointError
+from rewriter.errors import CheckpointError, UnknownFamilyError
 from rewriter.families.family import RouterLayout
-from rewriter.families.lookup import router_layout
+from rewriter.families.lookup import router_layout, rows_named_alike
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
@@ -24,6 +24,7 @@ SINGLE_NAME = "model.safetensors"
 SHARD_SUFFIX = ".safetensors"
 LENGTH_BYTES = 8  # the header's length, little-endian, before the header
 NUM_HEADERS_KEPT = 16  # work goes shard by shard; keeping all headers of R1 would take a hundred megabytes
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how the text starts that git-lfs keeps in a file's place
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 
 # Bits per element of the format's data types (safetensors/src/tensor.rs).
@@ -144,8 +145,17 @@ class Checkpoint:
 
     @cached_property
     def layout(self) -> RouterLayout:
-        """The routers as the config describes them."""
-        return router_layout(self.config)
+        """The routers as the config describes them.
+
+        Raises: UnknownFamilyError, which names the rows whose tensors are called as here, where there are such.
+        """
+        try:
+            return router_layout(self.config)
+        except UnknownFamilyError as error:
+            alike = rows_named_alike(self.weight_map)
+            if not alike:
+                raise
+            raise UnknownFamilyError(f"{error} (tensors are named here as in row {' or '.join(alike[:3])})") from None
 
     @cached_property
     def weight_map(self) -> dict[str, str]:
@@ -249,8 +259,10 @@ class Checkpoint:
         size = self.source.size_bytes(file_name)
         if size is None:
             raise CheckpointError(f"{self._path(file_name)}: no such file")
+        data = self.source.read(file_name, 0, size)
+        _refuse_pointer(self._path(file_name), data)
         try:
-            return self.source.read(file_name, 0, size).decode("utf-8")
+            return data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{self._path(file_name)}: not UTF-8 text (byte {error.start})") from None
 
@@ -280,7 +292,9 @@ class Checkpoint:
         size, path = self.shard_size(shard), self._path(shard)
         if size < LENGTH_BYTES:
             raise CheckpointError(f"{path}: {size} bytes long, too short for a safetensors header")
-        length = int.from_bytes(self.source.read(shard, 0, LENGTH_BYTES), "little")
+        start = self.source.read(shard, 0, len(LFS_POINTER))
+        _refuse_pointer(path, start)
+        length = int.from_bytes(start[:LENGTH_BYTES], "little")
         if length > min(MAX_HEADER_BYTES, size - LENGTH_BYTES):
             raise CheckpointError(
                 f"{path}: says its header has {length} bytes, but the file has {size} and the format allows"
@@ -306,6 +320,14 @@ class Checkpoint:
         }
         _check_contiguous(path, tensors, LENGTH_BYTES + length, size)
         return ShardHeader(shard=shard, length=length, document=document, tensors=tensors, file_size=size)
+
+
+def _refuse_pointer(path: str, data: bytes) -> None:
+    """A repository cloned without git-lfs holds small text files in place of the large ones."""
+    if data.startswith(LFS_POINTER):
+        raise CheckpointError(
+            f"{path}: is a Git LFS pointer, a text that stands for the file, expected the file itself; run git lfs pull"
+        )
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

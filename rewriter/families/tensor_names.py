@@ -5,6 +5,10 @@ LAYERS = "layers.{layer}."
 MULTIMODAL = ("model.language_model.", "language_model.model.", "model.")
 TEXT = ("model.",)
 
+# An expert's output as published, stacked as transformers 5 saves it again, and numbered behind (ModelOpt's export).
+DOWN_PROJ = ("mlp.experts.{expert}.down_proj.weight", "mlp.experts.down_proj", "mlp.experts.down_proj.{expert}.weight")
+W2 = ("block_sparse_moe.experts.{expert}.w2.weight", "mlp.experts.down_proj")
+
 
 def names(tail: str, prefixes: tuple[str, ...] = TEXT) -> tuple[str, ...]:
     """The alternatives for one tensor of a layer: `tail` below each prefix's layers."""

@@ -7,10 +7,8 @@ also where those are stacked.
 
 from rewriter.families.family import Family
 from rewriter.families.layer_rules import after_dense, by_list, by_step, every_layer, no_layer_unless
-from rewriter.families.tensor_names import MULTIMODAL, names, outputs
+from rewriter.families.tensor_names import DOWN_PROJ, MULTIMODAL, W2, names, outputs
 
-DOWN_PROJ = "mlp.experts.{expert}.down_proj.weight"
-W2 = "block_sparse_moe.experts.{expert}.w2.weight"
 LLAMA4 = ("language_model.model.", "model.language_model.", "model.")
 GATE = "mlp.gate.weight"
 EVERY_STEP = by_step("decoder_sparse_step", "mlp_only_layers")
@@ -23,8 +21,8 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         layers=every_layer,
         num_experts=("num_local_experts", "num_experts"),
         top_k="num_experts_per_tok",
-        router=names("block_sparse_moe.gate.weight"),
-        expert_outputs=outputs(W2),
+        router=names("block_sparse_moe.gate.weight") + names(GATE),
+        expert_outputs=outputs(*W2),
         renormalize_default=True,
     ),
     Family(
@@ -34,9 +32,9 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         layers=every_layer,
         num_experts="num_local_experts",
         top_k="num_experts_per_tok",
-        router=names("block_sparse_moe.gate.weight"),
+        router=names("block_sparse_moe.gate.weight") + names("mlp.router.weight"),
         router_norm=names("post_attention_layernorm"),
-        expert_outputs=outputs(W2),
+        expert_outputs=outputs(*W2),
     ),
     Family(
         name="qwen_moe",
@@ -46,7 +44,7 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         num_experts=("num_experts", "num_local_experts"),
         top_k="num_experts_per_tok",
         router=names(GATE),
-        expert_outputs=outputs(DOWN_PROJ),
+        expert_outputs=outputs(*DOWN_PROJ),
         renormalize="norm_topk_prob",
     ),
     Family(
@@ -57,7 +55,7 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         num_experts=("num_experts", "num_local_experts"),
         top_k="num_experts_per_tok",
         router=names(GATE),
-        expert_outputs=outputs(DOWN_PROJ),
+        expert_outputs=outputs(*DOWN_PROJ),
         renormalize="norm_topk_prob",
         renormalize_default=True,
     ),
@@ -69,7 +67,7 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         num_experts=("num_experts", "num_local_experts"),
         top_k="num_experts_per_tok",
         router=names(GATE),
-        expert_outputs=outputs(DOWN_PROJ),
+        expert_outputs=outputs(*DOWN_PROJ),
         renormalize="norm_topk_prob",
     ),
     Family(
@@ -80,7 +78,7 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         num_experts="n_routed_experts",
         top_k="num_experts_per_tok",
         router=names(GATE),
-        expert_outputs=outputs(DOWN_PROJ),
+        expert_outputs=outputs(*DOWN_PROJ),
         num_groups="n_group",
         groups_kept="topk_group",
         renormalize="norm_topk_prob",
@@ -109,7 +107,7 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         num_experts="num_local_experts",
         top_k="num_experts_per_tok",
         router=(*names("block_sparse_moe.router.layer.weight"), *names("block_sparse_moe.router.weight")),
-        expert_outputs=outputs("block_sparse_moe.output_linear.weight"),
+        expert_outputs=outputs("block_sparse_moe.output_linear.weight", "block_sparse_moe.experts.down_proj"),
         renormalize_default=True,
     ),
     Family(
@@ -120,7 +118,7 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         num_experts=("num_experts", "num_local_experts"),
         top_k="num_experts_per_tok",
         router=names(GATE, MULTIMODAL),
-        expert_outputs=outputs("mlp.experts.down_proj", DOWN_PROJ, prefixes=MULTIMODAL),
+        expert_outputs=outputs(*DOWN_PROJ, prefixes=MULTIMODAL),
         renormalize="norm_topk_prob",
         renormalize_default=True,
         text_config="text_config",
@@ -133,7 +131,7 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         num_experts=("num_experts", "num_local_experts"),
         top_k="num_experts_per_tok",
         router=names(GATE, MULTIMODAL),
-        expert_outputs=outputs("mlp.experts.down_proj", DOWN_PROJ, prefixes=MULTIMODAL),
+        expert_outputs=outputs(*DOWN_PROJ, prefixes=MULTIMODAL),
         renormalize_default=True,
         text_config="text_config",
     ),
@@ -145,7 +143,22 @@ UNBIASED_FAMILIES: tuple[Family, ...] = (
         num_experts="num_experts",
         top_k="top_k_experts",
         router=names("router.proj.weight", MULTIMODAL),
-        expert_outputs=outputs("experts.down_proj", prefixes=MULTIMODAL),
+        expert_outputs=outputs("experts.down_proj", "experts.{expert}.down_proj.weight", prefixes=MULTIMODAL),
+        renormalize_default=True,
+        text_config="text_config",
+    ),
+    Family(
+        name="mistral4",
+        model_types=("mistral4",),
+        source="transformers/models/mistral4, mistral3; vllm/model_executor/models/mistral_large_3.py, mistral3.py",
+        layers=after_dense("first_k_dense_replace"),
+        num_experts=("n_routed_experts", "num_local_experts"),
+        top_k="num_experts_per_tok",
+        router=names(GATE, MULTIMODAL),
+        expert_outputs=outputs(*DOWN_PROJ, prefixes=MULTIMODAL),
+        num_groups="n_group",
+        groups_kept="topk_group",
+        renormalize="norm_topk_prob",
         renormalize_default=True,
         text_config="text_config",
     ),

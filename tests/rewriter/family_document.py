@@ -12,6 +12,7 @@ from family_models import TINY_MODELS
 from rewriter.edit.formats import WEIGHT_FORMATS, WeightFormat
 from rewriter.families.family import Family, Keys
 from rewriter.families.lookup import FAMILIES
+from rewriter.families.wrappers import WRAPPERS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
 # What vLLM 0.32's CPU build did, run by tests/rewriter/families/test_family_serving.py and test_serving.py or once by hand.
@@ -96,6 +97,14 @@ def sources_table() -> str:
     return _table(("family", "source", "remarks"), ((family.name, family.source, family.notes) for family in FAMILIES))
 
 
+def wrappers_table() -> str:
+    """Model types that wrap another's language model."""
+    return _table(
+        ("model type", "wraps, under", "source"),
+        ((row.model_type, f"{' or '.join(row.wraps)}, `{row.text_config}`", row.source) for row in WRAPPERS),
+    )
+
+
 def formats_table() -> str:
     """What of each storage format becomes zero."""
     return _table(
@@ -107,7 +116,13 @@ def formats_table() -> str:
     )
 
 
-TABLES = {"routers": routers_table, "edits": edits_table, "sources": sources_table, "formats": formats_table}
+TABLES = {
+    "routers": routers_table,
+    "edits": edits_table,
+    "sources": sources_table,
+    "wrappers": wrappers_table,
+    "formats": formats_table,
+}
 
 
 def updated(text: str) -> str:

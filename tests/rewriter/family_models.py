@@ -197,6 +197,15 @@ TINY_MODELS: tuple[TinyModel, ...] = (
         | {"moe_intermediate_size": 16},
     ),
     _model("hy_v3", "HYV3", BASE | NUM_EXPERTS_NAMES),
+    _model(
+        "hy_v4",
+        "HYV4",
+        BASE
+        | LATENT_ATTENTION
+        | UNGROUPED
+        | INDEXER
+        | {"hc_mult": 2, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+    ),
     _model("afmoe", "Afmoe", BASE | NUM_EXPERTS_NAMES),
     _model(
         "lfm2_moe",
@@ -269,6 +278,7 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     _model("qwen3_next", "Qwen3Next", BASE | NUM_EXPERTS_NAMES | LINEAR_ATTENTION),
     _model("olmoe", "Olmoe", BASE | {"num_experts": NUM_EXPERTS, "num_experts_per_tok": TOP_K}),
     _model("deepseek_v2", "DeepseekV2", BASE | LATENT_ATTENTION | GROUPED | {"topk_method": "group_limited_greedy"}),
+    _model("mistral4", "Mistral4", BASE | LATENT_ATTENTION | UNGROUPED | {"head_dim": 16}),
     _model(
         "llama4",
         "Llama4",
@@ -353,9 +363,13 @@ ROUTER_BIAS = re.compile(r"(e_score_correction_bias|expert_bias|router\.bias)$")
 ROUTER_WEIGHT = re.compile(r"(gate|router|classifier|router\.proj|router\.gate)\.weight$")
 
 
-def build_tiny_model(tiny: TinyModel, folder: Path, seed: int = 0, dtype: str = "float32") -> Path:
+def build_tiny_model(
+    tiny: TinyModel, folder: Path, seed: int = 0, dtype: str = "float32", *, published_names: bool = True
+) -> Path:
     """Save a random checkpoint of a family with transformers' own class, in several shards.
 
+    published_names: with the names that the family was published with, else with those of transformers 5's classes, which
+    stack the experts.
     Router weights are wide, so that tokens route differently; router biases are small and differ from expert to expert.
     """
     import torch
@@ -372,8 +386,9 @@ def build_tiny_model(tiny: TinyModel, folder: Path, seed: int = 0, dtype: str = 
                 tensor.copy_(torch.stack([torch.randperm(NUM_EXPERTS)[:TOP_K] for _ in range(tensor.shape[0])]))
             elif tensor.dim() > 1 and tensor.is_floating_point():
                 tensor.normal_(0, 0.5 if ROUTER_WEIGHT.search(name) else 0.1)
-    model.save_pretrained(folder, max_shard_size="40KB")
-    _rename_as_on_the_hub(tiny, folder)
+    model.save_pretrained(folder, max_shard_size="40KB", save_original_format=published_names)
+    if published_names:
+        _rename_as_on_the_hub(tiny, folder)
     return folder
 
 

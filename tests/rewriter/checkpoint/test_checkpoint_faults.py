@@ -270,7 +270,8 @@ def test_no_such_model(tmp_path: Path, refusal: Path, mote_rewrite: Command) -> 
 def test_unknown_family(tmp_path: Path, refusal: Path, refuse: Refuse, model_type: Any) -> None:
     base = build_checkpoint(tmp_path / "other", model_type=model_type)
     sentence = refuse(base, "--suppress", refusal)
-    assert f"model_type {model_type!r} has no row" in sentence and "deepseek_v3" in sentence
+    assert f"model_type {json.dumps(model_type)} has no row" in sentence
+    assert "tensors are named here as in row deepseek_v3" in sentence
     assert "rewriter/families/biased.py" in sentence
 
 
@@ -295,3 +296,12 @@ def test_drop_of_a_packed_dtype(base: Path, refusal: Path, refuse: Refuse) -> No
     edit_line(shard_of(base, down_proj_name(1, 3)), down_proj_name(1, 3), dtype="I8")
     sentence = refuse(base, "--suppress", refusal, "--semantics", "drop")
     assert f"{down_proj_name(1, 3)} is stored as .weight I8, a quantised format without a row" in sentence
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX, "shard"])
+def test_a_git_lfs_pointer_is_called_so(name: str, base: Path, refusal: Path, refuse: Refuse) -> None:
+    """A clone without git-lfs has small texts in place of its large files."""
+    path = shard_of(base, bias_name(1)) if name == "shard" else base / name
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4302373176\n")
+    sentence = refuse(base, "--suppress", refusal)
+    assert f"{path}: is a Git LFS pointer" in sentence and sentence.endswith("run git lfs pull")

@@ -7,7 +7,8 @@ import pytest
 from rewriter.errors import CheckpointError, PlanError, UnknownFamilyError
 from rewriter.families.family import Family, RouterLayout
 from rewriter.families.layer_rules import by_list, every_layer
-from rewriter.families.lookup import BY_MODEL_TYPE, FAMILIES, find_family, router_layout
+from rewriter.families.lookup import BY_MODEL_TYPE, FAMILIES, find_family, router_layout, rows_named_alike
+from rewriter.families.wrappers import WRAPPERS, Wrapper
 
 # DeepSeek-R1's config.json, the keys that matter here.
 R1 = {
@@ -478,6 +479,49 @@ CONFIGS: tuple[tuple[str, dict[str, Any], tuple[int, ...], int, int, tuple[int, 
         (1, 1),
         True,
     ),
+    # Hy4-preview.
+    (
+        "hy_v4",
+        {
+            "num_hidden_layers": 34,
+            "mlp_layer_types": ["dense"] + ["sparse"] * 33,
+            "n_routed_experts": 256,
+            "num_experts_per_tok": 8,
+            "norm_topk_prob": True,
+        },
+        span(1, 33),
+        256,
+        8,
+        (1, 1),
+        True,
+    ),
+    (
+        "deepseek_v41",
+        {"text_config": {"num_hidden_layers": 61, "n_routed_experts": 384, "num_experts_per_tok": 6}},
+        span(0, 60),
+        384,
+        6,
+        (1, 1),
+        True,
+    ),
+    # Mistral Small 4, whose config is a mistral3.
+    (
+        "mistral4",
+        {
+            "num_hidden_layers": 36,
+            "first_k_dense_replace": 0,
+            "n_routed_experts": 128,
+            "num_experts_per_tok": 4,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": True,
+        },
+        span(0, 35),
+        128,
+        4,
+        (1, 1),
+        True,
+    ),
     (
         "gemma4",
         {"text_config": {"num_hidden_layers": 30, "enable_moe_block": True, "num_experts": 128, "top_k_experts": 8}},
@@ -565,10 +609,7 @@ def test_r1_names() -> None:
 def test_gpt_oss_suppresses_by_minus_infinity_alone() -> None:
     """The bias is part of the logit, which has no bound."""
     layout = layout_of("gpt_oss")
-    assert layout.expert_output_names(1, 3) == (
-        ("model.layers.1.mlp.experts.down_proj",),
-        ("model.layers.1.mlp.experts.3.down_proj.weight",),
-    )
+    assert ("model.layers.1.mlp.experts.down_proj",) in layout.expert_output_names(1, 3)
     assert layout.bias_names(1) == ("model.layers.1.mlp.router.bias",)
     assert layout.score_range is None and not layout.family.can_stimulate
 
@@ -576,7 +617,7 @@ def test_gpt_oss_suppresses_by_minus_infinity_alone() -> None:
 def test_deepseek_v4_hash_layers_have_no_bias() -> None:
     layout = layout_of("deepseek_v4", num_hash_layers=2)
     assert layout.unbiased_layers == (0, 1)
-    assert layout.bias_names(2) == ("layers.2.ffn.gate.bias", "model.layers.2.ffn.gate.bias")
+    assert layout.bias_names(2)[:2] == ("layers.2.ffn.gate.bias", "model.layers.2.ffn.gate.bias")
     with pytest.raises(PlanError, match=r"layer 1: family deepseek_v4 routes the layers 0\.\.1 by a table of tokens"):
         layout.bias_names(1)
     assert layout.expert_output_names(0, 7)[0] == ("layers.0.ffn.experts.7.w2.weight",)
@@ -621,10 +662,54 @@ def test_keys_that_vllm_needs_are_named_when_missing() -> None:
 
 
 def test_unknown_family_says_how_to_add_a_row() -> None:
-    with pytest.raises(
-        UnknownFamilyError, match="model_type 'llama' has no row.*deepseek_v3.*rewriter/families/biased"
-    ):
+    with pytest.raises(UnknownFamilyError, match='model_type "llama" has no row.*rewriter/families/biased') as caught:
         find_family({"model_type": "llama"})
+    assert len(str(caught.value)) <= 400
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS, ids=lambda wrapper: wrapper.model_type)
+def test_a_wrapper_has_the_layout_of_what_it_wraps(wrapper: Wrapper) -> None:
+    """Its tensors begin with one of the prefixes that the wrapped row knows."""
+    assert wrapper.source and wrapper.model_type not in BY_MODEL_TYPE
+    for wrapped in wrapper.wraps:
+        inner = R1 | {"model_type": wrapped, "num_experts": 256, "num_experts_per_token": 8}
+        layout = router_layout({"model_type": wrapper.model_type, wrapper.text_config: inner})
+        assert layout.family is BY_MODEL_TYPE[wrapped] and layout.family.text_config == wrapper.text_config
+        assert layout.moe_layers[-1] == 60 and layout.num_experts == 256
+        named = layout.bias_names(60) if layout.has_bias else layout.expert_output_names(60, 1)[1]
+        outputs = [name for names in layout.expert_output_names(60, 1) for name in names]
+        assert any("language_model.model.layers.60." in name for name in (*named, *outputs))
+
+
+def test_a_wrapper_of_something_else_is_refused() -> None:
+    """Mistral Small 3 is a mistral3 as well, and dense."""
+    with pytest.raises(UnknownFamilyError, match="wraps a model whose type .* is \"mistral\", expected 'mistral4'"):
+        find_family({"model_type": "mistral3", "text_config": {"model_type": "mistral"}})
+    with pytest.raises(UnknownFamilyError, match="is null, expected 'kimi_linear'"):
+        find_family({"model_type": "kimi_k3"})
+
+
+def test_an_unknown_wrapper_of_a_known_family_names_its_row() -> None:
+    with pytest.raises(
+        UnknownFamilyError, match="\"llm_config\" has model_type 'qwen3_moe', of row qwen_moe"
+    ) as caught:
+        find_family({"model_type": "some_vl", "vision_config": {}, "llm_config": {"model_type": "qwen3_moe"}})
+    assert len(str(caught.value)) <= 400
+
+
+@pytest.mark.parametrize(
+    ("names", "rows"),
+    [
+        (["model.layers.3.mlp.gate.expert_bias"], ("bailing_moe", "param2moe", "sarvam")),
+        (
+            ["model.layers.7.mlp.gate.weight", "model.layers.7.mlp.experts.12.down_proj.weight"],
+            ("qwen_moe", "qwen3_next", "olmoe", "deepseek_v2", "qwen3_vl_moe", "qwen3_5_moe", "mistral4"),
+        ),
+        (["model.layers.7.mlp.down_proj.weight"], ()),
+    ],
+)
+def test_rows_are_found_by_tensor_names(names: list[str], rows: tuple[str, ...]) -> None:
+    assert rows_named_alike(names) == rows
 
 
 def test_a_missing_number_is_named() -> None:
