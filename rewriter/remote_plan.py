@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rewriter.checkpoint.reader import Checkpoint
@@ -11,7 +10,7 @@ from rewriter.console import size_text
 from rewriter.edit.plan import Plan
 from rewriter.edit.record import BLOCK_KEY
 from rewriter.errors import InputError
-from rewriter.hub.models import find_in_cache, looks_like_repo_id
+from rewriter.hub.models import find_in_cache, is_local, looks_like_repo_id
 from rewriter.hub.remote import RemoteRepo, download_size_bytes, open_remote
 from rewriter.rewrite import RewriteRequest, base_name, read_edit
 
@@ -34,9 +33,7 @@ def would_download(request: RewriteRequest) -> bool:
         InputError: the request's files cannot be read, or name no model.
     """
     model, revision = base_name(request, read_edit(request).sets)
-    return (
-        not Path(model).expanduser().is_dir() and looks_like_repo_id(model) and find_in_cache(model, revision) is None
-    )
+    return not is_local(model) and looks_like_repo_id(model) and find_in_cache(model, revision) is None
 
 
 def prepare_remote(request: RewriteRequest, *, say: Callable[[str], None]) -> RemotePlan:
@@ -48,7 +45,7 @@ def prepare_remote(request: RewriteRequest, *, say: Callable[[str], None]) -> Re
     """
     edit = read_edit(request)
     model, revision = base_name(request, edit.sets)
-    if Path(model).expanduser().is_dir() or not looks_like_repo_id(model):
+    if is_local(model) or not looks_like_repo_id(model):
         raise InputError(f"--remote-plan reads a model on the Hub, but '{model}' is no Hub id; use --dry-run")
     say(f"{model}: reading config, index, headers and the tensors to edit from the Hub by byte ranges")
     remote = open_remote(model, revision, say)
@@ -82,7 +79,7 @@ def remote_plan_lines(remote: RemotePlan) -> list[str]:
         f"plan: {tree.repo_id} at revision {tree.commit} (nothing is downloaded or written)",
         *edit_lines(plan),
         f"  edited shards: {len(plan.changed_shards)}, {size_text(edited)}",
-        f"  config.json: {plan.record.renormalization}",
+        f"  {plan.config_place}: {plan.record.renormalization}",
         f"  read for this plan: {remote.remote.num_requests} requests, {size_text(remote.remote.received_bytes)}",
     ]
     if remote.is_cached:

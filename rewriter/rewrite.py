@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from rewriter.checkpoint.reader import Checkpoint
+from rewriter.checkpoint.kinds import Model, open_model
 from rewriter.edit.plan import EditOptions, Plan, make_plan
 from rewriter.edit.record import BIAS_WORDS, MINUS_INF, BiasChoice, Recipe, expert_set_of
 from rewriter.edit.replan import check_base, check_plan, options_of
@@ -39,6 +39,7 @@ class RewriteRequest:
     renormalize: bool = False
     link: str = "auto"
     overwrite: bool = False
+    stamp: bool = True
     recipe: str | None = None  # file, folder or ORG/NAME[@BRANCH]; then nothing else says what to edit
 
 
@@ -56,7 +57,7 @@ class Edit:
         """The expert sets there are."""
         return [chosen for chosen in (self.suppress, self.stimulate) if chosen is not None]
 
-    def plan(self, checkpoint: Checkpoint, **base: str | None) -> Plan:
+    def plan(self, checkpoint: Model, **base: str | None) -> Plan:
         """The plan on a base; a recipe's base is checked first, by the hashes of what would change.
 
         Raises: as make_plan does; CheckpointError for a base that is not the recipe's.
@@ -81,7 +82,7 @@ class Prepared:
 
     def preview(self) -> Preview:
         """What executing the plan would move."""
-        return preview(self.plan, self.base, self.target, self.link, Checkpoint.open(self.base).shards)
+        return preview(self.plan, open_model(self.base), self.target, self.link)
 
 
 def prepare(request: RewriteRequest, *, say: Callable[[str], None]) -> Prepared:
@@ -93,13 +94,14 @@ def prepare(request: RewriteRequest, *, say: Callable[[str], None]) -> Prepared:
     link: LinkMode = _choice("--link", request.link, LinkMode)
     edit = read_edit(request)
     resolved = find_base(request, edit.sets, say)
+    checkpoint = open_model(resolved.folder)
     plan = edit.plan(
-        Checkpoint.open(resolved.folder),
+        checkpoint,
         base_model=resolved.repo_id,
         base_folder=os.path.basename(os.path.abspath(resolved.folder)),
         base_revision=resolved.revision,
     )
-    name = (resolved.repo_id or os.path.abspath(resolved.folder)).rsplit("/", 1)[-1]
+    name = resolved.repo_id.rsplit("/", 1)[-1] if resolved.repo_id else checkpoint.title
     target = request.output or Path(f"{name}-mote-{_file_name(plan.record.behavior)}")
     check_target(target.absolute(), resolved.folder, overwrite=request.overwrite)
     return Prepared(plan, resolved.folder, target, link, request.overwrite)
@@ -152,6 +154,8 @@ def base_name(request: RewriteRequest, sets: list[ExpertSet]) -> tuple[str, str 
 
     Raises: InputError when nothing names a model, or the sets name different ones.
     """
+    from rewriter.hub.models import is_local
+
     if request.model is not None:
         return request.model, request.revision
     models = sorted({chosen.model for chosen in sets if chosen.model is not None})
@@ -170,7 +174,7 @@ def base_name(request: RewriteRequest, sets: list[ExpertSet]) -> tuple[str, str 
     model, revision = models[0], revisions[0] if revisions else None
     source = request.suppress or request.stimulate or ""
     beside = Path(source).parent / model
-    if not source.startswith(PRESET_PREFIX) and beside.is_dir():
+    if not source.startswith(PRESET_PREFIX) and (beside.is_dir() or (is_local(model) and beside.is_file())):
         return str(beside), None
     return model, request.revision or revision
 
@@ -196,7 +200,7 @@ def _load_set(source: str | None, request: RewriteRequest, layer_index: LayerInd
 
 def _options(request: RewriteRequest) -> EditOptions:
     semantics: CheckpointSemantics = _choice("--semantics", request.semantics, CheckpointSemantics)
-    return EditOptions(semantics, _bias_choice(request.suppress_bias), request.renormalize)
+    return EditOptions(semantics, _bias_choice(request.suppress_bias), request.renormalize, request.stamp)
 
 
 def _bias_choice(text: str) -> BiasChoice:

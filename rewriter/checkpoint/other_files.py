@@ -15,6 +15,7 @@ TRAINING_STATE = (
     "global_step*", "checkpoint-*", "runs", "wandb", "zero_to_fp32.py", "latest",
 )  # fmt: skip
 HIDDEN = (".*", "__pycache__")
+CARD_NAME = "README.md"
 
 
 def companion_files(folder: Path, handled: Collection[str]) -> tuple[list[Path], list[Path]]:

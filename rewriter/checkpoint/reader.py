@@ -8,12 +8,16 @@ import json
 import os
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal
 
+from rewriter.checkpoint.edited_json import config_text
+from rewriter.checkpoint.other_files import CARD_NAME, companion_files
+from rewriter.checkpoint.shard_header import MARK, mark_header, unmarked
+from rewriter.checkpoint.source import ByteSource, LocalFolder, TensorEntry
 from rewriter.errors import CheckpointError, UnknownFamilyError
 from rewriter.families.family import RouterLayout
 from rewriter.families.lookup import router_layout, rows_named_alike
@@ -37,68 +41,6 @@ DTYPE_BITS = {
 }  # fmt: skip
 
 
-class ByteSource(Protocol):
-    """Where a checkpoint's files come from."""
-
-    @property
-    def name(self) -> str:
-        """How messages call it."""
-        ...
-
-    def size_bytes(self, file_name: str) -> int | None:
-        """Size of a file, or None when there is no such file."""
-        ...
-
-    def read(self, file_name: str, offset: int, size: int) -> bytes:
-        """Up to `size` bytes of a file from `offset`."""
-        ...
-
-
-@dataclass(frozen=True)
-class LocalFolder:
-    """A folder on disk; symbolic links, as in the Hub's cache, are followed."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """How messages call it."""
-        return str(self.path)
-
-    def size_bytes(self, file_name: str) -> int | None:
-        """Size of a file, or None when there is no such file."""
-        try:
-            return (self.path / file_name).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise CheckpointError(f"{self.path / file_name}: cannot be read ({error.strerror})") from None
-
-    def read(self, file_name: str, offset: int, size: int) -> bytes:
-        """Up to `size` bytes of a file from `offset`."""
-        try:
-            with (self.path / file_name).open("rb", buffering=0) as opened:
-                return os.pread(opened.fileno(), size, offset)
-        except OSError as error:
-            raise CheckpointError(f"{self.path / file_name}: cannot be read ({error.strerror})") from None
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """Where one tensor lies."""
-
-    name: str
-    shard: str
-    dtype: str  # as safetensors names it: F32, BF16, F8_E4M3, ...
-    shape: tuple[int, ...]
-    offset: int  # first byte, counted from the start of the shard
-    size_bytes: int
-
-    def part(self, start: int, size_bytes: int) -> "TensorEntry":
-        """A byte range of the tensor, counted from its own start, as an entry that can be read."""
-        return replace(self, shape=(), offset=self.offset + start, size_bytes=size_bytes)
-
-
 @dataclass(frozen=True)
 class ShardHeader:
     """The parsed header of one shard."""
@@ -119,6 +61,11 @@ class ShardHeader:
 class Checkpoint:
     """A checkpoint and what has been read of it so far."""
 
+    format: ClassVar[Literal["safetensors"]] = "safetensors"
+    config_place: ClassVar[str] = CONFIG_NAME
+    settings_need_stamp: ClassVar[bool] = False
+    bias_dtypes: ClassVar[tuple[str, ...]] = ("F32", "F16", "BF16", "F64")
+
     source: ByteSource
     _headers: dict[str, ShardHeader] = field(default_factory=dict, repr=False)
 
@@ -132,6 +79,17 @@ class Checkpoint:
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such folder, expected a model folder with {CONFIG_NAME}")
         return cls(LocalFolder(path))
+
+    @property
+    def folder(self) -> Path:
+        """The folder on disk; only a checkpoint there is written from and verified."""
+        assert isinstance(self.source, LocalFolder)
+        return self.source.path
+
+    @property
+    def title(self) -> str:
+        """The folder's own name."""
+        return os.path.basename(os.path.abspath(self.source.name))
 
     @cached_property
     def config_text(self) -> str:
@@ -248,9 +206,37 @@ class Checkpoint:
             position += len(part)
         return b"".join(parts)
 
-    def raw_header(self, shard: str) -> bytes:
-        """The header's JSON text as it stands in the file."""
-        return self.source.read(shard, LENGTH_BYTES, self.header(shard).length)
+    def settings_shard(self, stamped: bool) -> str | None:
+        """None: the record and the router's settings stand in config.json."""
+        return None
+
+    def marked_head(self, shard: str, fingerprint: str, config: Mapping[str, Any]) -> bytes:
+        """The bytes before an edited shard's tensors: the header grown by whole blocks, with the edit's fingerprint."""
+        header = self.header(shard)
+        text = mark_header(header.document, header.length, fingerprint)
+        return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+    def bare_head(self, shard: str) -> Any:
+        """What a shard's header says of its tensors, the edit's mark left out."""
+        return unmarked(self.header(shard).document)
+
+    def mark(self, shard: str) -> str | None:
+        """The fingerprint in a shard's header."""
+        return (self.header(shard).document.get("__metadata__") or {}).get(MARK)
+
+    def side_file(self, config: Mapping[str, Any], stamped: bool) -> tuple[str, str] | None:
+        """config.json."""
+        return CONFIG_NAME, config_text(dict(config))
+
+    def other_files(self) -> tuple[list[Path], list[Path]]:
+        """The other files that come along (the index among them), and those left out, relative to the folder and sorted."""
+        taken, left = companion_files(self.folder, {*self.shards, INDEX_NAME, CONFIG_NAME, CARD_NAME})
+        return taken + [Path(INDEX_NAME)] * (self.source.size_bytes(INDEX_NAME) is not None), left
+
+    def card(self) -> str | None:
+        """README.md."""
+        path = self.folder / CARD_NAME
+        return path.read_text("utf-8", errors="replace") if path.exists() else None
 
     def _path(self, file_name: str) -> str:
         return f"{self.source.name}/{file_name}"

@@ -21,6 +21,8 @@ EPILOG = """Examples:
   mote-rewrite --suppress preset:r1-refusal --model ./DeepSeek-R1 --dry-run
 
   mote-rewrite --suppress refusal.json --stimulate english.json --top 10 -o ./R1-tuned
+
+  mote-rewrite --suppress refusal.json --model R1-Q4_K_M-00001-of-00009.gguf -o ./R1-Q4-tuned
 """
 
 app = make_app()
@@ -35,7 +37,8 @@ def rewrite(
         str | None, typer.Option(metavar="FILE", help="Expert set to switch on: always selected by the router.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of the base; the expert set's own model if not given.")
+        str | None,
+        typer.Option(help="Folder, GGUF file or Hub id of the base; the expert set's own model if not given."),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision of the base.")] = None,
     output: Annotated[
@@ -59,12 +62,17 @@ def rewrite(
     suppress_bias: Annotated[
         str,
         typer.Option(
-            metavar="auto|-inf|margin|NUMBER", help="Bias of suppressed experts; auto: -inf where that is safe."
+            metavar="auto|-inf|margin|NUMBER",
+            help="Bias of suppressed experts; auto: -inf where that is safe, margin for GGUF.",
         ),
     ] = "auto",
     renormalize: Annotated[
         bool,
         typer.Option("--renormalize", help="Turn renormalisation on where the base has it off; changes every token."),
+    ] = False,
+    no_stamp: Annotated[
+        bool,
+        typer.Option("--no-stamp", help="Leave the headers of edited files as they are: only the values change."),
     ] = False,
     link: Annotated[
         str,
@@ -111,6 +119,7 @@ def rewrite(
         renormalize=renormalize,
         link=link,
         overwrite=overwrite,
+        stamp=not no_stamp,
         recipe=recipe,
     )
     if remote_plan or (dry_run and _would_download(request)):

@@ -8,6 +8,7 @@ from rewriter.edit.plan import LayerEdit, Plan, value_text
 from rewriter.edit.record import BLOCK_KEY
 from rewriter.semantics import DROP
 from rewriter.variant.preview import Preview
+from rewriter.variant.selections import Selection
 from rewriter.variant.verify import VerifyResult
 from rewriter.variant.write import EmitResult
 
@@ -44,7 +45,7 @@ def plan_lines(plan: Plan, preview: Preview, base: Path, target: Path) -> list[s
         f"  edited shards: {preview.num_changed} ({edited})",
         f"  other shards: {preview.num_unchanged} by {preview.unchanged_method}",
         f"  disk: {size_text(preview.needed_bytes)} needed, {size_text(preview.free_bytes)} free",
-        f"  config.json: {plan.record.renormalization}",
+        f"  {plan.config_place}: {plan.record.renormalization}",
     ]
     return lines + [f"  note: {note}" for note in plan.notes]
 
@@ -67,7 +68,7 @@ def result_lines(result: EmitResult, plan: Plan) -> list[str]:
         f"  shards: {shards}",
         f"  bytes: {size_text(result.bytes_copied)} copied, {size_text(result.bytes_shared)} shared,"
         f" {size_text(result.bytes_linked)} linked, {size_text(result.bytes_patched)} patched",
-        f"  config.json: {result.renormalization}",
+        f"  {plan.config_place}: {result.renormalization}",
     ]
     if result.files_left_out:
         lines.append(f"  left out (other weights, training state): {', '.join(result.files_left_out)}")
@@ -101,4 +102,15 @@ def verify_lines(result: VerifyResult, runtimes: list[dict[str, str]]) -> list[s
     for row in runtimes:
         reason = f" - {row['reason']}" if row["reason"] else ""
         lines.append(f"    {row['verdict']:8} {row['runtime']} ({row['evidence']}){reason}")
+    return lines
+
+
+def selection_lines(selections: list[Selection]) -> list[str]:
+    """How often each suppressed expert was selected, for people."""
+    if not selections:
+        return []
+    lines = ["  selections counted by llama-imatrix (variant, base):"]
+    for line in selections:
+        base = "not given" if line.base_share is None else f"{line.base_share:.2%} of tokens"
+        lines.append(f"    layer {line.layer} expert {line.expert}: {line.count} of {line.num_tokens} tokens, {base}")
     return lines

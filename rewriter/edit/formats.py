@@ -7,6 +7,8 @@ leaves its scales as they are, or, where codes have a zero point or an order of 
 
 from dataclasses import dataclass
 
+from rewriter.checkpoint.gguf.types import ZERO_FILL_TYPES
+
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 FLOATS_8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 EXPONENTS = frozenset({"U8", "F8_E8M0"})  # a power of two a byte, as e8m0
@@ -171,6 +173,13 @@ WEIGHT_FORMATS: tuple[WeightFormat, ...] = (
         tensors={"": FLOATS | FLOATS_8},
         zeroed="",
         further=("_scale_inv", "_scale", "_weight_scale"),
+    ),
+    WeightFormat(
+        name="GGUF, experts stacked",
+        source="llama.cpp: ggml/src/ggml-quants.c; in every type a block of zero bytes decodes to zeros",
+        tensors={".weight": ZERO_FILL_TYPES},
+        zeroed=".weight",
+        further=(".scale",),
     ),
     _refused(
         "ModelOpt int4 or BitNet",

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from rewriter import __version__
-from rewriter.checkpoint.edited_json import config_text, parse_config
-from rewriter.checkpoint.reader import Checkpoint, TensorEntry
+from rewriter.checkpoint.edited_json import parse_config
+from rewriter.checkpoint.kinds import Model
+from rewriter.checkpoint.source import TensorEntry
 from rewriter.edit.feasibility import check_feasible
 from rewriter.edit.record import (
     BLOCK_KEY,
@@ -28,7 +29,6 @@ from rewriter.edit.record import (
     find_record,
 )
 from rewriter.edit.tensors import (
-    BIAS_DTYPES,
     MINUS_INFINITY,
     Margins,
     decode_bias,
@@ -51,6 +51,7 @@ class EditOptions:
     semantics: CheckpointSemantics = REROUTE
     suppress_bias: BiasChoice = "auto"
     renormalize: bool = False  # turn renormalisation on where the base was trained without
+    stamp: bool = True  # mark the headers of edited shards; without, only values change and no length does
 
 
 @dataclass(frozen=True)
@@ -86,27 +87,23 @@ class Plan:
     layers: tuple[LayerEdit, ...]
     patches: tuple[TensorPatch, ...]
     config: dict[str, Any]  # the variant's config.json
+    config_place: str  # the file that the config stands in
     renormalizes: bool | None  # what the variant's config says; None where the family has no flag
     notes: tuple[str, ...] = field(default=())
 
     @property
     def changed_shards(self) -> tuple[str, ...]:
-        """The shards that hold a planned tensor, sorted."""
-        return tuple(sorted({patch.shard for patch in self.patches}))
+        """The shards that differ from the base's: those with a planned tensor, and the one with the record; sorted."""
+        return tuple(self.record.changed_files)
 
     @property
     def patched_bytes(self) -> int:
         """Bytes of tensors that are written anew."""
         return sum(patch.size_bytes for patch in self.patches)
 
-    @property
-    def config_text(self) -> str:
-        """The variant's config.json."""
-        return config_text(self.config)
-
 
 def make_plan(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     suppress: ExpertSet | None,
     stimulate: ExpertSet | None,
     options: EditOptions,
@@ -148,10 +145,15 @@ def make_plan(
 
     renormalizes, renormalization, config = _edit_config(checkpoint, options)
     notes = [remark for remark in (layout.family.notes, layout.vllm_remark) if remark]
+    if any(edit.suppress_value == MINUS_INFINITY for edit in layers) and layout.family.minus_inf_warning:
+        notes.append(layout.family.minus_inf_warning)
     notes += [str(chosen.provenance["layer_convention"]) for chosen in sets if "layer_convention" in chosen.provenance]
-    previous = find_record(checkpoint.config, checkpoint.source.name)
+    previous = find_record(checkpoint.config, checkpoint.source.name, checkpoint.config_place)
     if previous is not None:
         notes.append("The base is itself a MoTE variant; its edits stay, and its mote block is kept as mote.base.")
+    unusual: dict[str, Any] = {} if previous is None else {"base": previous}
+    if not options.stamp:
+        unusual["stamped"] = False
     record = VariantRecord(
         schema_id=VARIANT_SCHEMA,
         tool_version=__version__,
@@ -165,16 +167,22 @@ def make_plan(
         renormalization=renormalization,
         layer_index="model",
         experts=[expert for edit in layers for expert in _expert_records(edit, options)],
-        changed_files=sorted({patch.shard for patch in patches}),
+        changed_files=sorted({patch.shard for patch in patches} | _settings_shards(checkpoint, options)),
         fingerprint=_fingerprint(patches),
         tensors=[_tensor_record(patch) for patch in patches],
         expert_sets=[
             SetRecord(behavior=chosen.behavior, model=chosen.model, provenance=chosen.provenance) for chosen in sets
         ],
-        **({} if previous is None else {"base": previous}),
+        **unusual,
     )
     config[BLOCK_KEY] = record.to_block()
-    return Plan(record, tuple(layers), tuple(patches), config, renormalizes, tuple(notes))
+    return Plan(record, tuple(layers), tuple(patches), config, checkpoint.config_place, renormalizes, tuple(notes))
+
+
+def _settings_shards(checkpoint: Model, options: EditOptions) -> set[str]:
+    """The shard that every edit changes, if there is one."""
+    shard = checkpoint.settings_shard(options.stamp)
+    return set() if shard is None else {shard}
 
 
 def value_text(value: float | None) -> Literal["-inf"] | float | None:
@@ -235,7 +243,7 @@ def _check_semantics(layout: RouterLayout, options: EditOptions, suppressing: bo
 
 
 def _edit_layer_bias(
-    checkpoint: Checkpoint, layer: int, suppressed: tuple[int, ...], stimulated: tuple[int, ...], options: EditOptions
+    checkpoint: Model, layer: int, suppressed: tuple[int, ...], stimulated: tuple[int, ...], options: EditOptions
 ) -> tuple[LayerEdit, TensorPatch]:
     """The patch of one layer's selection bias."""
     layout = checkpoint.layout
@@ -278,7 +286,7 @@ def _edit_layer_bias(
     return edit, _patch(entry, before, edited.tobytes())
 
 
-def _read_bias(checkpoint: Checkpoint, layer: int) -> tuple[TensorEntry, bytes]:
+def _read_bias(checkpoint: Model, layer: int) -> tuple[TensorEntry, bytes]:
     """The selection bias of a layer, its type and shape checked."""
     layout, names = checkpoint.layout, checkpoint.layout.bias_names(layer)
     entry = checkpoint.find(names)
@@ -288,9 +296,9 @@ def _read_bias(checkpoint: Checkpoint, layer: int) -> tuple[TensorEntry, bytes]:
             f"{where}: has no tensor {' or '.join(names)}, expected the selection bias of layer {layer}"
         )
     num_choices = layout.num_experts + layout.num_other_choices
-    if entry.dtype not in BIAS_DTYPES:
+    if entry.dtype not in checkpoint.bias_dtypes:
         raise CheckpointError(
-            f"{where}/{entry.shard}: {entry.name} is {entry.dtype}, expected one of {', '.join(BIAS_DTYPES)}"
+            f"{where}/{entry.shard}: {entry.name} is {entry.dtype}, expected one of {', '.join(checkpoint.bias_dtypes)}"
         )
     if entry.shape not in ((num_choices,), (1, num_choices)):
         raise CheckpointError(
@@ -317,7 +325,7 @@ def _suppress_value(
 ) -> float:
     """The bias that a layer's suppressed experts get."""
     choice = options.suppress_bias
-    if choice == MINUS_INF or (choice == "auto" and layout.family.minus_inf_safe):
+    if choice == MINUS_INF or (choice == "auto" and layout.family.takes_minus_inf):
         return MINUS_INFINITY
     finite = _margins(layer, bias, suppressed, stimulated, layout)
     if choice in ("auto", "margin"):
@@ -346,7 +354,7 @@ def _margins(
         raise PlanError(f"layer {layer}: {error}, so no margin can be computed; edit fewer experts") from None
 
 
-def _drop(checkpoint: Checkpoint, layout: RouterLayout, layer: int, experts: tuple[int, ...]) -> list[TensorPatch]:
+def _drop(checkpoint: Model, layout: RouterLayout, layer: int, experts: tuple[int, ...]) -> list[TensorPatch]:
     """The patches that zero the experts' outputs."""
     patches = []
     for expert in experts:
@@ -365,7 +373,7 @@ def _drop(checkpoint: Checkpoint, layout: RouterLayout, layer: int, experts: tup
     return patches
 
 
-def _filled(checkpoint: Checkpoint, fill: Fill) -> TensorPatch:
+def _filled(checkpoint: Model, fill: Fill) -> TensorPatch:
     """The patch that fills a range of a tensor with one byte."""
     before = checkpoint.read(fill.entry.part(fill.start, fill.size_bytes))
     after = bytes([fill.byte]) * fill.size_bytes
@@ -382,7 +390,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _edit_config(checkpoint: Checkpoint, options: EditOptions) -> tuple[bool | None, str, dict[str, Any]]:
+def _edit_config(checkpoint: Model, options: EditOptions) -> tuple[bool | None, str, dict[str, Any]]:
     """A copy of the config with the renormalisation flag as it must be, and a sentence that says so."""
     config = parse_config(checkpoint.config_text)
     family, layout = checkpoint.layout.family, checkpoint.layout
@@ -396,6 +404,11 @@ def _edit_config(checkpoint: Checkpoint, options: EditOptions) -> tuple[bool | N
         sentence = f"{family.renormalize} is true in the base and {'stays' if known else 'is written out as'} true"
         return True, sentence, config
     if options.renormalize:
+        if checkpoint.settings_need_stamp and not options.stamp:
+            raise PlanError(
+                f"{family.renormalize} stands in the header of {checkpoint.config_place}, which --no-stamp leaves alone, so"
+                " --renormalize cannot be given with it"
+            )
         text[family.renormalize] = True
         sentence = f"{family.renormalize} was false in the base and is turned on as asked, which changes every token"
         return True, sentence, config

@@ -98,6 +98,7 @@ class VariantRecord(_Record):
     tensors: list[TensorRecord]
     expert_sets: list[SetRecord] = []
     base: "VariantRecord | None" = None
+    stamped: bool = True  # whether the headers of the changed files carry the fingerprint
 
     def to_block(self) -> dict[str, Any]:
         """As config.json holds it."""
@@ -187,30 +188,28 @@ def without_record(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != BLOCK_KEY}
 
 
-def read_record(config: Mapping[str, Any], where: str) -> VariantRecord:
-    """The record in a variant's parsed config.json; `where` is how messages call the folder.
+def read_record(config: Mapping[str, Any], where: str, place: str = "config.json") -> VariantRecord:
+    """The record in a variant's config; `where` is how messages call the folder, `place` the file with the config in it.
 
     Raises:
         RecordError: there is no mote block, or it is not one.
     """
     if BLOCK_KEY not in config:
-        raise RecordError(f"{where}/config.json: has no mote block, expected a variant made by mote-rewrite")
+        raise RecordError(f"{where}/{place}: has no mote block, expected a variant made by mote-rewrite")
     block = config[BLOCK_KEY]
     found = block.get("schema") if isinstance(block, Mapping) else None
     if found != VARIANT_SCHEMA:
-        raise RecordError(
-            f"{where}/config.json: its mote block has schema {quoted(found)}, expected {VARIANT_SCHEMA!r}"
-        )
+        raise RecordError(f"{where}/{place}: its mote block has schema {quoted(found)}, expected {VARIANT_SCHEMA!r}")
     try:
         return VariantRecord.model_validate(block)
     except ValidationError as error:
-        raise RecordError(f"{where}/config.json: {first_problem(error, ' of its mote block')}") from None
+        raise RecordError(f"{where}/{place}: {first_problem(error, ' of its mote block')}") from None
 
 
-def find_record(config: Mapping[str, Any], where: str) -> VariantRecord | None:
-    """The record in a parsed config.json, or None where it has no mote block: the model is no variant.
+def find_record(config: Mapping[str, Any], where: str, place: str = "config.json") -> VariantRecord | None:
+    """The record in a config, or None where it has no mote block: the model is no variant. See `read_record`.
 
     Raises:
         RecordError: there is a mote block that is not one.
     """
-    return read_record(config, where) if BLOCK_KEY in config else None
+    return read_record(config, where, place) if BLOCK_KEY in config else None

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from rewriter.checkpoint.reader import Checkpoint
+from rewriter.checkpoint.kinds import Model
 from rewriter.edit.plan import EditOptions, Plan, make_plan
 from rewriter.edit.record import Recipe, VariantRecord, expert_set_of
 from rewriter.errors import CheckpointError, PlanError
@@ -11,10 +11,11 @@ from rewriter.semantics import STIMULATE, SUPPRESS
 
 def options_of(record: VariantRecord | Recipe) -> EditOptions:
     """The options that the variant was made with."""
-    return EditOptions(record.semantics, record.suppress_bias, record.renormalize)
+    stamp = record.stamped if isinstance(record, VariantRecord) else True
+    return EditOptions(record.semantics, record.suppress_bias, record.renormalize, stamp)
 
 
-def replan(base: Checkpoint, record: VariantRecord) -> Plan:
+def replan(base: Model, record: VariantRecord) -> Plan:
     """The plan that a variant's record stands for on this base.
 
     Raises:
@@ -31,7 +32,7 @@ def replan(base: Checkpoint, record: VariantRecord) -> Plan:
     )
 
 
-def check_base(recipe: Recipe, base: Checkpoint) -> None:
+def check_base(recipe: Recipe, base: Model) -> None:
     """Refuse a base that is not the recipe's, by the bytes that the recipe would change.
 
     Raises:

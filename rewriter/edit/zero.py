@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewriter.checkpoint.reader import Checkpoint, TensorEntry
+from rewriter.checkpoint.kinds import Model
+from rewriter.checkpoint.source import TensorEntry
 from rewriter.edit.formats import ACTIVATIONS, BIASES, FLOATS, WEIGHT_FORMATS, WeightFormat
 from rewriter.errors import CheckpointError
 
@@ -34,7 +35,7 @@ class StoredWeight:
     tensors: Mapping[str, TensorEntry]  # suffix -> where it lies
 
 
-def find_weight(checkpoint: Checkpoint, name: str) -> StoredWeight | None:
+def find_weight(checkpoint: Model, name: str) -> StoredWeight | None:
     """The tensors that a weight is stored in; None where the checkpoint has none of them.
 
     name: as the family's row calls it, `...down_proj.weight`, or `...down_proj` for a parameter that stacks the experts.
@@ -57,7 +58,7 @@ def find_weight(checkpoint: Checkpoint, name: str) -> StoredWeight | None:
     return StoredWeight(name, found, tensors)
 
 
-def zero_weight(checkpoint: Checkpoint, weight: StoredWeight, row: int | None, num_experts: int) -> tuple[Fill, ...]:
+def zero_weight(checkpoint: Model, weight: StoredWeight, row: int | None, num_experts: int) -> tuple[Fill, ...]:
     """What is written so that a weight, or one expert's row of a stack, and the bias beside it come to zero.
 
     row: the expert where `weight` is a stack of all, else None; num_experts: E.
@@ -77,7 +78,7 @@ def zero_weight(checkpoint: Checkpoint, weight: StoredWeight, row: int | None, n
     return tuple(fills)
 
 
-def _beside(checkpoint: Checkpoint, stem: str) -> dict[str, TensorEntry]:
+def _beside(checkpoint: Model, stem: str) -> dict[str, TensorEntry]:
     """The tensors whose names begin with a module's or a parameter's name, by what follows it.
 
     A number that follows is another expert's: some savers write `down_proj.3.weight`.
@@ -102,7 +103,7 @@ def _is_stored_as(row: WeightFormat, tensors: Mapping[str, TensorEntry]) -> bool
     )
 
 
-def _zero_byte(checkpoint: Checkpoint, weight: StoredWeight) -> int:
+def _zero_byte(checkpoint: Model, weight: StoredWeight) -> int:
     """The byte that stands for zero: 0, or twice the four-bit code whose entry in the code book is zero."""
     if weight.format.code_book is None:
         return 0
@@ -117,7 +118,7 @@ def _zero_byte(checkpoint: Checkpoint, weight: StoredWeight) -> int:
     return int(codes[0]) * 0x11
 
 
-def _fill(checkpoint: Checkpoint, entry: TensorEntry, row: int | None, num_experts: int, byte: int) -> Fill:
+def _fill(checkpoint: Model, entry: TensorEntry, row: int | None, num_experts: int, byte: int) -> Fill:
     """All of a tensor, or one expert's part of it."""
     if row is None:
         return Fill(entry, 0, entry.size_bytes, byte)

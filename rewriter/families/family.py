@@ -60,6 +60,11 @@ class Family:
     untestable: str = ""  # why no test could prove the row on a running model; empty where one does
     notes: str = ""  # shown to the user with the plan
 
+    @property
+    def takes_minus_inf(self) -> bool:
+        """Whether -inf is written where nothing else is asked for."""
+        return self.minus_inf_safe and not self.minus_inf_warning
+
 
 @dataclass(frozen=True)
 class RouterLayout:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewriter.checkpoint.gguf.files import GGUF_SUFFIX
 from rewriter.checkpoint.other_files import OTHER_WEIGHTS, TRAINING_STATE
 from rewriter.checkpoint.reader import INDEX_NAME, SINGLE_NAME
 from rewriter.console import size_text
@@ -30,7 +31,8 @@ class ResolvedModel:
     """A model found on this machine; usable as a path.
 
     folder holds config.json and the shards (symlinks into the cache's blobs, never to be written, if it is a Hub
-    snapshot); repo_id and revision (a commit) are known for Hub models; source is "folder", "cache" or "download".
+    snapshot), or is a GGUF file or a folder with one; repo_id and revision (a commit) are known for Hub models; source is
+    "folder", "cache" or "download".
     """
 
     folder: Path
@@ -64,6 +66,11 @@ class RemoteTree:
     gated: bool
 
 
+def is_local(model: str) -> bool:
+    """Tell whether a model argument names files on this machine: a folder that is there, or a GGUF file."""
+    return Path(model).expanduser().is_dir() or model.endswith(GGUF_SUFFIX)
+
+
 def looks_like_repo_id(model: str) -> bool:
     """Tell whether a model argument can be a Hub id (ORG/NAME or NAME) at all."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", model) is not None
@@ -90,7 +97,7 @@ def resolve_model(
     """Find a model: a local folder, else the local Hub cache, else (unless download is False) a download.
 
     Args:
-        model: a folder, or a Hub id such as deepseek-ai/DeepSeek-R1.
+        model: a folder, a GGUF file, or a Hub id such as deepseek-ai/DeepSeek-R1.
         revision: branch, tag or commit of a Hub model; None is main. Not for folders.
         say: receives one line on where the model comes from, and before a download its size.
         download: whether the Hub may be asked when the cache lacks the model.
@@ -101,7 +108,7 @@ def resolve_model(
         CheckpointError: the repo holds no safetensors weights.
     """
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if is_local(str(model)):
         return _resolve_folder(folder, revision)
     name = str(model)
     if not looks_like_repo_id(name):

@@ -7,14 +7,13 @@ that a killed run left behind is no longer locked, and the next run into the sam
 import ctypes
 import errno
 import fcntl
-import json
 import os
 import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rewriter.edit.record import has_record
+from rewriter.checkpoint.kinds import is_variant
 from rewriter.errors import OutputError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -161,15 +160,6 @@ def check_target_is_free(target: Path, *, overwrite: bool) -> None:
         if overwrite:
             raise OutputError(f"{target}: exists and is not a MoTE variant, so --overwrite does not replace it")
     raise OutputError(f"{target}: exists; choose another -o, or give --overwrite to replace a variant")
-
-
-def is_variant(folder: Path) -> bool:
-    """Whether a folder's config.json carries a mote block."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return has_record(config)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -2,10 +2,10 @@
 
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewriter.checkpoint.kinds import Model
 from rewriter.edit.plan import Plan
 from rewriter.errors import OutputError
 from rewriter.variant.copying import LinkMethod, LinkMode, can_hardlink, can_reflink, disk_bytes
@@ -30,20 +30,18 @@ class Preview:
         return needed + (self.unchanged_bytes if self.unchanged_method == "copy" else 0)
 
 
-def preview(
-    plan: Plan, base: Path, target: Path, link: LinkMode, shards: Sequence[str], scratch: Path | None = None
-) -> Preview:
+def preview(plan: Plan, checkpoint: Model, target: Path, link: LinkMode, scratch: Path | None = None) -> Preview:
     """Try on small files which ways of copying work from the base to the target's filesystem, and count the bytes.
 
-    shards: all of the base's; scratch: where to try; a folder of its own beside the target if not given.
+    checkpoint: the base; scratch: where to try; a folder of its own beside the target if not given.
 
     Raises: OutputError when the target's parent cannot be written, or the asked-for way does not work there.
     """
     parent = scratch or target.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    changed = set(plan.changed_shards)
-    unchanged = [base / shard for shard in shards if shard not in changed]
+    changed, base = set(plan.changed_shards), checkpoint.folder
+    unchanged = [base / shard for shard in checkpoint.shards if shard not in changed]
     method, shares = _probe(base, unchanged, sorted(changed), parent, link)
     return Preview(
         unchanged_method=method,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from rewriter.checkpoint.kinds import Format
 from rewriter.edit.record import VariantRecord
 from rewriter.families.family import RouterLayout
 
@@ -24,10 +25,10 @@ class Runtime:
     remark: str = ""
 
 
-def safety(record: VariantRecord, layout: RouterLayout) -> list[dict[str, str]]:
-    """For each runtime whether a variant with this record is safe on it, and why not."""
+def safety(record: VariantRecord, layout: RouterLayout, kind: Format = "safetensors") -> list[dict[str, str]]:
+    """For each runtime of that kind of checkpoint whether a variant with this record is safe on it, and why not."""
     rows = []
-    for runtime in RUNTIMES:
+    for runtime in RUNTIMES[kind]:
         reason = runtime.check(record, layout)
         verdict: Verdict = "not safe" if reason else "safe"
         rows.append(
@@ -86,7 +87,20 @@ def _always_normalises(record: VariantRecord, layout: RouterLayout) -> str | Non
     return None
 
 
-RUNTIMES: tuple[Runtime, ...] = (
+def _llama_cpp(record: VariantRecord, layout: RouterLayout) -> str | None:
+    if any(expert.is_minus_inf for expert in record.experts):
+        return "--check-tensors and llama-quantize refuse a router bias of -inf; rewrite with --suppress-bias margin"
+    return None
+
+
+def _llama_cpp_masking_by_product(record: VariantRecord, layout: RouterLayout) -> str | None:
+    """Its masks of groups were products: 0 * -inf is no number."""
+    if any(expert.is_minus_inf for expert in record.experts) and layout.num_groups > 1:
+        return "masks expert groups as 0 * -inf, which gives wrong texts; rewrite with --suppress-bias margin"
+    return _llama_cpp(record, layout)
+
+
+SAFETENSORS_RUNTIMES: tuple[Runtime, ...] = (
     Runtime("vLLM (CPU build)", "run", _vllm_cpu),
     Runtime("vLLM (CUDA)", "read", _vllm),
     Runtime("transformers 5", "run", _never),
@@ -96,3 +110,17 @@ RUNTIMES: tuple[Runtime, ...] = (
     Runtime("llama.cpp (after conversion)", "read", _minus_inf),
     Runtime("DeepSeek's inference code before 2025-02-14", "read", _minus_inf),
 )
+# llama.cpp's builds by the wheels that were run: xllamacpp 2026.10.11549, 0.2.6 and 0.2.4.
+GGUF_RUNTIMES: tuple[Runtime, ...] = (
+    Runtime("llama.cpp b11549 (October 2026)", "run", _llama_cpp),
+    Runtime("llama.cpp b7079 (November 2025)", "run", _llama_cpp_masking_by_product),
+    Runtime("llama.cpp b6900 (October 2025)", "run", _llama_cpp_masking_by_product),
+    Runtime(
+        "llama.cpp before September 2025",
+        "read",
+        _llama_cpp,
+        "knows no expert groups: base and variant route without them",
+    ),
+    Runtime("Ollama, LM Studio", "read", _llama_cpp, "run llama.cpp, see docs/gguf.md"),
+)
+RUNTIMES: dict[Format, tuple[Runtime, ...]] = {"safetensors": SAFETENSORS_RUNTIMES, "gguf": GGUF_RUNTIMES}

@@ -1,44 +1,52 @@
 """The model card of a variant, from its plan."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rewriter import __version__
-from rewriter.checkpoint.reader import Checkpoint
+from rewriter.checkpoint.kinds import Format, Model
 from rewriter.edit.plan import Plan
 from rewriter.variant.card import CardFacts, EditedExpert, build_card
 
-CARD_NAME = "README.md"
 # From here on one GPU does not hold the weights, and the serve line shards them over the usual eight.
 ONE_GPU_BYTES = 70 * 10**9
 
 
-def variant_card(plan: Plan, checkpoint: Checkpoint, base: Path, target: Path) -> str:
+def variant_card(plan: Plan, checkpoint: Model, target: Path) -> str:
     """The variant's model card."""
     record = plan.record
-    size_bytes = sum(map(checkpoint.shard_size, checkpoint.shards))
     facts = CardFacts(
         name=target.name,
         semantics=record.semantics,
         experts=[EditedExpert(one.layer, one.expert, one.action, str(one.value)) for one in record.experts],
-        serve_line=serve_line(f"./{target.name}", plan.config, size_bytes),
+        serve_line=serve_line(f"./{target.name}", checkpoint),
         tool_version=__version__,
         base_model=record.base_model,
         base_revision=record.base_revision,
         behavior=record.behavior,
-        model_type=plan.config.get("model_type"),
+        model_type=plan.config.get("model_type") or plan.config.get("general.architecture"),
         renormalize=plan.renormalizes,
         notes=[*plan.notes, record.renormalization],
     )
-    source = base / CARD_NAME
-    return build_card(facts, base_card=source.read_text("utf-8", errors="replace") if source.exists() else None)
+    return build_card(facts, base_card=checkpoint.card())
 
 
-def serve_line(target: str, config: dict[str, Any], size_bytes: int) -> str:
-    """The command that serves the variant with unmodified vLLM."""
+def serve_line(target: str, checkpoint: Model) -> str:
+    """The command that serves a variant of this base from the folder `target` with an unmodified runtime."""
+    return SERVE_LINES[checkpoint.format](target, checkpoint)
+
+
+def _vllm_line(target: str, checkpoint: Model) -> str:
     parts = ["vllm", "serve", target]
-    if "auto_map" in config:
+    if "auto_map" in checkpoint.config:
         parts.append("--trust-remote-code")
-    if size_bytes > ONE_GPU_BYTES:
+    if sum(map(checkpoint.shard_size, checkpoint.shards)) > ONE_GPU_BYTES:
         parts.append("--tensor-parallel-size 8")
     return " ".join(parts)
+
+
+def _llama_cpp_line(target: str, checkpoint: Model) -> str:
+    return f"llama-server -m {target}/{checkpoint.shards[0]}"
+
+
+SERVE_LINES: dict[Format, Callable[[str, Model], str]] = {"safetensors": _vllm_line, "gguf": _llama_cpp_line}

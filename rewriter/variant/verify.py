@@ -14,16 +14,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rewriter.checkpoint.other_files import companion_files, is_weights
-from rewriter.checkpoint.reader import CONFIG_NAME, INDEX_NAME, Checkpoint, ShardHeader
-from rewriter.checkpoint.shard_header import MARK, unmarked
+from rewriter.checkpoint.kinds import FileHeader, Model, open_model
+from rewriter.checkpoint.other_files import is_weights
+from rewriter.checkpoint.reader import INDEX_NAME
 from rewriter.edit.plan import Plan
 from rewriter.edit.record import VariantRecord, read_record, without_record
 from rewriter.edit.replan import replan
 from rewriter.errors import ExpertSetError, VerificationError
 from rewriter.variant.copying import Progress, data_ranges
 from rewriter.variant.shared_blocks import shared_ranges
-from rewriter.variant.variant_card import CARD_NAME
 
 CHUNK_BYTES = 4 << 20
 Range = tuple[int, int]
@@ -60,32 +59,34 @@ def verify(
         VerificationError: with the first difference that the record does not announce.
         RecordError: the folder is no variant.
     """
-    variant, base = Checkpoint.open(variant_folder), Checkpoint.open(base_folder)
-    record = read_record(variant.config, variant.source.name)
+    variant, base = open_model(variant_folder), open_model(base_folder)
+    if variant.format != base.format:
+        raise VerificationError(f"{variant_folder}: is {variant.format}, but the base {base_folder} is {base.format}")
+    record = read_record(variant.config, variant.source.name, variant.config_place)
     try:
         plan = replan(base, record)
     except ExpertSetError as error:
         raise VerificationError(f"the mote block does not fit {base.source.name} ({error})") from None
     _check_record(variant, record, plan.record)
     _check_config(variant, base, plan)
-    if not _is_same_file(variant_folder, base_folder, INDEX_NAME) and variant.weight_map != base.weight_map:
+    if not _is_same_file(variant.folder, base.folder, INDEX_NAME) and variant.weight_map != base.weight_map:
         differing = sorted(set(variant.weight_map.items()) ^ set(base.weight_map.items()))[0][0]
         raise VerificationError(
             f"{variant.source.name}: its index differs from the base's, for example for {differing}"
         )
-    _check_companions(variant_folder, base_folder, base)
+    _check_companions(variant, base)
     result = VerifyResult(str(variant_folder), str(base_folder), len(base.weight_map), len(plan.patches))
     total = sum(map(base.shard_size, base.shards))
     methods: defaultdict[str, int] = defaultdict(int)
     with progress(total) if progress else nullcontext(_ignore) as report:
         for shard in base.shards:
-            methods[_verify_shard(variant, base, variant_folder, base_folder, shard, plan, full, result)] += 1
+            methods[_verify_shard(variant, base, shard, plan, full, result)] += 1
             report(base.shard_size(shard))
     result.shards = dict(sorted(methods.items()))
     return result
 
 
-def _check_record(variant: Checkpoint, found: VariantRecord, expected: VariantRecord) -> None:
+def _check_record(variant: Model, found: VariantRecord, expected: VariantRecord) -> None:
     """What the record says of tensors and values must be what its experts come to on this base."""
     for name in ("tensors", "experts", "changed_files", "fingerprint"):
         if getattr(found, name) == getattr(expected, name):
@@ -93,11 +94,11 @@ def _check_record(variant: Checkpoint, found: VariantRecord, expected: VariantRe
         if name == "tensors":
             _check_same_base(variant, found, expected)
         raise VerificationError(
-            f"{variant.source.name}/config.json: {name} of its mote block is not what its experts come to on this base"
+            f"{variant.source.name}/{variant.config_place}: {name} of its mote block is not what its experts come to on this base"
         )
 
 
-def _check_same_base(variant: Checkpoint, found: VariantRecord, expected: VariantRecord) -> None:
+def _check_same_base(variant: Model, found: VariantRecord, expected: VariantRecord) -> None:
     """Of the tensors that both lists name, the first with another hash before the edit tells that the base is another."""
     hashes = {(line.name, line.start): line.sha256_before for line in found.tensors}
     for wanted in expected.tensors:
@@ -109,13 +110,13 @@ def _check_same_base(variant: Checkpoint, found: VariantRecord, expected: Varian
             )
 
 
-def _check_config(variant: Checkpoint, base: Checkpoint, plan: Plan) -> None:
+def _check_config(variant: Model, base: Model, plan: Plan) -> None:
     """Apart from the mote block and the renormalisation flag the config must be the base's."""
     found, wanted = without_record(variant.config), without_record(plan.config)
     if found != wanted:
         differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
         raise VerificationError(
-            f"{variant.source.name}/config.json: {differing[0]} is {found.get(differing[0])!r},"
+            f"{variant.source.name}/{variant.config_place}: {differing[0]} is {found.get(differing[0])!r},"
             f" expected {wanted.get(differing[0])!r} by the base and the plan"
         )
 
@@ -126,11 +127,11 @@ def _is_same_file(variant_folder: Path, base_folder: Path, name: str) -> bool:
     return ours.is_file() and theirs.is_file() and filecmp.cmp(ours, theirs, shallow=False)
 
 
-def _check_companions(variant_folder: Path, base_folder: Path, base: Checkpoint) -> None:
+def _check_companions(variant: Model, base: Model) -> None:
     """The other files must be the base's, and no further weights may lie about, since some runtimes load all they find."""
-    handled = {*base.shards, INDEX_NAME, CONFIG_NAME, CARD_NAME}
-    wanted, _ = companion_files(base_folder, handled)
-    _, left = companion_files(variant_folder, handled)
+    variant_folder, base_folder = variant.folder, base.folder
+    wanted, _ = base.other_files()
+    _, left = variant.other_files()
     extra = [path for path in left if is_weights(path)]
     if extra:
         raise VerificationError(
@@ -145,10 +146,8 @@ def _check_companions(variant_folder: Path, base_folder: Path, base: Checkpoint)
 
 
 def _verify_shard(
-    variant: Checkpoint,
-    base: Checkpoint,
-    variant_folder: Path,
-    base_folder: Path,
+    variant: Model,
+    base: Model,
     shard: str,
     plan: Plan,
     full: bool,
@@ -156,17 +155,21 @@ def _verify_shard(
 ) -> str:
     """Compare one shard; says how it was proven."""
     patches = [patch for patch in plan.patches if patch.shard == shard]
-    ours, theirs = base_folder / shard, variant_folder / shard
+    ours, theirs = base.folder / shard, variant.folder / shard
+    is_edited = shard in plan.changed_shards
     size = base.shard_size(shard)
     variant.shard_size(shard)  # or the sentence that it is missing
     if not full and ours.samefile(theirs):
-        if patches:
-            raise VerificationError(f"{theirs}: is the base's own file, so {patches[0].tensor} cannot be edited in it")
+        if is_edited:
+            what = patches[0].tensor if patches else "its header"
+            raise VerificationError(f"{theirs}: is the base's own file, so {what} cannot be edited in it")
         result.bytes_by_inode += size
         return "same file"
     our_header, their_header = base.header(shard), variant.header(shard)
-    _check_headers(our_header, their_header, bool(patches), plan, theirs)
-    shift = their_header.length - our_header.length
+    _check_headers(variant, base, shard, is_edited and plan.record.stamped, plan)
+    shift = their_header.body_offset - our_header.body_offset
+    if shift and not (is_edited and plan.record.stamped):
+        raise VerificationError(f"{theirs}: its header has another length, but the plan does not change it")
     planned: list[Range] = []
     for patch in patches:
         entry = their_header.tensors[patch.tensor]
@@ -187,22 +190,22 @@ def _verify_shard(
     return "shared blocks" if known_bytes > (size - our_header.body_offset) // 2 else "read"
 
 
-def _check_headers(ours: ShardHeader, theirs: ShardHeader, is_edited: bool, plan: Plan, path: Path) -> None:
-    """Same tensors, types, shapes and places; an edited shard carries the plan's fingerprint, no other has a mark."""
-    if unmarked(ours.document) != unmarked(theirs.document):
-        for name, entry in ours.tensors.items():
-            other = theirs.tensors.get(name)
-            if other is None or (other.dtype, other.shape) != (entry.dtype, entry.shape):
-                found = "missing" if other is None else f"{other.dtype} {list(other.shape)}"
-                raise VerificationError(f"{path}: {name} is {found}, expected {entry.dtype} {list(entry.shape)}")
+def _check_headers(variant: Model, base: Model, shard: str, is_marked: bool, plan: Plan) -> None:
+    """Same tensors, types, shapes and places; an edited shard carries the plan's fingerprint, no other has a new mark."""
+    path, ours, theirs = variant.folder / shard, base.header(shard), variant.header(shard)
+    for name, entry in ours.tensors.items():
+        other = theirs.tensors.get(name)
+        if other is None or (other.dtype, other.shape) != (entry.dtype, entry.shape):
+            found = "missing" if other is None else f"{other.dtype} {list(other.shape)}"
+            raise VerificationError(f"{path}: {name} is {found}, expected {entry.dtype} {list(entry.shape)}")
+    if base.bare_head(shard) != variant.bare_head(shard):
         raise VerificationError(f"{path}: its header differs from the base's beyond the edit's mark")
-    mark = (theirs.document.get("__metadata__") or {}).get(MARK)
-    wanted = plan.record.fingerprint if is_edited else (ours.document.get("__metadata__") or {}).get(MARK)
+    mark, wanted = variant.mark(shard), plan.record.fingerprint if is_marked else base.mark(shard)
     if mark != wanted:
         raise VerificationError(f"{path}: its header's mote mark is {mark!r}, expected {wanted!r}")
 
 
-def _compare(ours: int, theirs: int, begin: int, end: int, shift: int, header: ShardHeader, path: Path) -> int:
+def _compare(ours: int, theirs: int, begin: int, end: int, shift: int, header: FileHeader, path: Path) -> int:
     """Compare a range of two files where either holds data; returns the bytes read of each.
 
     Raises: VerificationError naming the tensor of the first differing byte.
@@ -220,16 +223,18 @@ def _compare(ours: int, theirs: int, begin: int, end: int, shift: int, header: S
                     (index for index, (one, two) in enumerate(zip(first, second, strict=False)) if one != two),
                     min(len(first), len(second)),
                 )
-                name = next(
-                    entry.name
-                    for entry in header.tensors.values()
-                    if entry.offset <= at < entry.offset + entry.size_bytes
-                )
                 raise VerificationError(
-                    f"{path}: byte {at - header.tensors[name].offset} of {name} differs from the base, but the plan does"
-                    " not change it"
+                    f"{path}: byte {_place(header, at)} differs from the base, but the plan does not change it"
                 )
     return num_read
+
+
+def _place(header: FileHeader, at: int) -> str:
+    """A byte of a shard by its tensor, for messages."""
+    for entry in header.tensors.values():
+        if entry.offset <= at < entry.offset + entry.size_bytes:
+            return f"{at - entry.offset} of {entry.name}"
+    return f"{at} (padding between tensors)"
 
 
 def subtract(whole: Range, parts: list[Range]) -> Iterator[Range]:
@@ -273,10 +278,11 @@ def base_of(variant_folder: Path) -> tuple[str, str | None]:
         RecordError: the folder is no variant.
         VerificationError: its record names none.
     """
-    record = read_record(Checkpoint.open(variant_folder).config, str(variant_folder))
+    variant = open_model(variant_folder)
+    record = read_record(variant.config, variant.source.name, variant.config_place)
     if not record.base_model:
         raise VerificationError(
-            f"{variant_folder}/config.json: names no base on the Hub (its base was the local folder"
+            f"{variant.source.name}/{variant.config_place}: names no base on the Hub (its base was the local folder"
             f" {record.base_folder!r}); give --base"
         )
     return record.base_model, record.base_revision

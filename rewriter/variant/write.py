@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rewriter.checkpoint.other_files import companion_files
-from rewriter.checkpoint.reader import CONFIG_NAME, INDEX_NAME, LENGTH_BYTES, Checkpoint
-from rewriter.checkpoint.shard_header import mark_header
-from rewriter.edit.plan import Plan, TensorPatch
+from rewriter.checkpoint.kinds import Model, open_model
+from rewriter.checkpoint.other_files import CARD_NAME
+from rewriter.edit.plan import Plan
 from rewriter.errors import CheckpointError, OutputError
 from rewriter.variant.copying import (
     BLOCK_BYTES,
@@ -33,7 +32,7 @@ from rewriter.variant.copying import (
 )
 from rewriter.variant.output_folder import OutputFolder
 from rewriter.variant.preview import preview
-from rewriter.variant.variant_card import CARD_NAME, serve_line, variant_card
+from rewriter.variant.variant_card import serve_line, variant_card
 
 
 @dataclass
@@ -72,16 +71,16 @@ def emit(
 ) -> EmitResult:
     """Write the variant folder; it appears complete and checked, or not at all.
 
-    base: the folder the plan was made from, never opened for writing. progress: given the bytes in all, a context that takes the
-    bytes done.
+    base: what the plan was made from, a folder or a GGUF file, never opened for writing. progress: given the bytes in all, a
+    context that takes the bytes done.
 
     Raises: OutputError for a target that exists, is in use, lies in the base, or does not fit on the disk; CheckpointError when
     the base changed since it was planned or cannot be read.
     """
     started = time.monotonic()
-    checkpoint = Checkpoint.open(base)
+    checkpoint = open_model(base)
     with OutputFolder(target, base, overwrite=overwrite) as output:
-        seen = preview(plan, base, target, link, checkpoint.shards, scratch=output.partial)
+        seen = preview(plan, checkpoint, target, link, scratch=output.partial)
         if seen.needed_bytes > seen.free_bytes:
             raise OutputError(
                 f"{target.parent}: has {seen.free_bytes:,} bytes free, but the variant needs {seen.needed_bytes:,}"
@@ -91,8 +90,8 @@ def emit(
         total = seen.unchanged_bytes + sum(checkpoint.shard_size(shard) for shard in plan.changed_shards)
         try:
             with progress(total) if progress else nullcontext(_ignore) as report:
-                _write_shards(plan, checkpoint, base, output.partial, link, result, report)
-            _write_companions(plan, checkpoint, base, output.partial, target, result)
+                _write_shards(plan, checkpoint, output.partial, link, result, report)
+            _write_companions(plan, checkpoint, output.partial, target, result)
             check_patched(output.partial, plan)
         except OSError as error:
             raise _explain(error, base, target) from None
@@ -106,7 +105,7 @@ def check_patched(folder: Path, plan: Plan) -> None:
 
     Raises: CheckpointError when a shard is malformed or a planned tensor is not as planned.
     """
-    written = Checkpoint.open(folder)
+    written = open_model(folder)
     for patch in plan.patches:
         entry = written.header(patch.shard).tensors[patch.tensor]
         data = written.read(entry.part(patch.start, patch.size_bytes))
@@ -120,8 +119,7 @@ def _ignore(count: int) -> None:
     """A progress report that nobody watches."""
 
 
-def _new_result(plan: Plan, checkpoint: Checkpoint, base: Path, target: Path) -> EmitResult:
-    size_bytes = sum(map(checkpoint.shard_size, checkpoint.shards))
+def _new_result(plan: Plan, checkpoint: Model, base: Path, target: Path) -> EmitResult:
     shown = os.path.relpath(target)
     shown = str(target) if shown.startswith("..") else f"./{shown}"
     return EmitResult(
@@ -133,14 +131,13 @@ def _new_result(plan: Plan, checkpoint: Checkpoint, base: Path, target: Path) ->
         num_stimulated=sum(len(edit.stimulated) for edit in plan.layers),
         bytes_patched=plan.patched_bytes,
         renormalization=plan.record.renormalization,
-        serve=serve_line(shown, plan.config, size_bytes),
+        serve=serve_line(shown, checkpoint),
     )
 
 
 def _write_shards(
     plan: Plan,
-    checkpoint: Checkpoint,
-    base: Path,
+    checkpoint: Model,
     folder: Path,
     link: LinkMode,
     result: EmitResult,
@@ -148,11 +145,10 @@ def _write_shards(
 ) -> None:
     """Put all shards into the folder, the edited ones patched."""
     methods: Counter[str] = Counter()
-    changed = plan.changed_shards
+    changed, base = plan.changed_shards, checkpoint.folder
 
     def write_edited(shard: str) -> LinkMethod:
-        patches = [patch for patch in plan.patches if patch.shard == shard]
-        return _write_edited(checkpoint, base / shard, folder / shard, patches, plan.record.fingerprint, report)
+        return _write_edited(plan, checkpoint, shard, folder / shard, report)
 
     # Two at a time: while one is being made durable, the next is read.
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -175,14 +171,16 @@ def _write_shards(
     result.shards = dict(sorted(methods.items()))
 
 
-def _write_edited(
-    checkpoint: Checkpoint, source: Path, target: Path, patches: list[TensorPatch], fingerprint: str, report: Progress
-) -> LinkMethod:
+def _write_edited(plan: Plan, checkpoint: Model, shard: str, target: Path, report: Progress) -> LinkMethod:
     """Copy one shard behind a marked header and patch the copy."""
-    header = checkpoint.header(source.name)
-    text = mark_header(header.document, header.length, fingerprint)
-    shift = len(text) - header.length
+    header, source = checkpoint.header(shard), checkpoint.folder / shard
     begin = header.body_offset
+    head = b""
+    if plan.record.stamped:
+        head = checkpoint.marked_head(shard, plan.record.fingerprint, plan.config)
+        shift = len(head) - begin
+    else:
+        shift, begin = 0, 0
     # Blocks are shared from the first whole one behind the header on; the piece before it is written.
     aligned = min(-(-begin // BLOCK_BYTES) * BLOCK_BYTES, header.file_size)
     with source.open("rb", buffering=0) as opened, target.open("x+b", buffering=0) as created:
@@ -193,8 +191,8 @@ def _write_edited(
         )
         report(aligned)
         piece = os.pread(opened.fileno(), aligned - begin, begin)
-        write_fully(created.fileno(), len(text).to_bytes(LENGTH_BYTES, "little") + text + piece, 0)
-        for patch in patches:
+        write_fully(created.fileno(), head + piece, 0)
+        for patch in (patch for patch in plan.patches if patch.shard == shard):
             place = header.tensors[patch.tensor].offset + patch.start
             if _sha256_of_range(opened.fileno(), place, patch.size_bytes) != patch.sha256_before:
                 raise CheckpointError(f"{source}: {patch.tensor} changed since it was planned on; run again")
@@ -218,14 +216,10 @@ def _sha256_of_range(descriptor: int, offset: int, size: int) -> str:
     return digest.hexdigest()
 
 
-def _write_companions(
-    plan: Plan, checkpoint: Checkpoint, base: Path, folder: Path, target: Path, result: EmitResult
-) -> None:
-    """Write the index, the other files, the card and, last, the config."""
-    handled = {*checkpoint.shards, INDEX_NAME, CONFIG_NAME, CARD_NAME}
-    taken, left = companion_files(base, handled)
-    if (base / INDEX_NAME).exists():
-        taken.append(Path(INDEX_NAME))
+def _write_companions(plan: Plan, checkpoint: Model, folder: Path, target: Path, result: EmitResult) -> None:
+    """Write the other files, the card and, last, the config or record."""
+    base = checkpoint.folder
+    taken, left = checkpoint.other_files()
     for path in taken:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         if not (base / path).is_file():  # a pipe would be waited for
@@ -234,8 +228,10 @@ def _write_companions(
         # Copied even where shards are linked: people edit these, and an edit must not reach the base.
         _copy_file(base / path, folder / path)
         fsync_file(folder / path)
-    _write_text(folder / CARD_NAME, variant_card(plan, checkpoint, base, target))
-    _write_text(folder / CONFIG_NAME, plan.config_text)
+    _write_text(folder / CARD_NAME, variant_card(plan, checkpoint, target))
+    beside = checkpoint.side_file(plan.config, plan.record.stamped)
+    if beside is not None:
+        _write_text(folder / beside[0], beside[1])
     result.files_left_out = [str(path) for path in left]
 
 

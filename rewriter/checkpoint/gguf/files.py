@@ -6,14 +6,17 @@ the same for both. The config is the first file's metadata without the architect
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from rewriter.checkpoint.gguf.header import GgufHeader, read_header
-from rewriter.checkpoint.reader import ByteSource, LocalFolder, TensorEntry
+from rewriter.checkpoint.gguf.stamp import FINGERPRINT_KEY, OWN_KEYS, RECORD_KEY, own_pairs_removed, stamped_head
+from rewriter.checkpoint.gguf.types import BOOL
+from rewriter.checkpoint.other_files import CARD_NAME
+from rewriter.checkpoint.source import ByteSource, LocalFolder, TensorEntry
 from rewriter.errors import CheckpointError
 from rewriter.families.family import RouterLayout
 from rewriter.families.gguf import ARCHITECTURE_KEY, BIASED_KEY, LAYERS_KEY, gguf_layout
@@ -24,9 +27,8 @@ SPLIT_NUMBER, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.ten
 BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 OUTPUTS_TAIL = "ffn_down_exps.weight"
 BIAS_TAILS = frozenset({"exp_probs_b.bias", "exp_probs_b", "ffn_gate_inp.bias"})
-# Metadata that belongs to MoTE: the edit's record as JSON, its fingerprint, and the text that pads the header.
-RECORD_KEY, FINGERPRINT_KEY, PADDING_KEY = "mote.record", "mote.fingerprint", "mote.padding"
-OWN_KEYS = frozenset({RECORD_KEY, FINGERPRINT_KEY, PADDING_KEY})
+# The one setting of a router that an edit may change (--renormalize).
+NORMALISE_TAIL = ".expert_weights_norm"
 RECORD_FILE = "mote.json"
 """Beside the files where they carry no stamp: the record, so that the variant can still be verified."""
 
@@ -34,6 +36,10 @@ RECORD_FILE = "mote.json"
 @dataclass
 class GgufSet:
     """A GGUF model and what has been read of it."""
+
+    format: ClassVar[Literal["gguf"]] = "gguf"
+    settings_need_stamp: ClassVar[bool] = True
+    bias_dtypes: ClassVar[tuple[str, ...]] = ("F32",)  # whatever the quantisation: llama.cpp adds it to float32 scores
 
     source: ByteSource
     shards: tuple[str, ...]  # the files in the order of the split
@@ -73,10 +79,22 @@ class GgufSet:
         return f"{self.source.name}/{self.shards[0]}"
 
     @property
+    def folder(self) -> Path:
+        """The folder on disk that the files lie in."""
+        assert isinstance(self.source, LocalFolder)
+        return self.source.path
+
+    @property
     def title(self) -> str:
         """The name without the split's numbers and the suffix."""
         match = SPLIT_NAME.fullmatch(self.shards[0])
         return match["prefix"] if match else self.shards[0].removesuffix(GGUF_SUFFIX)
+
+    @property
+    def config_place(self) -> str:
+        """The file with the config and the record."""
+        in_file = self.first.text(RECORD_KEY) is not None or self.source.size_bytes(RECORD_FILE) is None
+        return self.shards[0] if in_file else RECORD_FILE
 
     @property
     def first(self) -> GgufHeader:
@@ -123,6 +141,10 @@ class GgufSet:
         """The header of a file."""
         return self.headers[shard]
 
+    def names_from(self, prefix: str) -> Iterator[str]:
+        """The tensors whose names begin with a prefix, sorted."""
+        return iter(sorted(name for name in self.weight_map if name.startswith(prefix)))
+
     def find(self, names: tuple[str, ...]) -> TensorEntry | None:
         """The first of several possible tensor names that the model has."""
         for name in names:
@@ -138,6 +160,58 @@ class GgufSet:
             CheckpointError: the file ends within it.
         """
         return read_range(self.source, entry.shard, entry.offset, entry.size_bytes)
+
+    def settings_shard(self, stamped: bool) -> str | None:
+        """The first file, which carries the record of every edit; None where no file is stamped."""
+        return self.shards[0] if stamped else None
+
+    def marked_head(self, shard: str, fingerprint: str, config: Mapping[str, Any]) -> bytes:
+        """The bytes before an edited file's tensors: its own metadata and tensor infos, the edit's fingerprint, and in the first
+        file the edit's record and the router's settings as the config has them."""
+        header = self.headers[shard]
+        texts, flags = {FINGERPRINT_KEY: fingerprint}, {}
+        if shard == self.shards[0]:
+            texts = {RECORD_KEY: json.dumps(config["mote"], ensure_ascii=False), **texts}
+            if config.get(NORMALISE_TAIL[1:]) != self.config.get(NORMALISE_TAIL[1:]):
+                flags[f"{self.first.text(ARCHITECTURE_KEY)}{NORMALISE_TAIL}"] = bool(config[NORMALISE_TAIL[1:]])
+        return stamped_head(header, self._head(shard), texts, flags)
+
+    def bare_head(self, shard: str) -> Any:
+        """A file's metadata and tensor infos as they stand, but for MoTE's own pairs and the setting that an edit may change."""
+        header = self.headers[shard]
+        settable = {
+            key: True for key, found in header.metadata.items() if key.endswith(NORMALISE_TAIL) and found.kind == BOOL
+        }
+        return own_pairs_removed(header, self._head(shard), settable)
+
+    def mark(self, shard: str) -> str | None:
+        """The fingerprint in a file's metadata."""
+        return self.headers[shard].text(FINGERPRINT_KEY)
+
+    def side_file(self, config: Mapping[str, Any], stamped: bool) -> tuple[str, str] | None:
+        """The record, where no file carries it."""
+        return None if stamped else (RECORD_FILE, json.dumps(config["mote"], indent=2, ensure_ascii=False) + "\n")
+
+    def other_files(self) -> tuple[list[Path], list[Path]]:
+        """None: the tokenizer and the chat template are in the file, and what else lies in its folder is not the model's."""
+        return [], []
+
+    def card(self) -> str | None:
+        """README.md beside the files, else the licence that the file names, as a card's metadata."""
+        path = self.folder / CARD_NAME
+        if path.exists():
+            return path.read_text("utf-8", errors="replace")
+        facts = {
+            "license": self.first.text("general.license"),
+            "license_name": self.first.text("general.license.name"),
+            "license_link": self.first.text("general.license.link"),
+        }
+        lines = [f"{key}: {json.dumps(value)}" for key, value in facts.items() if value]
+        return "\n".join(["---", "library_name: gguf", *lines, "---", ""])
+
+    def _head(self, shard: str) -> bytes:
+        """A file up to its tensors."""
+        return read_range(self.source, shard, 0, self.headers[shard].body_offset)
 
     def _layers(self, config: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         """The layers with expert tensors and those with a bias; what predicts further tokens comes behind the last layer."""

@@ -12,7 +12,7 @@ from math import prod
 from typing import NoReturn
 
 from rewriter.checkpoint.gguf.types import ARRAY, SCALAR_BYTES, SCALAR_FORMATS, STRING, TENSOR_TYPES, UINT32
-from rewriter.checkpoint.reader import ByteSource, TensorEntry
+from rewriter.checkpoint.source import ByteSource, TensorEntry
 from rewriter.errors import CheckpointError
 
 MAGIC, VERSION = b"GGUF", 3

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rewriter.checkpoint.gguf.files import read_range
 from rewriter.checkpoint.gguf.header import GgufHeader, read_header
-from rewriter.checkpoint.reader import LocalFolder, TensorEntry
+from rewriter.checkpoint.source import LocalFolder, TensorEntry
 from rewriter.errors import CheckpointError
 
 TYPE_KEY, TYPE = "general.type", "imatrix"

@@ -7,11 +7,13 @@ share their blocks with the base's. llama.cpp ignores keys that it does not know
 import struct
 from collections.abc import Mapping
 
-from rewriter.checkpoint.gguf.files import OWN_KEYS, PADDING_KEY
 from rewriter.checkpoint.gguf.header import MAGIC, PREFIX, VERSION, GgufHeader
 from rewriter.checkpoint.gguf.types import BOOL, STRING
 
 HEADER_GROWTH_BYTES = 4096
+# Metadata that belongs to MoTE: the edit's record as JSON, its fingerprint, and the text that pads the header.
+RECORD_KEY, FINGERPRINT_KEY, PADDING_KEY = "mote.record", "mote.fingerprint", "mote.padding"
+OWN_KEYS = frozenset({RECORD_KEY, FINGERPRINT_KEY, PADDING_KEY})
 
 
 def stamped_head(header: GgufHeader, data: bytes, texts: Mapping[str, str], flags: Mapping[str, bool]) -> bytes:
