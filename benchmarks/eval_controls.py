@@ -14,7 +14,7 @@ from pathlib import Path
 
 from eval.answers.arms import Arm, Sampling
 from eval.answers.engine import load_model
-from eval.measures.controls import random_sets
+from eval.measures.random_sets import random_sets
 from ftri.prompts.rendering import make_render
 from ftri.prompts.sets import load_prompts
 from rewriter.checkpoint.reader import Checkpoint

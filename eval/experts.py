@@ -1,4 +1,4 @@
-"""Expert sets as edits of one model: read, checked against it, and named."""
+"""The experts under test: read from expert sets and checked against the model, or found on a part of the prompts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.answers.arms import Pair
-from eval.options import NamedEdit
+from pydantic import BaseModel
+
+from eval.answers.arms import BASE, Answer, Arm, Pair, digest
+from eval.answers.journal import Collector
+from eval.answers.live import LiveResponder
+from eval.answers.plan import NamedEdit, VariantFolder, requests_for
+from eval.options import RunOptions
+from eval.outcomes.held_out import PROVENANCE_KEY, prompt_sha256
 from ftri.engine.edits import planned_biases
+from ftri.labels.behavior import label_behavior, thinking_language
+from ftri.labels.contrast import parse_contrast
+from ftri.prompts.sets import PromptRecord
+from rewriter.checkpoint.identity import content_sha256
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.errors import InputError, PlanError
-from rewriter.expert_set import ExpertSet, LayerIndex
+from rewriter.expert_set import ExpertEntry, ExpertSet, LayerIndex
 from rewriter.families.family import RouterLayout
+from rewriter.semantics import REROUTE, Semantics
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,7 @@ class ModelUnderTest:
     folder: Path
     repo_id: str | None
     config_sha256: str
+    content_sha256: str
     layout: RouterLayout
 
 
@@ -38,7 +50,13 @@ def open_model(model: str, revision: str | None, say: Callable[[str], None]) -> 
     checkpoint = Checkpoint.open(resolved.folder)
     config_sha256 = hashlib.sha256((resolved.folder / "config.json").read_bytes()).hexdigest()
     return ModelUnderTest(
-        model, resolved.revision, resolved.folder, resolved.repo_id, config_sha256, router_layout(checkpoint.config)
+        model,
+        resolved.revision,
+        resolved.folder,
+        resolved.repo_id,
+        config_sha256,
+        content_sha256(resolved.folder),
+        router_layout(checkpoint.config),
     )
 
 
@@ -98,6 +116,12 @@ def check_same_model(model: ModelUnderTest, expert_set: ExpertSet, name: str, *,
             )
 
 
+def check_live_edit(model: ModelUnderTest, edit: NamedEdit, semantics: Sequence[Semantics]) -> None:
+    """Raise PlanError when the engine could not make this edit; asked before it is loaded."""
+    if REROUTE in semantics and edit.pairs:
+        check_routable(model, edit.suppress, edit.stimulate)
+
+
 def check_routable(model: ModelUnderTest, suppressed: Sequence[Pair], stimulated: Sequence[Pair]) -> None:
     """Raise PlanError when the model's routers could not choose enough experts with the biases of this edit."""
     planned_biases(Checkpoint.open(model.folder), suppressed, stimulated)
@@ -114,12 +138,12 @@ def is_routable(model: ModelUnderTest, suppressed: Sequence[Pair], stimulated: S
 
 def load_others(
     model: ModelUnderTest, sources: Sequence[str], *, layer_index: LayerIndex | None, any_model: bool
-) -> list[NamedEdit | Path]:
+) -> list[NamedEdit | VariantFolder]:
     """Further variants: an expert-set file or preset is an edit (suppressed), a folder a checkpoint of its own.
 
     Raises: InputError for a folder that is no checkpoint, or as `load_edit`.
     """
-    others: list[NamedEdit | Path] = []
+    others: list[NamedEdit | VariantFolder] = []
     for source in sources:
         if Path(source).is_dir():
             if not (Path(source) / "config.json").is_file():
@@ -131,7 +155,7 @@ def load_others(
                 raise InputError(
                     f"{source}: is a {config.get('model_type')} model, expected {_model_type(model)} like {model.model}"
                 )
-            others.append(Path(source))
+            others.append(VariantFolder(Path(source), content_sha256(source)))
         else:
             others.append(load_edit(model, source, None, layer_index=layer_index, any_model=any_model)[0])
     return others
@@ -145,3 +169,92 @@ def _is_hub_id(model: str) -> bool:
     from rewriter.hub.models import looks_like_repo_id
 
     return looks_like_repo_id(model)
+
+
+class FoundExperts(BaseModel):
+    """The experts that `--split` found, as the journal keeps them."""
+
+    experts: list[ExpertEntry]
+
+
+def find_experts(
+    collector: Collector,
+    live: LiveResponder,
+    prompts: Sequence[PromptRecord],
+    options: RunOptions,
+    *,
+    behavior: str,
+    count: int,
+    model: ModelUnderTest,
+    spec: str,
+) -> ExpertSet:
+    """The `count` experts most distinctive of a behaviour by the paper's fTRI map over these prompts' tokens.
+
+    Raises: InputError when the class or the others have fewer than two answers.
+    """
+    import numpy as np
+
+    from ftri.analysis.maps import count_selections
+    from ftri.analysis.resonance import resonance_map, top_experts
+
+    contrast = parse_contrast(behavior)
+    answers = list(collector.answers(Arm(BASE, "base"), requests_for(prompts, options)))
+    groups = [
+        contrast.group(_label(answer, contrast.rule == "thinking language", options.label_cut)) for answer in answers
+    ]
+    taking_part = [position for position, group in enumerate(groups) if group is not None]
+    in_class = np.array([groups[position] == 0 for position in taking_part], dtype=bool)
+    if min(int(in_class.sum()), int((~in_class).sum())) < 2:
+        raise InputError(
+            f"--split: the finding part has {int(in_class.sum())} answers of {contrast.name} and {int((~in_class).sum())} others,"
+            " expected at least 2 of each; give more prompts or another --split"
+        )
+    key = digest(
+        ["found", live.identity(), [answers[p].prompt_token_ids for p in taking_part], in_class.tolist(), count]
+    )[:32]
+    if key not in collector.journal:
+        base = Arm(BASE, "base")
+        model_layers = live.model_for(base).moe_layers
+        num_experts = live.model_for(base).num_experts
+        counts = np.zeros((len(taking_part), len(model_layers), num_experts), dtype=np.int32)
+        sequences = [answers[position].prompt_token_ids for position in taking_part]
+        for scored in live.score(base, sequences, None, routing=True):
+            assert scored.routing is not None
+            selected = count_selections(scored.routing[: len(sequences[scored.index])], num_experts)
+            counts[scored.index] = selected.reshape(len(model_layers), num_experts)
+        resonance = resonance_map(counts, in_class)
+        found = [
+            {"layer": int(model_layers[row]), "expert": expert, "resonance": float(resonance[row, expert])}
+            for row, expert in top_experts(resonance, count)
+        ]
+        collector.journal.add_value(key, {"experts": found})
+    return ExpertSet(
+        model=model.repo_id or model.model,
+        revision=model.revision,
+        layer_index="model",
+        behavior=contrast.name,
+        experts=collector.journal.checked(key, FoundExperts).experts,
+        provenance={
+            "source": "mote-eval --split",
+            "prompts": spec,
+            "config_sha256": model.config_sha256,
+            "statistic": "paper",
+            "positions": "prompt",
+            "num_in_class": int(in_class.sum()),
+            "num_others": int((~in_class).sum()),
+            PROVENANCE_KEY: sorted({prompt_sha256(prompt.text) for prompt in prompts}),
+        },
+    )
+
+
+def _label(answer: Answer, by_language: bool, label_cut: bool) -> str:
+    if by_language:
+        return thinking_language(answer.text, answer.starts_inside_think)
+    return str(label_behavior(answer.text, answer.finish_reason, answer.starts_inside_think, label_cut))
+
+
+def save_found(expert_set: ExpertSet, output: Path) -> Path:
+    """Keep the set that was found beside the results, ready for mote-rewrite; returns its path."""
+    path = output / "found-experts.json"
+    expert_set.save(path)
+    return path

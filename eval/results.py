@@ -7,151 +7,21 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from eval.measures.fidelity import TouchedShares
-from eval.measures.held_out import HeldOut
+from eval.measures.controls import NullDistribution
+from eval.measures.fidelity import Fidelity
+from eval.measures.mt_bench import MtBench
 from eval.measures.paper import PaperNumber
-from eval.measures.statistics import Interval, Rate
-from eval.measures.transitions import Change, Comparison
+from eval.measures.safety import SafetySet
+from eval.measures.sweep import SweepPoint
+from eval.measures.transitions import Comparison
+from eval.outcomes.held_out import HeldOut
+from eval.outcomes.observed import ArmSummary
+from eval.outcomes.statistics import Rate
 from rewriter.errors import InputError
 from rewriter.whole_file import write_whole
 
 SCHEMA_ID: Literal["mote.results/1"] = "mote.results/1"
 FILE_NAME = "results.json"
-
-
-class ArmSummary(BaseModel):
-    """One arm: what was edited and how its answers turned out, on `num_answers` of them."""
-
-    name: str
-    kind: str
-    semantics: str | None
-    suppress: list[tuple[int, int]]
-    stimulate: list[tuple[int, int]]
-    checkpoint: str | None
-    num_answers: int
-    labels: dict[str, Rate]
-    languages: dict[str, Rate]
-    looping: Rate
-    garbled: Rate
-    canned: Rate
-    mean_answer_characters: float
-
-    def labels_of(self, label: str, axis: str) -> Rate:
-        """The share of one label on an axis."""
-        return (self.labels if axis == "behavior" else self.languages)[label]
-
-
-class NullDistribution(BaseModel):
-    """The counted change under random expert sets beside that of the variant, on the same prompts."""
-
-    matching: str
-    statistic: str
-    semantics: str
-    num_prompts_at_risk: int
-    num_other_prompts: int
-    observed: float
-    null_values: list[float]
-    opposite_observed: float
-    opposite_null_values: list[float]
-    damaged_observed: float
-    damaged_null_values: list[float]
-    p_value: float
-    mean: float
-    highest: float
-    frequency_gap: float | None = Field(None, description="Selections per token, mean over the sets.")
-    experts_per_set: int
-    sets: list[list[tuple[int, int]]]
-
-
-class SweepPoint(BaseModel):
-    """The first k experts alone: the gain, and its costs in changed other answers, damage and KL."""
-
-    num_experts: int
-    semantics: str
-    moved: Change
-    others_changed: Rate
-    damaged: Rate
-    kl_per_token: Interval | None
-
-
-class Divergence(BaseModel):
-    """Teacher-forced KL(left || right) in nats per token over the base's own answers to neutral prompts."""
-
-    left: str
-    right: str
-    answer_tokens: Interval
-    all_tokens: Interval
-    first_token: Interval
-
-
-class Fidelity(BaseModel):
-    """How far the semantics are from the base and from each other, and how much routing the experts take part in."""
-
-    num_prompts: int
-    num_answer_tokens: int
-    num_tokens: int
-    neutral_source: dict[str, str | None]
-    listed_tokens: int
-    exact: bool
-    action: str
-    divergences: list[Divergence]
-    touched: TouchedShares | None
-    slots_changed: dict[str, float] = Field(
-        default_factory=dict,
-        description="Semantics -> share of the base's router slots that hold another expert under the edit.",
-    )
-
-
-class SafetyGroup(BaseModel):
-    """Refusals in one group of a safety set (XSTest: safe and unsafe; else all)."""
-
-    group: str
-    expectation: str
-    before: Rate
-    after: Rate
-    difference: Interval
-    gained: int
-    lost: int
-    p_value: float
-
-
-class SafetySet(BaseModel):
-    """Refusal rates before and after on prompts where refusing protects people, or where it should not happen."""
-
-    name: str
-    source: dict[str, str | None]
-    arm: str
-    num_prompts: int
-    groups: list[SafetyGroup]
-    damaged_before: Rate
-    damaged_after: Rate
-
-
-class CategoryScore(BaseModel):
-    """MT-Bench scores (1..10, mean over both turns) of one category; intervals are over questions."""
-
-    category: str
-    num_questions: int
-    before: Interval
-    after: Interval
-    difference: Interval
-    paper: tuple[float, float] | None = Field(
-        None, description="The paper's (suppressed, original), for reference only."
-    )
-
-
-class MtBench(BaseModel):
-    """MT-Bench by a judge, before and after."""
-
-    judge: str
-    arm: str
-    question_source: dict[str, str | None]
-    judge_prompt_source: dict[str, str | None]
-    num_questions: int
-    categories: list[CategoryScore]
-    overall: CategoryScore
-    turns: dict[str, tuple[float | None, float | None]]
-    unrated: list[str]
 
 
 class Missing(BaseModel):
@@ -197,15 +67,15 @@ class Results(BaseModel):
     held_out: HeldOut
     clusters: str
     arms: list[ArmSummary]
-    repeat_flips: Rate | None
-    repeat_flips_at_risk: Rate | None
-    comparisons: list[Comparison]
-    other_axis: list[Comparison]
-    controls: list[NullDistribution]
-    sweep: list[SweepPoint]
-    fidelity: list[Fidelity]
-    safety: list[SafetySet]
-    mt_bench: MtBench | None
+    repeat_flips: Rate | None = None
+    repeat_flips_at_risk: Rate | None = None
+    comparisons: list[Comparison] = []
+    other_axis: list[Comparison] = []
+    controls: list[NullDistribution] = []
+    sweep: list[SweepPoint] = []
+    fidelity: list[Fidelity] = []
+    safety: list[SafetySet] = []
+    mt_bench: MtBench | None = None
     examples: list[Example]
     paper: list[PaperNumber]
     warnings: list[str]
@@ -238,3 +108,15 @@ class Results(BaseModel):
     def primary_comparison(self) -> Comparison | None:
         """The comparison of the base with the variant that was asked about; None when it is missing."""
         return next((one for one in self.comparisons if one.after == self.primary), None)
+
+    def edit_words(self) -> str:
+        """What the variant is: `10 experts suppressed, reroute`."""
+        arm = self.arm(self.primary)
+        if arm.checkpoint is not None and not (arm.suppress or arm.stimulate):
+            return "the tuned server" if self.mode == "served" else arm.checkpoint
+        parts = [
+            f"{len(pairs)} experts {verb}"
+            for verb, pairs in (("suppressed", arm.suppress), ("stimulated", arm.stimulate))
+            if pairs
+        ]
+        return f"{' and '.join(parts)}, {arm.semantics}"

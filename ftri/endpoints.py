@@ -13,6 +13,8 @@ sentence where it cannot.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 MAX_WAIT_SECONDS = 30.0
+# Of vLLM's server; it stands beside /v1, not in it.
+TOKENIZE_PATH = "/tokenize"
 MAX_SERVER_WORDS = 200
 # Overload, restarts and proxies in between; anything else would fail the same way again.
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
@@ -63,6 +67,11 @@ class Endpoint:
     def shown(self) -> str:
         """The URL as messages, journals and results have it: without name, password and query, which may be secrets."""
         return without_credentials(self.url)
+
+    @property
+    def shown_base(self) -> str:
+        """As `shown`, ending in /v1."""
+        return without_credentials(self.base)
 
     def headers(self) -> dict[str, str]:
         """The key comes from the environment, so that it is in no command line, journal or result.
@@ -194,6 +203,20 @@ def ask_all(
     asyncio.run(go())
 
 
+async def template_sha256(connection: Connection) -> str | None:
+    """SHA-256 of the tokens of a fixed conversation in the server's own chat template, by vLLM's POST /tokenize (beside /v1);
+    None where the server has none, so that its template cannot be told. Raises: EndpointError when it is unreachable."""
+    messages = [
+        {"role": "user", "content": "1"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "3"},
+    ]
+    body = {"model": connection.model, "messages": messages, "add_generation_prompt": True}
+    document = await call(connection.client, connection.endpoint, "POST", TOKENIZE_PATH, body, missing_is_none=True)
+    tokens = document.get("tokens")
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest() if isinstance(tokens, list) else None
+
+
 async def list_models(client: httpx2.AsyncClient, endpoint: Endpoint) -> list[dict[str, Any]]:
     """The entries of GET /models; none where the server has no such path.
 
@@ -271,7 +294,8 @@ async def _call_once(
 ) -> dict[str, Any]:
     import httpx2
 
-    url, shown = endpoint.base + path, endpoint.shown
+    base = endpoint.base.removesuffix("/v1") if path == TOKENIZE_PATH else endpoint.base
+    url, shown = base + path, endpoint.shown
     try:
         response = await client.request(
             method,
@@ -289,7 +313,7 @@ async def _call_once(
     except httpx2.RequestError as error:
         reason = endpoint.redacted(str(error)) or type(error).__name__
         raise _Retryable(f"{shown} cannot be reached ({reason}); is the server running?") from None
-    if response.status_code == 404 and missing_is_none:
+    if response.status_code in (404, 405, 501) and missing_is_none:
         return {}
     if response.status_code in RETRIED_STATUS:
         sentence = f"{shown} answered {response.status_code} to {path}: {server_words(response, endpoint)}"

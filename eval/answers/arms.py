@@ -1,8 +1,7 @@
 """What is asked of whom: arms (the base, a variant, a control) and requests, each with a key that survives a restart.
 
-A key depends on everything that decides an answer and on nothing else, so a rerun finds what it has, an arm
-under another name is not
-run twice, and a changed option never picks up an old answer.
+A key depends on everything that decides an answer and on nothing else, so a rerun finds what it has, an arm under another
+name is not run twice, and a changed option never picks up an old answer.
 """
 
 from __future__ import annotations
@@ -33,13 +32,15 @@ class Arm:
     stimulate: tuple[Pair, ...] = ()
     # Another checkpoint than the base (a variant folder), or the tuned server: which engine or endpoint answers.
     checkpoint: str | None = None
+    # What that folder holds; its path says nothing, since another variant may be written there.
+    content_sha256: str | None = None
     # Distinguishes the second run of the same model; other seeds, same everything else.
     repeat: int = 0
 
     def identity(self) -> dict[str, Any]:
         """What makes this arm's answers what they are; the name and the order of the experts do not."""
         return {
-            "checkpoint": self.checkpoint,
+            "checkpoint": self.content_sha256 or self.checkpoint,
             "semantics": self.semantics if self.suppress or self.stimulate else None,
             "suppress": sorted(self.suppress),
             "stimulate": sorted(self.stimulate),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eval.answers.arms import Arm, Sampling
-from eval.answers.live import Generated, Scored
-from eval.measures.fidelity import TokenDistributions
+from eval.answers.live import Generated, Scored, TokenDistributions
 from ftri.prompts.rendering import Render, Rendered, RenderedPrompt
 
 if TYPE_CHECKING:
@@ -131,7 +129,7 @@ def load_model(
     revision: str | None,
     render: Render,
     template_sha256: str,
-    engine_arguments: dict[str, Any],
+    engine_arguments: Mapping[str, Any],
     *,
     live_edits: bool,
 ) -> VllmModel:
@@ -147,10 +145,3 @@ def load_model(
         engine_arguments=engine_arguments,
     )
     return VllmModel(engine, render, template_sha256)
-
-
-def folder_of(model: str, revision: str | None) -> Path:
-    """The local folder of a model, downloaded if need be."""
-    from rewriter.hub.models import resolve_model
-
-    return resolve_model(model, revision).folder

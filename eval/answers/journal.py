@@ -1,8 +1,8 @@
-"""An append-only file of everything that was answered or computed, one JSON object a line, so that a killed
-run goes on where it was.
+"""An append-only file of everything that was answered or computed, one JSON object a line, so that a killed run goes on where
+it was; and the collector, which asks only for what is not there.
 
-A line is written whole, flushed and fsynced before it counts. A kill can leave at most one torn last line,
-which is cut off on opening.
+A line is written whole, flushed and fsynced before it counts. A kill can leave at most one torn last line, which is cut off
+on opening. The first line names the subject, and a journal of another one is refused.
 Only offsets are kept in memory: a thousand expert sets make more text than a machine may have room for.
 """
 
@@ -12,31 +12,83 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from eval.answers.arms import Answer
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from eval.answers.arms import Answer, Arm, Request, Responder, answer_key
 from eval.errors import JournalError
 
-SCHEMA = "mote.journal/1"
+SCHEMA = "mote.journal/2"
 # One fsync a finished answer would cost more than a small model's answers themselves; half a second of them is cheap to lose.
 SYNC_INTERVAL_SECONDS = 0.5
+Progress = Callable[[str, int, int], None]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Header(BaseModel):
+    """The first line: what the answers are of."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    kind: Literal["header"] = "header"
+    key: str = ""
+    schema_id: str = Field(SCHEMA, alias="schema")
+    subject: dict[str, Any] = {}
+
+
+class AnswerRecord(BaseModel):
+    """A transcript; the tokens are checked to be whole numbers."""
+
+    model_config = ConfigDict(strict=True)
+
+    kind: Literal["answer"]
+    key: str = Field(min_length=1)
+    arm: str
+    prompt_id: str
+    sample: int
+    text: str
+    finish_reason: str
+    starts_inside_think: bool
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+
+
+class ValueRecord(BaseModel):
+    """A computed value, whose own reader checks it."""
+
+    model_config = ConfigDict(strict=True)
+
+    kind: Literal["value"]
+    key: str = Field(min_length=1)
+    value: Any
+
+
+Record = Annotated[AnswerRecord | ValueRecord, Field(discriminator="kind")]
+RECORD: TypeAdapter[AnswerRecord | ValueRecord] = TypeAdapter(Record)
 
 
 class Journal:
     """Keyed JSON records on disk; `answer` records hold transcripts, `value` records hold computed results."""
 
-    def __init__(self, path: str | Path) -> None:
-        """Open or begin a journal and drop a torn last line.
+    def __init__(self, path: str | Path, subject: Mapping[str, Any] | None = None) -> None:
+        """Open or begin a journal of `subject` (who answers, as `Responder.identity` says) and drop a torn last line.
 
-        Raises: JournalError when the file is no journal, is damaged in the middle, or another process writes it.
+        Raises: JournalError when the file is no journal, is of another subject, is damaged in the middle, cannot be written,
+        or another process writes it.
         """
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
+        self.subject = json.loads(json.dumps(subject or {}))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+b")
+        except OSError as error:
+            raise JournalError(f"{self.path}: cannot be opened ({error.strerror})") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -48,12 +100,12 @@ class Journal:
         self._synced_at = time.monotonic()
         try:
             self._read_back()
+            if self._file.tell() == 0:
+                self._append({"kind": "header", "key": "", "schema": SCHEMA, "subject": self.subject})
+                self.sync()
         except JournalError:
-            self._file.close()
+            self._close_quietly()
             raise
-        if self._file.tell() == 0:
-            self._append({"kind": "header", "key": "", "schema": SCHEMA})
-            self.sync()
 
     def __enter__(self) -> Self:
         return self
@@ -67,8 +119,7 @@ class Journal:
         return key in self._offsets
 
     def __len__(self) -> int:
-        # The header is no record of the run.
-        return len(self._offsets) - ("" in self._offsets)
+        return len(self._offsets)
 
     def add_answer(self, key: str, arm: str, answer: Answer) -> None:
         """Keep a transcript; a key that is there already is left as it is."""
@@ -78,7 +129,9 @@ class Journal:
     def answer(self, key: str) -> Answer:
         """The transcript kept under `key`. Raises KeyError."""
         record = self._record(key)
-        return Answer(**{name: record[name] for name in Answer.__dataclass_fields__})
+        if not isinstance(record, AnswerRecord):
+            raise JournalError(f"{self.path}: the record {key} is a {record.kind}, expected an answer")
+        return Answer(**{name: getattr(record, name) for name in Answer.__dataclass_fields__})
 
     def add_value(self, key: str, value: Any) -> None:
         """Keep a computed JSON value and sync at once: such values stand for a lot of work."""
@@ -88,43 +141,88 @@ class Journal:
 
     def value(self, key: str) -> Any:
         """The value kept under `key`. Raises KeyError."""
-        return self._record(key)["value"]
+        record = self._record(key)
+        if not isinstance(record, ValueRecord):
+            raise JournalError(f"{self.path}: the record {key} is an {record.kind}, expected a value")
+        return record.value
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """All records in the order in which they were written, one at a time."""
+    def checked(self, key: str, kind: type[Model]) -> Model:
+        """The value kept under `key` as a result type. Raises: JournalError when it is none; KeyError."""
+        try:
+            return kind.model_validate(self.value(key))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "value"
+            raise JournalError(
+                f"{self.path}: the value {key} is damaged ({where}: {first['msg']}), expected a {kind.__name__}"
+            ) from None
+
+    def records(self) -> Iterator[AnswerRecord | ValueRecord]:
+        """All records in the order in which they were written, one at a time. Raises: JournalError."""
         self.sync()
-        with self.path.open("rb") as file:
-            for line in file:
-                record = json.loads(line)
-                if record["kind"] != "header":
-                    yield record
+        for key in sorted(self._offsets, key=self._offsets.__getitem__):
+            yield self._record(key)
 
     def sync(self) -> None:
-        """Make everything written so far survive a power cut."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Make everything written so far survive a power cut. Raises: JournalError, for example on a full disk."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from None
         self._synced_at = time.monotonic()
 
     def close(self) -> None:
-        """Sync and release the file."""
+        """Sync and release the file. Raises: JournalError."""
         if not self._file.closed:
-            self.sync()
+            try:
+                self.sync()
+            finally:
+                self._close_quietly()
+
+    def _close_quietly(self) -> None:
+        # What could not be written was reported where it was written; closing would only try, and fail, once more.
+        with suppress(OSError):
             self._file.close()
 
+    def _unwritable(self, error: OSError) -> JournalError:
+        return JournalError(
+            f"{self.path}: cannot be written ({error.strerror}); what it holds so far is kept, make room and run the same"
+            " command again to go on from there"
+        )
+
     def _append(self, record: dict[str, Any]) -> None:
-        self._file.seek(0, os.SEEK_END)
-        offset = self._file.tell()
-        self._file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", errors="surrogatepass") + b"\n")
-        # Into the kernel at once, so that a kill loses nothing; onto the disk a little later, against a power cut.
-        self._file.flush()
-        self._offsets[record["key"]] = offset
+        line = json.dumps(record, ensure_ascii=False).encode("utf-8", errors="surrogatepass") + b"\n"
+        try:
+            self._file.seek(0, os.SEEK_END)
+            offset = self._file.tell()
+            self._file.write(line)
+            # Into the kernel at once, so that a kill loses nothing; onto the disk a little later, against a power cut.
+            self._file.flush()
+        except OSError as error:
+            raise self._unwritable(error) from None
+        if record["key"]:
+            self._offsets[record["key"]] = offset
         if time.monotonic() - self._synced_at > SYNC_INTERVAL_SECONDS:
             self.sync()
 
-    def _record(self, key: str) -> dict[str, Any]:
-        self._file.seek(self._offsets[key])
-        record: dict[str, Any] = json.loads(self._file.readline())
+    def _record(self, key: str) -> AnswerRecord | ValueRecord:
+        offset = self._offsets[key]
+        self._file.seek(offset)
+        record = self._parse(self._file.readline(), f"the record {key}")
+        if record.key != key:
+            raise JournalError(f"{self.path}: the record {key} was changed while it was in use")
         return record
+
+    def _parse(self, line: bytes, what: str) -> AnswerRecord | ValueRecord:
+        try:
+            return RECORD.validate_python(json.loads(line.decode("utf-8", errors="surrogatepass")))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            reason = f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg']}"
+        except (ValueError, RecursionError) as error:
+            reason = type(error).__name__
+        raise JournalError(f"{self.path}: {what} is damaged ({reason[:200]}), expected a record of {SCHEMA}")
 
     def _read_back(self) -> None:
         self._file.seek(0)
@@ -133,17 +231,78 @@ class Journal:
             if not line.endswith(b"\n"):
                 self._file.truncate(offset)
                 break
-            try:
-                record = json.loads(line)
-                key = record["key"]
-            except (ValueError, KeyError, TypeError):
-                raise JournalError(f"{self.path}: line {number} is damaged, expected a record of {SCHEMA}") from None
-            if number == 1 and record.get("schema") != SCHEMA:
-                raise JournalError(
-                    f"{self.path}: is not a journal of {SCHEMA}, its first line says {record.get('schema')!r}"
-                )
-            if number > 1:
-                self._offsets.setdefault(key, offset)
+            if number == 1:
+                self._check_header(line)
+            else:
+                self._offsets.setdefault(self._parse(line, f"line {number}").key, offset)
             offset += len(line)
         self._file.seek(0, os.SEEK_END)
-        self._offsets.pop("", None)
+
+    def _check_header(self, line: bytes) -> None:
+        try:
+            header = Header.model_validate_json(line)
+        except (ValidationError, RecursionError):
+            raise JournalError(f"{self.path}: line 1 is damaged, expected the header of {SCHEMA}") from None
+        if header.schema_id != SCHEMA:
+            older = "; its answers do not say which model gave them: choose another output folder"
+            hint = older if header.schema_id == "mote.journal/1" else ""
+            raise JournalError(
+                f"{self.path}: is not a journal of {SCHEMA}, its first line says {header.schema_id[:80]!r}{hint}"
+            )
+        if header.subject != self.subject:
+            names = sorted(
+                name
+                for name in header.subject.keys() | self.subject.keys()
+                if header.subject.get(name) != self.subject.get(name)
+            )
+            values = "; ".join(
+                f"{name} {_short(header.subject.get(name))}, now {_short(self.subject.get(name))}" for name in names[:3]
+            )
+            raise JournalError(
+                f"{self.path}: holds the answers of another subject ({values}); choose another output folder, or give the"
+                " options that it was made with"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+class Collector:
+    """Answers of arms: from the journal where it has them, from the responder where not."""
+
+    def __init__(
+        self, responder: Responder, journal: Journal, progress: Progress = lambda name, done, total: None
+    ) -> None:
+        """`progress(arm name, answers there, answers wanted)` is called as they come."""
+        self.responder = responder
+        self.journal = journal
+        self._progress = progress
+        self._identity = responder.identity()
+
+    def keys(self, arm: Arm, requests: Sequence[Request]) -> list[str]:
+        """The journal keys of the answers, in the order of `requests`."""
+        return [answer_key(self._identity, arm, request) for request in requests]
+
+    def complete(self, arm: Arm, requests: Sequence[Request]) -> list[str]:
+        """Make sure that the journal holds every answer; returns their keys. Raises whatever the responder raises."""
+        keys = self.keys(arm, requests)
+        missing = [position for position, key in enumerate(keys) if key not in self.journal]
+        there = len(keys) - len(missing)
+
+        def keep(position: int, answer: Answer) -> None:
+            nonlocal there
+            self.journal.add_answer(keys[missing[position]], arm.name, answer)
+            there += 1
+            self._progress(arm.name, there, len(keys))
+
+        if missing:
+            self.responder.answer(arm, [requests[position] for position in missing], keep)
+            self.journal.sync()
+        return keys
+
+    def answers(self, arm: Arm, requests: Sequence[Request]) -> Iterator[Answer]:
+        """The answers in the order of `requests`, one at a time."""
+        for key in self.complete(arm, requests):
+            yield self.journal.answer(key)

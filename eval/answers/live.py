@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from eval.answers.arms import Answer, Arm, Keep, Request, Sampling
-from eval.measures.fidelity import TokenDistributions
 from ftri.prompts.rendering import Rendered
 
 if TYPE_CHECKING:
@@ -22,6 +21,15 @@ class Generated:
     text: str
     token_ids: list[int]
     finish_reason: str
+
+
+@dataclass(frozen=True)
+class TokenDistributions:
+    """The likeliest next tokens at every position: `token_ids` int [T, N], `log_probabilities` float [T, N]; T
+    positions, N listed tokens."""
+
+    token_ids: np.ndarray
+    log_probabilities: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,8 @@ class LiveModel(Protocol):
 
 
 NO_EDIT = (None, (), ())
+# An edit that failed may have been made in part; whatever comes next is then made anew.
+UNKNOWN_EDIT = ("unknown",)
 
 
 class LiveResponder:
@@ -84,7 +94,6 @@ class LiveResponder:
         self._model: LiveModel | None = None
         self._checkpoint: str | None = None
         self._edit: tuple[Any, ...] = NO_EDIT
-        self.num_loads = 0
         self.description: dict[str, Any] = {}
 
     def identity(self) -> dict[str, Any]:
@@ -123,17 +132,17 @@ class LiveResponder:
             self._model = self._load(arm.checkpoint)
             # Nothing is edited yet; a variant's folder never is, so its engine need not even be able to.
             self._checkpoint, self._edit = arm.checkpoint, NO_EDIT
-            self.num_loads += 1
             if arm.checkpoint is None:
                 self.description = self._model.describe()
         edit = (arm.semantics, arm.suppress, arm.stimulate) if arm.suppress or arm.stimulate else NO_EDIT
         if self._edit != edit:
+            self._edit = UNKNOWN_EDIT
             self._model.edit(arm)
             self._edit = edit
         return self._model
 
     def close(self) -> None:
         """Close the loaded model, if any."""
-        if self._model is not None:
-            self._model.close()
-            self._model = None
+        model, self._model = self._model, None
+        if model is not None:
+            model.close()

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from eval.answers.arms import Answer, Arm, Keep, Request
-from ftri.endpoints import Connection, Endpoint, EndpointError, ask_all, connect, message_text, reasoning_field
+from ftri.endpoints import (
+    Connection,
+    Endpoint,
+    EndpointError,
+    ask_all,
+    connect,
+    list_models,
+    message_text,
+    reasoning_field,
+    template_sha256,
+)
 from ftri.prompts.rendering import Render
 
 Api = Literal["completions", "chat"]
@@ -22,19 +32,30 @@ class ServedResponder:
     parser can change; without it the messages go to /chat/completions.
     """
 
-    def __init__(self, endpoints: dict[str | None, Endpoint], render: Render | None) -> None:
-        """`endpoints` maps an arm's `checkpoint` (None: the base) to its server."""
+    def __init__(
+        self, endpoints: dict[str | None, Endpoint], render: Render | None, template_sha256: str | None = None
+    ) -> None:
+        """`endpoints` maps an arm's `checkpoint` (None: the base) to its server; `template_sha256` is that of `render`."""
         self._endpoints = endpoints
         self._render = render
+        self._template_sha256 = template_sha256
         self._models: dict[str | None, str] = {}
+        self._found: dict[str | None, dict[str, Any]] = {}
 
     def identity(self) -> dict[str, Any]:
-        """Mode, servers and model names."""
+        """The servers, and what `check` found there: the model, where it was loaded from, and the server's own template."""
         return {
             "mode": "served",
             "api": "completions" if self._render else "chat",
+            "template_sha256": self._template_sha256,
             "servers": {
-                str(name): [server.base, server.model, server.extra_body] for name, server in self._endpoints.items()
+                str(name): {
+                    "url": server.shown_base,
+                    "model": self._models.get(name, server.model),
+                    "extra_body": server.extra_body,
+                    **self._found.get(name, {}),
+                }
+                for name, server in self._endpoints.items()
             },
         }
 
@@ -72,6 +93,13 @@ class ServedResponder:
         for name, endpoint in self._endpoints.items():
             async with connect(endpoint) as connection:
                 self._models[name] = connection.model
+                entries = await list_models(connection.client, endpoint)
+                entry = next((one for one in entries if one["id"] == connection.model), {})
+                # vLLM and SGLang say under `root` which folder or repo the name stands for.
+                found = {"root": entry.get("root"), "max_model_len": entry.get("max_model_len")}
+                if self._render is None:
+                    found["template"] = await template_sha256(connection)
+                self._found[name] = found
 
     async def _ask(self, connection: Connection, request: Request) -> Answer:
         sampling = request.sampling

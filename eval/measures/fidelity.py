@@ -1,28 +1,35 @@
-"""How far one routing edit is from another: KL per token from teacher-forced log probabilities, and how much routing it touches.
+"""How far one routing edit is from another: KL per token from teacher-forced passes over the base's own answers to neutral
+prompts, and how much routing the experts take part in.
 
-Pure. Legend: T positions, N listed tokens per position, L MoE layers, K selected, E experts. Log probabilities are natural.
+Legend: T positions, N listed tokens per position, L MoE layers, K selected, E experts. Log probabilities are natural.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from importlib import resources
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from eval.measures.statistics import Interval, clustered_ratio
+from eval.answers.arms import BASE, Answer, Arm, Request, Sampling, digest
+from eval.answers.journal import Collector
+from eval.answers.live import LiveResponder, TokenDistributions
+from eval.display import words
+from eval.measures.kl import kl_per_position, pooled_kl
+from eval.measures.measure import Found, Measure, Part, Scene, Shown
+from eval.options import EvalRequest
+from eval.outcomes.statistics import Interval
+from ftri.prompts.sets import PromptRecord, PromptSet, load_prompt_set
+from rewriter.semantics import DROP_RENORM, REROUTE, SEMANTICS, STIMULATE, SUPPRESS
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-@dataclass(frozen=True)
-class TokenDistributions:
-    """The likeliest next tokens at every position: `token_ids` int [T, N], `log_probabilities` float [T, N]."""
-
-    token_ids: np.ndarray
-    log_probabilities: np.ndarray
 
 
 class TouchedShares(BaseModel):
@@ -36,49 +43,182 @@ class TouchedShares(BaseModel):
     token_share: float | None
 
 
-def kl_per_position(left: TokenDistributions, right: TokenDistributions) -> np.ndarray:
-    """KL(left || right) at every position, float64 [T], in nats.
+class Divergence(BaseModel):
+    """Teacher-forced KL(left || right) in nats per token over the base's own answers to neutral prompts."""
 
-    Exact when both list the whole vocabulary. Otherwise the tokens that not both list are pooled into one
-    outcome; merging outcomes never
-    raises a divergence, so the result is then a lower bound.
+    left: str
+    right: str
+    answer_tokens: Interval
+    all_tokens: Interval
+    first_token: Interval
 
-    Raises: ValueError when the two cover different numbers of positions.
-    """
+
+class Fidelity(BaseModel):
+    """How far the semantics are from the base and from each other, and how much routing the experts take part in."""
+
+    num_prompts: int
+    num_answer_tokens: int
+    num_tokens: int
+    neutral_source: dict[str, str | None]
+    listed_tokens: int
+    exact: bool
+    action: str
+    divergences: list[Divergence]
+    touched: TouchedShares | None
+    slots_changed: dict[str, float] = Field(
+        default_factory=dict,
+        description="Semantics -> share of the base's router slots that hold another expert under the edit.",
+    )
+
+
+@dataclass(frozen=True)
+class NeutralText:
+    """The base's answers to neutral prompts as tokens: what every arm is made to read."""
+
+    sequences: list[list[int]]
+    answer_starts: list[int]
+    source: dict[str, str | None]
+
+    @classmethod
+    def from_answers(cls, answers: Sequence[Answer], source: dict[str, str | None]) -> NeutralText:
+        """Prompt and answer tokens joined, without answers that have no token."""
+        kept = [answer for answer in answers if answer.token_ids]
+        return cls(
+            [answer.prompt_token_ids + answer.token_ids for answer in kept],
+            [len(answer.prompt_token_ids) for answer in kept],
+            source,
+        )
+
+    def fingerprint(self) -> str:
+        """Changes with any token."""
+        return digest([self.sequences, self.answer_starts])
+
+
+def measure_fidelity(
+    collector: Collector,
+    live: LiveResponder,
+    arms: Sequence[Arm],
+    base: Arm,
+    text: NeutralText,
+    *,
+    action: str,
+    num_listed: int,
+    seed: int,
+) -> Fidelity:
+    """KL per token between the base and every arm, and among the arms, both ways round; and the routing that the
+    experts take part in."""
+    key = digest(["fidelity", live.identity(), [arm.identity() for arm in arms], text.fingerprint(), num_listed, seed])[
+        :32
+    ]
+    if key not in collector.journal:
+        measured = _measure(live, arms, base, text, action, num_listed, seed)
+        collector.journal.add_value(key, measured.model_dump(mode="json"))
+    return collector.journal.checked(key, Fidelity)
+
+
+def _measure(
+    live: LiveResponder, arms: Sequence[Arm], base: Arm, text: NeutralText, action: str, num_listed: int, seed: int
+) -> Fidelity:
+    names = {arm.name: BASE if arm is base else str(arm.semantics) for arm in (base, *arms)}
+    distributions: dict[str, list[TokenDistributions]] = {}
+    routings: dict[str, list[np.ndarray]] = {}
+    for arm in (base, *arms):
+        scored = sorted(live.score(arm, text.sequences, num_listed, routing=True), key=lambda one: one.index)
+        name = names[arm.name]
+        distributions[name] = [one.distributions for one in scored if one.distributions is not None]
+        routings[name] = [one.routing for one in scored if one.routing is not None]
+    divergences = [
+        _divergence(left, right, distributions[left], distributions[right], text.answer_starts, seed)
+        for left, right in permutations(distributions, 2)
+    ]
+    pairs = {pair for arm in arms for pair in (*arm.suppress, *arm.stimulate)}
+    layers = list(live.model_for(base).moe_layers)
+    base_routing = routings[BASE]
+    have_routing = len(base_routing) == len(text.sequences)
+    mass = [float(_lowest_listed_mass(one)) for one in distributions[BASE]]
+    return Fidelity(
+        num_prompts=len(text.sequences),
+        num_answer_tokens=sum(len(s) - start for s, start in zip(text.sequences, text.answer_starts, strict=True)),
+        num_tokens=sum(map(len, text.sequences)),
+        neutral_source=text.source,
+        listed_tokens=max((one.token_ids.shape[1] for one in distributions[BASE]), default=0),
+        exact=min(mass, default=0.0) > 1 - 1e-4,
+        action=action,
+        divergences=divergences,
+        touched=touched_shares(base_routing, layers, pairs) if have_routing else None,
+        slots_changed={
+            name: changed_slots(base_routing, routing)
+            for name, routing in routings.items()
+            if name != BASE and have_routing and len(routing) == len(base_routing)
+        },
+    )
+
+
+def _divergence(
+    left: str,
+    right: str,
+    left_distributions: Sequence[TokenDistributions],
+    right_distributions: Sequence[TokenDistributions],
+    answer_starts: Sequence[int],
+    seed: int,
+) -> Divergence:
+    everything = [kl_per_position(p, q) for p, q in zip(left_distributions, right_distributions, strict=True)]
+    # Position n predicts token n + 1, so the answer's first token is predicted at the prompt's last position.
+    answers = [values[start - 1 :] for values, start in zip(everything, answer_starts, strict=True)]
+    return Divergence(
+        left=left,
+        right=right,
+        answer_tokens=pooled_kl(answers, seed=seed),
+        all_tokens=pooled_kl(everything, seed=seed),
+        first_token=pooled_kl([values[:1] for values in answers], seed=seed),
+    )
+
+
+def kl_from_base(
+    collector: Collector,
+    live: LiveResponder,
+    arm: Arm,
+    base: Arm,
+    text: NeutralText,
+    *,
+    num_listed: int,
+    seed: int,
+    base_cache: list[TokenDistributions],
+) -> Interval:
+    """KL(base || arm) per answer token; `base_cache` is filled at first use so that a sweep scores the base once."""
+    key = digest(["kl-from-base", live.identity(), arm.identity(), text.fingerprint(), num_listed, seed])[:32]
+    if key not in collector.journal:
+        if not base_cache:
+            base_cache.extend(_distributions(live, base, text, num_listed))
+        edited = _distributions(live, arm, text, num_listed)
+        value = _divergence(BASE, arm.name, base_cache, edited, text.answer_starts, seed).answer_tokens
+        collector.journal.add_value(key, value.model_dump(mode="json"))
+    return collector.journal.checked(key, Interval)
+
+
+def _distributions(live: LiveResponder, arm: Arm, text: NeutralText, num_listed: int) -> list[TokenDistributions]:
+    scored = sorted(live.score(arm, text.sequences, num_listed, routing=False), key=lambda one: one.index)
+    return [one.distributions for one in scored if one.distributions is not None]
+
+
+def changed_slots(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> float:
+    """The share of router slots whose expert is not among the token's experts any more; routings int [T, L, K], order ignored."""
     import numpy as np
 
-    if len(left.token_ids) != len(right.token_ids):
-        raise ValueError(f"{len(left.token_ids)} positions on one side, {len(right.token_ids)} on the other")
-    if left.token_ids.shape == right.token_ids.shape and np.array_equal(left.token_ids, right.token_ids):
-        return np.array(
-            [
-                _divergence(p.astype(np.float64), q.astype(np.float64))
-                for p, q in zip(left.log_probabilities, right.log_probabilities, strict=True)
-            ]
-        )
-    result = np.zeros(len(left.token_ids))
-    for position in range(len(result)):
-        _, at_left, at_right = np.intersect1d(
-            left.token_ids[position], right.token_ids[position], assume_unique=True, return_indices=True
-        )
-        p_log = left.log_probabilities[position, at_left].astype(np.float64)
-        q_log = right.log_probabilities[position, at_right].astype(np.float64)
-        result[position] = _divergence(p_log, q_log)
-    return result
+    kept = total = 0
+    for then, now in zip(before, after, strict=True):
+        length = min(len(then), len(now))
+        kept += int((then[:length, :, :, None] == now[:length, :, None, :]).any(axis=-1).sum())
+        total += int(np.prod(then[:length].shape))
+    return 1 - kept / total if total else math.nan
 
 
-def _divergence(p_log: np.ndarray, q_log: np.ndarray) -> float:
-    """KL over the shared tokens and the pooled rest."""
+def _lowest_listed_mass(distributions: TokenDistributions) -> float:
     import numpy as np
 
-    p, q = np.exp(p_log), np.exp(q_log)
-    listed = p > 0
-    total = float(np.sum(p[listed] * (p_log[listed] - q_log[listed])))
-    # float32 log probabilities leave a rest of about 1e-7 even of a whole vocabulary; a smaller one is rounding, not probability.
-    p_rest, q_rest = 1.0 - p.sum(), max(1.0 - q.sum(), 1e-6)
-    if p_rest > 1e-6:
-        total += float(p_rest * np.log(p_rest / q_rest))
-    return max(total, 0.0)
+    if not len(distributions.log_probabilities):
+        return 1.0
+    return float(np.exp(distributions.log_probabilities.astype(np.float64)).sum(axis=1).min())
 
 
 def touched_shares(
@@ -113,25 +253,130 @@ def touched_shares(
     )
 
 
-def selection_frequency(
-    routings: Iterable[np.ndarray], layers: Sequence[int], num_experts: int
-) -> dict[int, np.ndarray]:
-    """Selections per token of every expert: model layer -> float [E]. `routings` as in `touched_shares`."""
-    import numpy as np
-
-    counts = np.zeros((len(layers), num_experts), dtype=np.int64)
-    num_tokens = 0
-    for routing in routings:
-        num_tokens += len(routing)
-        for row in range(len(layers)):
-            counts[row] += np.bincount(routing[:, row].ravel(), minlength=num_experts)
-    return {layer: counts[row] / max(num_tokens, 1) for row, layer in enumerate(layers)}
+def load_neutral(request: EvalRequest) -> PromptSet | None:
+    """The neutral prompts of a run on an engine: the user's, else those that come with the package."""
+    if request.is_served:
+        return None
+    if request.neutral:
+        return load_prompt_set(request.neutral)
+    text = (resources.files("eval.measures") / "neutral.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    records = [PromptRecord(row["prompt_id"], row["prompt"], {"language": row["language"]}) for row in rows]
+    return PromptSet(records, {"spec": "built-in neutral prompts", "revision": None, "sha256": None})
 
 
-def pooled_kl(per_prompt: Sequence[np.ndarray], *, seed: int = 0) -> Interval:
-    """Mean KL per token over all positions of all prompts, with a bootstrap interval that resamples prompts."""
-    import numpy as np
+def read_neutral(scene: Scene, neutral: PromptSet) -> NeutralText:
+    """The base's answers to neutral prompts."""
+    chosen = neutral.records[: scene.options.neutral_prompts]
+    # Greedy, whatever the run's own temperature: the text only has to be the base's own.
+    sampling = Sampling(max_tokens=scene.options.kl_tokens)
+    requests = [Request(prompt.prompt_id, 0, (("user", prompt.text),), sampling) for prompt in chosen]
+    answers = list(scene.collector.answers(scene.plan.base, requests))
+    return NeutralText.from_answers(answers, neutral.source)
 
-    sums = np.array([values.sum() for values in per_prompt], float)
-    lengths = np.array([len(values) for values in per_prompt], float)
-    return clustered_ratio(sums, lengths, [str(number) for number in range(len(sums))], seed=seed)
+
+def parts(neutral: PromptSet | None, scene: Scene) -> Iterable[Part]:
+    """Suppression and stimulation, where an engine answers."""
+    if scene.live is None or neutral is None:
+        return []
+    return [Part("fidelity", partial(fidelity, scene, scene.live, neutral))]
+
+
+def fidelity(scene: Scene, live: LiveResponder, neutral: PromptSet) -> Found:
+    """Suppression and stimulation are different questions, so an edit with both is measured for each by itself."""
+    options, edit = scene.options, scene.edit
+    scene.say("divergence of reroute, drop and drop-renorm from the base and from each other")
+    found = []
+    for action, pairs in ((SUPPRESS, edit.suppress), (STIMULATE, edit.stimulate)):
+        if not pairs:
+            continue
+        semantics = SEMANTICS if action == SUPPRESS else (REROUTE, DROP_RENORM)
+        arms = [
+            Arm(
+                name=f"fidelity-{action}-{one}",
+                kind="variant",
+                semantics=one,
+                suppress=pairs if action == SUPPRESS else (),
+                stimulate=pairs if action == STIMULATE else (),
+            )
+            for one in semantics
+        ]
+        found.append(
+            measure_fidelity(
+                scene.collector,
+                live,
+                arms,
+                scene.plan.base,
+                read_neutral(scene, neutral),
+                action=action,
+                num_listed=options.kl_listed,
+                seed=options.seed,
+            )
+        )
+    return {"fidelity": found}
+
+
+def lines(found: Sequence[Fidelity], shown: Shown) -> list[str]:
+    """KL from the base, of the checkpoint's reroute from the paper's edit, and the routing touched."""
+    table = []
+    for one in found:
+        from_base = {each.right: each for each in one.divergences if each.left == "base"}
+        numbers = ", ".join(f"{name} {words.number(each.answer_tokens.estimate)}" for name, each in from_base.items())
+        bounds = "" if one.exact else " (lower bounds)"
+        table += ["", f"KL per token from the base, {one.action}{bounds}: {numbers}"]
+        to_paper = [each for each in one.divergences if each.left == DROP_RENORM and each.right == REROUTE]
+        if to_paper:
+            estimate = words.number(to_paper[0].answer_tokens.estimate)
+            table.append(f"the checkpoint's reroute from the paper's own: {estimate}")
+        if one.touched is not None:
+            table.append(
+                f"router slots held: {words.percent(one.touched.slot_share, 2)};"
+                f" tokens touched: {words.percent(one.touched.token_share)}"
+            )
+    return table
+
+
+def card(found: Sequence[Fidelity], shown: Shown) -> list[tuple[str, str]]:
+    """KL of the variant from the base."""
+    return [
+        (
+            f"KL per token on neutral prompts ({one.action})",
+            f"{words.number(each.answer_tokens.estimate)} nats{'' if one.exact else ' (lower bound)'}",
+        )
+        for one in found
+        for each in one.divergences
+        if each.left == "base" and each.right == shown.arm(shown.primary).semantics
+    ]
+
+
+def figures(found: Sequence[Fidelity], shown: Shown) -> dict[str, Any]:
+    """The function that makes a table of divergences."""
+    return {"divergence_table": divergence_table}
+
+
+def divergence_table(fidelity: Fidelity) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """(names, rows): KL(row || column) in nats per answer token, with a dash on the diagonal."""
+    names = list(dict.fromkeys(one.left for one in fidelity.divergences))
+    cells = {(one.left, one.right): one.answer_tokens for one in fidelity.divergences}
+    return names, [
+        (row, [words.NONE if row == column else words.interval_words(cells[row, column], 4) for column in names])
+        for row in names
+    ]
+
+
+REPORT = """\
+<h2>How far from the base, and from the paper's own edit</h2>
+{% for fidelity in found %}
+{% set table = divergence_table(fidelity) %}
+<h3>{{ {"suppress": "Suppression", "stimulate": "Stimulation"}[fidelity.action] }}: KL(row ‖ column), nats per token</h3>
+<table>
+<tr><th></th>{% for name in table[0] %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for name, cells in table[1] %}<tr><th>{{ name }}</th>{% for cell in cells %}<td class="n">{{ cell }}</td>{% endfor %}</tr>{% endfor %}
+</table>
+<p class="muted">Teacher-forced on {{ fidelity.num_answer_tokens }} tokens of the base's own answers to {{ fidelity.num_prompts }} neutral prompts{% if not fidelity.exact %}; from the {{ fidelity.listed_tokens }} likeliest tokens at each position, hence lower bounds{% endif %}. drop-renorm is the paper's edit; reroute is what a checkpoint's router bias does. Intervals resample prompts.</p>
+{% if fidelity.touched %}<p>The experts hold {{ words.percent(fidelity.touched.slot_share, 2) }} of the base's router slots ({{ fidelity.touched.slots_in_set }} of {{ fidelity.touched.num_slots }}) and take part in {{ words.percent(fidelity.touched.token_share) }} of its tokens.{% if fidelity.slots_changed %} Slots that no longer hold the base's expert:{% for name, share in fidelity.slots_changed.items() %} {{ name }} {{ words.percent(share, 2) }}{{ "," if not loop.last else "." }}{% endfor %}{% endif %}</p>{% endif %}
+{% endfor %}
+"""  # noqa: E501
+MEASURE = Measure(
+    field="fidelity", load=load_neutral, parts=parts, lines=lines, card=card, report=REPORT, figures=figures, place=40
+)

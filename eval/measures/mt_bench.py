@@ -1,162 +1,230 @@
-"""MT-Bench's questions, judge prompts and ratings: reading the published files, filling the prompts, and
-scoring. No network here.
-
-Files as FastChat publishes them: question.jsonl (question_id, category, turns, reference), reference answers
-(question_id, choices), and
-judge_prompts.jsonl, of which the `single-v1` rows are used: two turns, each plain or with reference answers.
-"""
+"""Runs MT-Bench: both arms answer two turns, a judge behind any OpenAI-compatible server rates them, and every
+judgement is kept."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from eval.measures.paper import MT_BENCH
-from eval.measures.statistics import mean_interval
-from eval.results import CategoryScore
-from ftri.labels.behavior import parse_response
-from ftri.prompts.tables import Table, load_table
-from rewriter.errors import InputError
+from pydantic import BaseModel, Field
 
-# FastChat's own choice: categories whose answers are checked against a reference, and how freely each category is answered.
-REFERENCE_CATEGORIES = frozenset({"math", "reasoning", "coding"})
-TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
-# (second turn?, with reference?) -> row of judge_prompts.jsonl.
-JUDGE_PROMPTS = {
-    (False, False): "single-v1",
-    (False, True): "single-math-v1",
-    (True, False): "single-v1-multi-turn",
-    (True, True): "single-math-v1-multi-turn",
-}
-LOWEST_RATING, HIGHEST_RATING = 1.0, 10.0
-# "[[7]]" as asked for, else "[7]" or "Rating: 7", which judges write instead.
-RATINGS = (
-    re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?\]\]"),
-    re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*\]"),
-    re.compile(r"\brating\W{1,6}(\d+(?:\.\d+)?)\b(?!\s*(?:to|-)\s*\d)", re.IGNORECASE),
+from eval.answers.arms import Arm, Request, Sampling, digest
+from eval.answers.journal import Collector
+from eval.answers.plan import sampling_of
+from eval.display.words import interval_words
+from eval.errors import JudgeError
+from eval.measures.measure import Found, Measure, Part, Scene, Shown
+from eval.measures.mt_bench_files import (
+    HIGHEST_RATING,
+    LOWEST_RATING,
+    TEMPERATURES,
+    Question,
+    judge_messages,
+    load_judge_prompts,
+    load_questions,
+    read_rating,
+    visible_answer,
 )
+from eval.measures.paper import MT_BENCH
+from eval.options import EvalRequest
+from eval.outcomes.statistics import Interval, mean_interval
+from ftri.endpoints import Connection, Endpoint, EndpointError, ask_all, message_text
+
+# How often a judge is asked again when its answer holds no rating, and what share without one still makes a result.
+NUM_ASKS = 3
+MAX_UNRATED_SHARE = 0.2
+
+
+class CategoryScore(BaseModel):
+    """MT-Bench scores (1..10, mean over both turns) of one category; intervals are over questions."""
+
+    category: str
+    num_questions: int
+    before: Interval
+    after: Interval
+    difference: Interval
+    paper: tuple[float, float] | None = Field(
+        None, description="The paper's (suppressed, original), for reference only."
+    )
+
+
+class MtBench(BaseModel):
+    """MT-Bench by a judge, before and after."""
+
+    judge: str
+    arm: str
+    question_source: dict[str, str | None]
+    judge_prompt_source: dict[str, str | None]
+    num_questions: int
+    categories: list[CategoryScore]
+    overall: CategoryScore
+    turns: dict[str, tuple[float | None, float | None]]
+    unrated: list[str]
 
 
 @dataclass(frozen=True)
-class Question:
-    """One question of two turns, with reference answers where the set has them."""
+class MtBenchOptions:
+    """Which questions, which judge prompts and which judge."""
+
+    questions: str
+    judge_prompts: str
+    judge: Endpoint
+    references: str | None = None
+    max_judge_tokens: int = 2048
+
+
+class Judgement(BaseModel):
+    """A judge's answer as the journal keeps it."""
+
+    item: str
+    model: str
+    rating: float = Field(ge=LOWEST_RATING, le=HIGHEST_RATING)
+    text: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One thing to judge: a turn of a question answered by one arm."""
 
     question_id: str
-    category: str
-    turns: tuple[str, str]
-    references: tuple[str, ...]
+    turn: int
+    arm: str
+    messages: tuple[tuple[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"question {self.question_id} turn {self.turn + 1} of {self.arm}"
 
 
-@dataclass(frozen=True)
-class JudgePrompt:
-    """One published judge prompt."""
+def measure_mt_bench(
+    collector: Collector, base: Arm, variant: Arm, sampling: Sampling, options: MtBenchOptions
+) -> tuple[MtBench, list[str]]:
+    """MT-Bench before and after, and warnings about what stayed unrated.
 
-    name: str
-    system: str
-    template: str
-
-
-def load_questions(spec: str, references: str | None = None) -> tuple[list[Question], Table]:
-    """Read questions from a file or a Hub dataset (`turns` or `prompt` columns), with references from a second file where given.
-
-    Raises: InputError when a question has not two turns, no category or id, or a reference file lacks its fields.
+    Raises:
+        InputError: a file is not what it should be.
+        EndpointError: the judge or a model's server failed; everything answered until then is kept.
+        JudgeError: too many of the judge's answers hold no rating.
     """
-    table = load_table(spec)
-    given = _load_references(references) if references else {}
-    questions = []
-    for number, row in enumerate(table.rows, start=1):
-        turns = row.get("turns", row.get("prompt"))
-        identifier = row.get("question_id", row.get("prompt_id"))
-        if not (isinstance(turns, list | tuple) and len(turns) == 2 and all(isinstance(turn, str) for turn in turns)):
-            raise InputError(f"{table.name}: row {number} has no list of two turns in 'turns' or 'prompt'")
-        if identifier is None or not row.get("category"):
-            raise InputError(f"{table.name}: row {number} lacks question_id or category")
-        own = row.get("reference") or ()
-        chosen = given.get(str(identifier), tuple(own) if isinstance(own, list | tuple) else (str(own),))
-        questions.append(
-            Question(str(identifier), str(row["category"]), (turns[0], turns[1]), tuple(filter(None, chosen)))
+    questions, question_table = load_questions(options.questions, options.references)
+    prompts, prompt_table = load_judge_prompts(options.judge_prompts)
+    todo: list[Judged] = []
+    for arm in (base, variant):
+        answers = answer_two_turns(collector, arm, questions, sampling)
+        for question in questions:
+            for turn in (0, 1):
+                messages = judge_messages(prompts, question, answers[question.question_id], bool(turn))
+                todo.append(Judged(question.question_id, turn, arm.name, messages))
+    judge_name, ratings, unrated = judge_all(collector, todo, options)
+    warnings = []
+    if unrated:
+        shown = ", ".join(item.name for item in unrated[:3]) + (
+            f" and {len(unrated) - 3} more" if len(unrated) > 3 else ""
         )
-    return questions, table
-
-
-def _load_references(spec: str) -> dict[str, tuple[str, ...]]:
-    table = load_table(spec)
-    references = {}
-    for number, row in enumerate(table.rows, start=1):
-        try:
-            references[str(row["question_id"])] = tuple(map(str, row["choices"][0]["turns"]))
-        except (KeyError, IndexError, TypeError):
-            raise InputError(
-                f"{table.name}: row {number} lacks question_id or choices[0].turns, as reference answers have"
-            ) from None
-    return references
-
-
-def load_judge_prompts(spec: str) -> tuple[dict[str, JudgePrompt], Table]:
-    """Read the four `single-v1` prompts. Raises: InputError that names the ones that are missing."""
-    table = load_table(spec)
-    prompts = {
-        str(row["name"]): JudgePrompt(str(row["name"]), str(row.get("system_prompt", "")), str(row["prompt_template"]))
-        for row in table.rows
-        if row.get("name") in JUDGE_PROMPTS.values() and row.get("prompt_template")
-    }
-    lacking = [name for name in JUDGE_PROMPTS.values() if name not in prompts]
-    if lacking:
-        raise InputError(
-            f"{table.name}: has no judge prompt named {', '.join(lacking)}, as FastChat's judge_prompts.jsonl has"
+        sentence = (
+            f"the judge {judge_name} at {options.judge.shown} gave no rating such as [[7]]"
+            f" in {len(unrated)} of {len(todo)} judgements"
+            f" ({shown})"
         )
-    return prompts, table
+        if len(unrated) > MAX_UNRATED_SHARE * len(todo):
+            raise JudgeError(f"{sentence}; its answers are kept in {collector.journal.path}")
+        warnings.append(f"MT-Bench: {sentence}; these are left out.")
+    before, after = ratings.get(base.name, {}), ratings.get(variant.name, {})
+    by_category, overall = score(questions, before, after)
+    result = MtBench(
+        judge=judge_name,
+        arm=variant.name,
+        question_source={
+            "spec": options.questions,
+            "sha256": question_table.sha256,
+            "revision": question_table.revision,
+        },
+        judge_prompt_source={
+            "spec": options.judge_prompts,
+            "sha256": prompt_table.sha256,
+            "revision": prompt_table.revision,
+        },
+        num_questions=len(questions),
+        categories=by_category,
+        overall=overall,
+        turns=turn_means(before, after),
+        unrated=[item.name for item in unrated],
+    )
+    return result, warnings
 
 
-def visible_answer(text: str, starts_inside_think: bool) -> str:
-    """What a user and a judge see of a raw answer: the part after the think block; all of it when there is no block or no end."""
-    parsed = parse_response(text, starts_inside_think)
-    if parsed is None or parsed.answer is None:
-        return text.strip()
-    return parsed.answer
+def answer_two_turns(
+    collector: Collector, arm: Arm, questions: Sequence[Question], sampling: Sampling
+) -> dict[str, tuple[str, str]]:
+    """Both visible answers to every question; the second turn sees the first answer without its think block, as
+    R1's template has it."""
+
+    def request(question: Question, turn: int, messages: tuple[tuple[str, str], ...]) -> Request:
+        identifier = f"mt-bench/{question.question_id}/{turn + 1}"
+        freedom = replace(sampling, temperature=TEMPERATURES.get(question.category, 0.0))
+        return Request(identifier, 0, messages, freedom.with_seed_for(0, identifier, 0))
+
+    first = [request(question, 0, (("user", question.turns[0]),)) for question in questions]
+    opening = [visible_answer(a.text, a.starts_inside_think) for a in collector.answers(arm, first)]
+    second = [
+        request(question, 1, (("user", question.turns[0]), ("assistant", answer), ("user", question.turns[1])))
+        for question, answer in zip(questions, opening, strict=True)
+    ]
+    closing = [visible_answer(a.text, a.starts_inside_think) for a in collector.answers(arm, second)]
+    return {q.question_id: pair for q, pair in zip(questions, zip(opening, closing, strict=True), strict=True)}
 
 
-def judge_messages(
-    prompts: Mapping[str, JudgePrompt], question: Question, answers: Sequence[str], second_turn: bool
-) -> tuple[tuple[str, str], ...]:
-    """The messages to the judge about one turn, from the published prompt that fits the question."""
-    with_reference = question.category in REFERENCE_CATEGORIES and len(question.references) > int(second_turn)
-    prompt = prompts[JUDGE_PROMPTS[second_turn, with_reference]]
-    values = {
-        "question": question.turns[0],
-        "answer": answers[0],
-        "question_1": question.turns[0],
-        "answer_1": answers[0],
+def judge_all(
+    collector: Collector, todo: Sequence[Judged], options: MtBenchOptions
+) -> tuple[str, dict[str, dict[tuple[str, int], float]], list[Judged]]:
+    """(judge's model name, arm -> (question id, turn) -> rating, what stayed unrated). Raises: EndpointError."""
+    judge = options.judge
+    ratings: dict[str, dict[tuple[str, int], float]] = {}
+    unrated: list[Judged] = []
+    models: set[str] = set()
+
+    async def rate(connection: Connection, position: int, item: Judged) -> None:
+        models.add(connection.model)
+        key = digest(["judgement", judge.base, connection.model, options.max_judge_tokens, item.messages])[:32]
+        if key not in collector.journal:
+            judgement = await _ask(connection, item, options.max_judge_tokens, collector)
+            if judgement is None:
+                unrated.append(item)
+                return
+            collector.journal.add_value(key, judgement)
+        kept = collector.journal.checked(key, Judgement)
+        ratings.setdefault(item.arm, {})[item.question_id, item.turn] = kept.rating
+
+    try:
+        ask_all(judge, todo, rate)
+    except EndpointError as error:
+        done = sum(map(len, ratings.values()))
+        raise EndpointError(
+            f"judge: {error}; {done} of {len(todo)} judgements are kept, run the same command again to go on from there"
+        ) from None
+    return ", ".join(sorted(models)), ratings, sorted(unrated, key=todo.index)
+
+
+async def _ask(connection: Connection, item: Judged, max_tokens: int, collector: Collector) -> Mapping[str, Any] | None:
+    """One judgement with its rating; None when the judge never gives one (what it said instead is kept)."""
+    body = {
+        "messages": [{"role": role, "content": content} for role, content in item.messages],
+        "temperature": 0.0,
+        "max_tokens": max_tokens,
     }
-    if second_turn:
-        values |= {"question_2": question.turns[1], "answer_2": answers[1]}
-    for number, reference in enumerate(question.references, start=1):
-        values[f"ref_answer_{number}"] = reference
-    system = (("system", prompt.system),) if prompt.system else ()
-    return (*system, ("user", fill(prompt, values)))
-
-
-def fill(prompt: JudgePrompt, values: Mapping[str, str]) -> str:
-    """Put values into a template's `{name}` places; braces inside the values are left as they are. Raises: InputError."""
-
-    def put(match: re.Match[str]) -> str:
-        if match[1] not in values:
-            raise InputError(f"judge prompt {prompt.name!r} has a place {{{match[1]}}} for which there is no value")
-        return values[match[1]]
-
-    return re.sub(r"\{(\w+)\}", put, prompt.template)
-
-
-def read_rating(judgement: str) -> float | None:
-    """The rating in a judge's answer, 1..10; None when it holds none."""
-    for pattern in RATINGS:
-        found = pattern.findall(judgement)
-        if found:
-            # The last one: judges repeat the instruction's example before their own.
-            rating = float(found[-1])
-            return rating if LOWEST_RATING <= rating <= HIGHEST_RATING else None
+    texts = []
+    for _ in range(NUM_ASKS):
+        texts.append(message_text(await connection.chat(body), connection.endpoint))
+        rating = read_rating(texts[-1])
+        if rating is not None:
+            return {"item": item.name, "model": connection.model, "rating": rating, "text": texts[-1]}
+    collector.journal.add_value(
+        digest(["nonsense", connection.endpoint.base, connection.model, item.name, item.messages, texts])[:32],
+        {"item": item.name, "rating": None, "texts": texts},
+    )
     return None
 
 
@@ -207,3 +275,65 @@ def turn_means(before: Mapping[tuple[str, int], float], after: Mapping[tuple[str
         return sum(chosen) / len(chosen) if chosen else None
 
     return {f"turn {turn + 1}": (mean(before, turn), mean(after, turn)) for turn in (0, 1)}
+
+
+def load(request: EvalRequest) -> MtBenchOptions | None:
+    """What was asked for, with every file read once, so that a wrong one is found before hours of answers."""
+    if request.mt_bench is None:
+        return None
+    assert request.judge_url is not None and request.judge_prompts is not None
+    load_questions(request.mt_bench, request.references)
+    load_judge_prompts(request.judge_prompts)
+    judge = Endpoint(
+        request.judge_url,
+        request.judge_model,
+        request.judge_key,
+        concurrency=request.concurrency,
+        attempts=request.attempts,
+        timeout_seconds=request.timeout,
+    )
+    return MtBenchOptions(request.mt_bench, request.judge_prompts, judge, request.references)
+
+
+def parts(options: MtBenchOptions | None, scene: Scene) -> Iterable[Part]:
+    """Both arms, and the judge."""
+    return [] if options is None else [Part("MT-Bench", partial(mt_bench, scene, options))]
+
+
+def mt_bench(scene: Scene, options: MtBenchOptions) -> Found:
+    """Scores before and after."""
+    scene.say("MT-Bench")
+    plan = scene.plan
+    result, warnings = measure_mt_bench(scene.collector, plan.base, plan.primary, sampling_of(scene.options), options)
+    return {"mt_bench": result, "warnings": warnings}
+
+
+def lines(found: MtBench, shown: Shown) -> list[str]:
+    """The overall scores."""
+    return [
+        f"MT-Bench by {found.judge}: {interval_words(found.overall.before)} -> {interval_words(found.overall.after)}"
+    ]
+
+
+def card(found: MtBench, shown: Shown) -> list[tuple[str, str]]:
+    """The overall scores."""
+    overall = found.overall
+    return [
+        (
+            f"MT-Bench ({overall.num_questions} questions, judge {found.judge}), before, after",
+            f"{interval_words(overall.before)}, {interval_words(overall.after)}",
+        )
+    ]
+
+
+REPORT = """\
+<h2>MT-Bench</h2>
+<table>
+<tr><th>category</th><th>questions</th><th>base</th><th>variant</th><th>difference</th><th>paper, suppressed / original <br>(for reference only)</th></tr>
+{% for row in found.categories + [found.overall] %}
+<tr><td>{{ row.category }}</td><td class="n">{{ row.num_questions }}</td><td class="n">{{ words.interval_words(row.before) }}</td><td class="n">{{ words.interval_words(row.after) }}</td><td class="n">{{ words.interval_words(row.difference) }}</td><td class="n">{% if row.paper %}{{ "%.2f / %.2f" | format(row.paper[0], row.paper[1]) }}{% endif %}</td></tr>
+{% endfor %}
+</table>
+<p class="muted">Judge {{ found.judge }}; mean of both turns, 95 % bootstrap intervals over questions.{% if found.unrated %} Unrated: {{ found.unrated | join(", ") }}.{% endif %}</p>
+"""  # noqa: E501
+MEASURE = Measure(field="mt_bench", load=load, parts=parts, lines=lines, card=card, report=REPORT, place=60)

@@ -4,12 +4,20 @@ order on both sides."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from html import escape
+from typing import Any
 
 from pydantic import BaseModel
 
-from eval.measures.statistics import Interval, McNemar, Rate, clustered_ratio, exact_mcnemar, wilson
-from eval.measures.targets import Target
+from eval.answers.arms import Arm
+from eval.display.drawing import COLOURS, label_words, spread, stack, svg_open, write
+from eval.display.words import p_words, percent, rate_words, short_rate
+from eval.measures.measure import Found, Measure, Part, Scene, Shown
+from eval.outcomes.observed import ArmSummary, Outcomes
+from eval.outcomes.statistics import Interval, McNemar, Rate, clustered_ratio, exact_mcnemar, wilson
+from eval.outcomes.targets import Axis, Target, moves
 
 
 class TransitionMatrix(BaseModel):
@@ -64,25 +72,6 @@ def transition_matrix(
     return TransitionMatrix(axis=axis, labels=list(labels), counts=counts, rates=rates)
 
 
-def moves(target: Target, before: Sequence[str], after: Sequence[str]) -> tuple[list[bool], list[bool]]:
-    """(at risk [P], made the counted change [P]): those that had the label and left it, or lacked and took it."""
-    destinations = target.destinations()
-    if target.direction == "leave":
-        at_risk = [label == target.label for label in before]
-        made = [risk and label in destinations for risk, label in zip(at_risk, after, strict=True)]
-    else:
-        at_risk = [label != target.label for label in before]
-        made = [risk and label == target.label for risk, label in zip(at_risk, after, strict=True)]
-    return at_risk, made
-
-
-def move_rate(target: Target, before: Sequence[str], after: Sequence[str]) -> float:
-    """The share of those at risk that made the counted change: the statistic of the null distributions; 0 when
-    none is at risk."""
-    at_risk, made = moves(target, before, after)
-    return sum(made) / sum(at_risk) if any(at_risk) else 0.0
-
-
 def compare(
     target: Target,
     before_name: str,
@@ -129,3 +118,185 @@ def _change(words: str, at_risk: list[bool], made: list[bool], clusters: Sequenc
 
     interval = clustered_ratio(np.asarray(made, float), np.asarray(at_risk, float), clusters, seed=seed)
     return Change(description=words, rate=wilson(sum(made), sum(at_risk)), clustered=interval)
+
+
+def parts(_: None, scene: Scene) -> Iterator[Part]:
+    """The variants under test; without the first of them there is no result at all."""
+    yield Part("base", partial(_observe_base, scene), fatal=True)
+    for arm in scene.plan.variants:
+        yield Part(f"variant {arm.name}", partial(against_base, scene, arm), fatal=arm is scene.plan.primary)
+
+
+def _observe_base(scene: Scene) -> Found:
+    scene.say(f"{len(scene.requests)} answers of the base")
+    scene.observe_prompts(scene.plan.base)
+    return {}
+
+
+def other_parts(_: None, scene: Scene) -> Iterable[Part]:
+    """Further expert sets, on the same engine."""
+    return [
+        Part(f"variant {arm.name}", partial(against_base, scene, arm))
+        for arm in scene.plan.others
+        if arm.checkpoint is None
+    ]
+
+
+def checkpoint_parts(_: None, scene: Scene) -> Iterable[Part]:
+    """Other checkpoints; each takes the place of the base's engine, and nothing may need that again."""
+    return [
+        Part(f"variant {arm.name}", partial(against_base, scene, arm))
+        for arm in scene.plan.others
+        if arm.checkpoint is not None
+    ]
+
+
+def against_base(scene: Scene, arm: Arm) -> Found:
+    """Have an arm answer the prompts and compare it with the base, on the target's axis and on the other one."""
+    after = scene.observe_prompts(arm)
+    other: Axis = "language" if scene.target.axis == "behavior" else "behavior"
+    label = "english" if other == "language" else "REFUSED"
+    return {
+        "comparisons": [_comparison(scene, scene.target, after)],
+        "other_axis": [_comparison(scene, Target(other, label, "leave"), after)],
+    }
+
+
+def _comparison(scene: Scene, target: Target, after: Outcomes) -> Comparison:
+    before = scene.base
+    return compare(
+        target,
+        before.arm.name,
+        after.arm.name,
+        before.labels(target.axis),
+        after.labels(target.axis),
+        scene.clusters,
+        seed=scene.options.seed,
+    )
+
+
+def rows(found: Sequence[Comparison], shown: Shown) -> list[Sequence[str]]:
+    """The base, and each arm that was compared with it."""
+    base = shown.arm("base")
+    share = percent(base.labels_of(shown.target["label"], shown.target["axis"]).rate)
+    table: list[Sequence[str]] = [("base", "", "", share, _damage(base), "")]
+    for comparison in found:
+        arm = shown.arm(comparison.after)
+        table.append(
+            (
+                f"{arm.name}" + (f" ({arm.semantics})" if arm.semantics else ""),
+                short_rate(comparison.moved.rate),
+                short_rate(comparison.returned.rate),
+                percent(comparison.label_share_after.rate),
+                _damage(arm),
+                p_words(comparison.mcnemar.p_value),
+            )
+        )
+    return table
+
+
+def _damage(arm: ArmSummary) -> str:
+    return f"{percent(arm.looping.rate)} / {percent(arm.garbled.rate)}"
+
+
+def card(found: Sequence[Comparison], shown: Shown) -> list[tuple[str, str]]:
+    """The counted change, the opposite one, and the label's share."""
+    return [
+        row
+        for comparison in found
+        if comparison.after == shown.primary
+        for row in (
+            (comparison.moved.description, rate_words(comparison.moved.rate)),
+            (comparison.returned.description, rate_words(comparison.returned.rate)),
+            (
+                f"share of {shown.target['label']} before, after",
+                f"{percent(comparison.label_share_before.rate)}, {percent(comparison.label_share_after.rate)}"
+                f" (exact McNemar {p_words(comparison.mcnemar.p_value)})",
+            ),
+        )
+    ]
+
+
+def figures(found: Sequence[Comparison], shown: Shown) -> dict[str, Any]:
+    """The diagrams of all comparisons."""
+    return {"diagram": lambda one: transition_diagram(one.matrix, one.before, one.after)}
+
+
+def transition_diagram(matrix: TransitionMatrix, before: str, after: str) -> str:
+    """Bars of labels before (left) and after (right), with a band for every transition. Paper, Figs. 8-10."""
+    width, bar, top, height, gap = 760, 18, 34, 300, 8
+    left_x, right_x = 210, width - 210 - bar
+    row_sums = [sum(row) for row in matrix.counts]
+    column_sums = [sum(row[j] for row in matrix.counts) for j in range(len(matrix.labels))]
+    total = sum(row_sums)
+    if not total:
+        return ""
+    num_gaps = max(sum(1 for value in row_sums if value), sum(1 for value in column_sums if value)) - 1
+    scale = (height - gap * num_gaps) / total
+    left = stack(row_sums, top, scale, gap)
+    right = stack(column_sums, top, scale, gap)
+    parts = [svg_open(width, top + height + 12, f"Transitions from {before} to {after}")]
+    parts.append(write(left_x + bar, 20, before, "end", bold=True) + write(right_x, 20, after, "start", bold=True))
+    left_used, right_used = list(left), list(right)
+    middle = (left_x + bar + right_x) / 2
+    for i, row in enumerate(matrix.counts):
+        for j, count in enumerate(row):
+            if not count:
+                continue
+            thick = count * scale
+            y0, y1 = left_used[i], right_used[j]
+            left_used[i] += thick
+            right_used[j] += thick
+            path = (
+                f"M{left_x + bar},{y0:.1f} C{middle},{y0:.1f} {middle},{y1:.1f} {right_x},{y1:.1f}"
+                f" L{right_x},{y1 + thick:.1f} C{middle},{y1 + thick:.1f} {middle},{y0 + thick:.1f}"
+                f" {left_x + bar},{y0 + thick:.1f} Z"
+            )
+            source, destination = matrix.labels[i], matrix.labels[j]
+            opacity = 0.28 if i == j else 0.6
+            title = f"{source} -> {destination}: {count} of {row_sums[i]} ({percent(count / row_sums[i])})"
+            parts.append(
+                f'<path d="{path}" fill="{COLOURS[source]}" fill-opacity="{opacity}"><title>{escape(title)}</title></path>'
+            )
+    for x, starts, sums, anchor, text_x in (
+        (left_x, left, row_sums, "end", left_x - 8),
+        (right_x, right, column_sums, "start", right_x + bar + 8),
+    ):
+        label_y = spread([start + size * scale / 2 for start, size in zip(starts, sums, strict=True)], sums)
+        for label, start, size, y in zip(matrix.labels, starts, sums, label_y, strict=True):
+            if size:
+                parts.append(
+                    f'<rect x="{x}" y="{start:.1f}" width="{bar}" height="{max(size * scale, 1):.1f}" fill="{COLOURS[label]}"/>'
+                )
+                words = f"{label_words(label)} {size} ({percent(size / total, 0)})"
+                parts.append(write(text_x, y + 4, words, anchor, size=12))
+    return "".join(parts) + "</svg>"
+
+
+REPORT = """\
+<h2>Transitions</h2>
+<p class="muted">Left: labels of the base. Right: the same prompts under the variant. Bands keep the colour of where they come from; the stronger ones changed.</p>
+{% for comparison in found %}
+<h3>{{ comparison.after }}{% if results.arm(comparison.after).semantics %} ({{ results.arm(comparison.after).semantics }}){% endif %}</h3>
+{{ diagram(comparison) | svg }}
+<table>
+<tr><td>{{ comparison.moved.description }}</td><td>{{ words.rate_words(comparison.moved.rate) }}</td><td class="muted">by {{ results.clusters }}: {{ words.interval_words(comparison.moved.clustered, 1, 100, " %") }}, {{ comparison.moved.clustered.num_clusters }} clusters</td></tr>
+<tr><td>{{ comparison.returned.description }}</td><td>{{ words.rate_words(comparison.returned.rate) }}</td><td class="muted">by {{ results.clusters }}: {{ words.interval_words(comparison.returned.clustered, 1, 100, " %") }}</td></tr>
+<tr><td>share of {{ results.target.label }}</td><td>{{ words.percent(comparison.label_share_before.rate) }} before, {{ words.percent(comparison.label_share_after.rate) }} after</td><td class="muted">{{ comparison.mcnemar.lost }} lost it, {{ comparison.mcnemar.gained }} gained it; exact McNemar {{ words.p_words(comparison.mcnemar.p_value) }}</td></tr>
+</table>
+<details><summary>All counts and rates</summary>
+<table>
+<tr><th>before \\ after</th>{% for label in comparison.matrix.labels %}<th>{{ label_words(label) }}</th>{% endfor %}</tr>
+{% for label in comparison.matrix.labels %}
+{% set row = comparison.matrix.rates[loop.index0] %}
+<tr><th>{{ label_words(label) }}</th>{% for cell in row %}<td class="n"{% if cell.rate is not none %} title="95 % CI {{ words.percent(cell.low) }} to {{ words.percent(cell.high) }}"{% endif %}>{{ cell.count }}{% if cell.rate is not none and cell.count %}<br><span class="muted">{{ words.percent(cell.rate) }}</span>{% endif %}</td>{% endfor %}</tr>
+{% endfor %}
+</table></details>
+{% endfor %}
+{% for comparison in results.other_axis if comparison.after == results.primary %}
+<details><summary>{{ "Thinking language" if comparison.matrix.axis == "language" else "Behaviour" }}, base to {{ comparison.after }}</summary>{{ diagram(comparison) | svg }}</details>
+{% endfor %}
+"""  # noqa: E501
+MEASURE = Measure(field="comparisons", parts=parts, rows=rows, card=card, report=REPORT, figures=figures, place=10)
+OTHERS = Measure(field="comparisons", parts=other_parts)
+CHECKPOINTS = Measure(field="comparisons", parts=checkpoint_parts)

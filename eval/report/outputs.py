@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import rewriter
-from eval.answers.journal import Journal
-from eval.measures.held_out import HeldOut
+from eval.measures.measure import Scene
 from eval.measures.paper import numbers_for
+from eval.outcomes.held_out import HeldOut
 from eval.report.card import results_section, safety_section
 from eval.report.page import render_report
 from eval.report.transcripts import FILE_NAME as TRANSCRIPTS
 from eval.report.transcripts import choose_examples, write_transcripts
 from eval.results import FILE_NAME, SCHEMA_ID, Results
-from eval.run import Inputs, Measured
-from ftri.prompts.sets import PromptSet
+from rewriter.errors import InputError, OutputError
+from rewriter.variant.card import replace_results, replace_safety
 from rewriter.whole_file import write_whole
 
 REPORT = "report.html"
@@ -25,63 +26,58 @@ CARD_SECTION = "mote-eval.md"
 SAFETY_SECTION = "mote-safety.md"
 
 
+def make_output(folder: Path) -> None:
+    """Make the folder of the results. Raises: OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}), expected a folder for the results") from None
+
+
 def assemble(
-    inputs: Inputs,
-    measured: Measured,
-    journal: Journal,
+    scene: Scene,
+    found: Mapping[str, Any],
     output: Path,
     *,
     mode: Any,
     subject: dict[str, Any],
     behavior: str,
-    prompt_set: PromptSet,
+    prompt_source: Mapping[str, Any],
     held_out: HeldOut,
     clusters: str,
 ) -> Results:
-    """Write transcripts.jsonl and return everything as one result."""
-    transcripts = write_transcripts(output / TRANSCRIPTS, measured.transcripts, journal)
-    target, primary = inputs.target, inputs.plan.primary.name
-    main = measured.transcripts[0]
-    examples = choose_examples(
-        main, measured.outcomes[inputs.plan.base.name], measured.outcomes[primary], target.axis, target.label, journal
-    )
-    warnings = list(measured.warnings)
+    """Write transcripts.jsonl and return everything as one result; `found` are the fields that measures fill."""
+    journal, target = scene.collector.journal, scene.target
+    transcripts = write_transcripts(output / TRANSCRIPTS, scene.transcripts, journal)
+    examples = choose_examples(scene.transcripts[0], scene.base, scene.primary, target.axis, target.label, journal)
+    warnings = list(found.get("warnings", []))
     if held_out.status in ("overlap", "unknown"):
         warnings.insert(0, held_out.sentence)
-    return Results(
-        schema=SCHEMA_ID,
-        tool_version=rewriter.__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        mode=mode,
-        subject=subject,
-        behavior=behavior,
-        target={
+    fields = dict(found) | {
+        "schema": SCHEMA_ID,
+        "tool_version": rewriter.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "mode": mode,
+        "subject": subject,
+        "behavior": behavior,
+        "target": {
             "axis": target.axis,
             "label": target.label,
             "direction": target.direction,
             "change": target.describe(),
         },
-        primary=primary,
-        options=inputs.options.model_dump(mode="json"),
-        prompts={**prompt_set.source, "num_prompts": len(inputs.prompts)},
-        held_out=held_out,
-        clusters=clusters,
-        arms=[outcomes.summary() for outcomes in measured.outcomes.values()],
-        repeat_flips=measured.repeat_flips,
-        repeat_flips_at_risk=measured.repeat_flips_at_risk,
-        comparisons=measured.comparisons,
-        other_axis=measured.other_axis,
-        controls=measured.controls,
-        sweep=measured.sweep,
-        fidelity=measured.fidelity,
-        safety=measured.safety,
-        mt_bench=measured.mt_bench,
-        examples=examples,
-        paper=numbers_for(target.axis, target.direction),
-        warnings=warnings,
-        missing=measured.missing,
-        transcripts=transcripts,
-    )
+        "primary": scene.plan.primary.name,
+        "options": scene.options.recorded(),
+        "prompts": {**prompt_source, "num_prompts": len(scene.prompts)},
+        "held_out": held_out,
+        "clusters": clusters,
+        "arms": [outcomes.summary() for outcomes in scene.outcomes.values()],
+        "examples": examples,
+        "paper": numbers_for(target.axis, target.direction),
+        "warnings": warnings,
+        "transcripts": transcripts,
+    }
+    return Results(**fields)
 
 
 def write_outputs(results: Results, output: Path) -> None:
@@ -98,9 +94,6 @@ def update_card(folder: Path, results: Results) -> Path:
 
     Raises: InputError when the folder has no card.
     """
-    from rewriter.errors import InputError
-    from rewriter.variant.card import replace_results, replace_safety
-
     card = folder / "README.md"
     try:
         text = card.read_text(encoding="utf-8")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.answers.journal import Journal
-from eval.measures.outcomes import Outcomes
+from eval.measures.measure import SideBySide
+from eval.outcomes.observed import Outcomes
 from eval.results import Example, ExampleAnswer
-from eval.run import SideBySide
 from rewriter.whole_file import whole_file
 
 FILE_NAME = "transcripts.jsonl"

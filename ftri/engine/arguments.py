@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import json
 import logging
 import os
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from rewriter.errors import InputError
 
 # Arguments of vLLM's engine that the parts above are built on; a user's value would be overwritten.
 RESERVED_ARGUMENTS = ("model", "revision", "worker_extension_cls", "enable_return_routed_experts")
+# The other way to give one, NAME=VALUE.
+PAIR_OPTION = "--engine-argument"
+SECRET = "<secret>"
+SECRET_WORDS = frozenset({"token", "secret", "password", "passwd", "key", "apikey", "credential", "credentials"})
 # Without a word from the user vLLM takes nearly all of the machine's memory for the cache of a CPU engine.
 CPU_CACHE_SIZE_BYTES = 1 << 30
 
@@ -112,13 +119,59 @@ def choose_capture(arguments: Mapping[str, Any]) -> str:
     return "router_hook"
 
 
-def parse_engine_arguments(words: Sequence[str]) -> dict[str, Any]:
-    """Fields of vLLM's EngineArgs from words such as `--max-model-len 4096`; those left at vLLM's default are left out.
+def parse_engine_arguments(
+    words: Sequence[str], command: str = "mote-record", own: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Engine arguments as every command takes them: vLLM's own options (`--max-model-len 4096`), or the alias
+    `--engine-argument NAME=VALUE`.
 
-    Raises InputError when vLLM's parser does not know a word or refuses a value.
+    Those left at vLLM's default are left out. `own` are the command's options, to name the one that a mistyped word is near to.
+
+    Raises: InputError when vLLM's parser does not know a word or refuses a value, or a name is set by MoTE itself.
     """
-    if not words:
-        return {}
+    words, pairs = _split_pairs(words)
+    given: dict[str, Any] = {}
+    if words:
+        if not words[0].startswith("-"):
+            raise InputError(f"{words[0]!r} was not expected: {command} takes its inputs by options, see --help")
+        given = _parse_words(words, command, own)
+    for pair in pairs:
+        name, value = _pair(pair)
+        if name in given:
+            raise InputError(f"engine argument {name} is given twice, expected once")
+        given[name] = value
+    for name in RESERVED_ARGUMENTS:
+        if name in given:
+            raise InputError(f"engine argument {name} is set by MoTE itself, expected it not to be given")
+    return given
+
+
+def _split_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(vLLM's own options, the values of `--engine-argument`)."""
+    own, pairs = list[str](), list[str]()
+    remaining = iter(words)
+    for word in remaining:
+        if word == PAIR_OPTION:
+            pairs.append(next(remaining, ""))
+        elif word.startswith(f"{PAIR_OPTION}="):
+            pairs.append(word.partition("=")[2])
+        else:
+            own.append(word)
+    return own, pairs
+
+
+def _pair(pair: str) -> tuple[str, Any]:
+    """NAME=VALUE; the value is JSON where it parses as such, else text."""
+    name, equals, value = pair.partition("=")
+    if not equals or not name:
+        raise InputError(f"{PAIR_OPTION} is {pair!r}, expected NAME=VALUE")
+    try:
+        return name.replace("-", "_"), json.loads(value)
+    except (ValueError, RecursionError):
+        return name.replace("-", "_"), value
+
+
+def _parse_words(words: Sequence[str], command: str, own: Iterable[str]) -> dict[str, Any]:
     prepare_environment()
     from vllm import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -129,13 +182,37 @@ def parse_engine_arguments(words: Sequence[str]) -> dict[str, Any]:
         def error(self, message: str) -> NoReturn:
             raise InputError(f"vLLM refuses the engine arguments {' '.join(words)!r}: {message}")
 
-    parser = EngineArgs.add_cli_args(Parser(add_help=False, prog="mote-record"))
+    parser = EngineArgs.add_cli_args(Parser(add_help=False, prog=command))
     found, unknown = parser.parse_known_args(list(words))
     if unknown:
-        raise InputError(f"{unknown[0]} is neither an option of mote-record nor an engine argument of this vLLM")
+        raise unknown_option(unknown[0], command, own, "nor an engine argument of this vLLM")
     defaults = vars(parser.parse_args([]))
-    given = {name: value for name, value in vars(found).items() if value != defaults[name]}
-    for name in RESERVED_ARGUMENTS:
-        if name in given:
-            raise InputError(f"engine argument {name} is set by MoTE itself, expected it not to be given")
-    return given
+    return {name: value for name, value in vars(found).items() if value != defaults[name]}
+
+
+def unknown_option(word: str, command: str, own: Iterable[str], otherwise: str) -> InputError:
+    """The sentence for a word that is no option, with the options that it is near to."""
+    near = difflib.get_close_matches(word.partition("=")[0], list(own), n=2)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return InputError(f"{word} is neither an option of {command} {otherwise}{hint}")
+
+
+def without_secrets(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Engine arguments as they may be written down: without what is a token, key or password by its name, and without
+    credentials in URLs."""
+    return {name: SECRET if _is_secret(name, value) else _shown(value) for name, value in arguments.items()}
+
+
+def _is_secret(name: str, value: Any) -> bool:
+    # hf_token may also be True, which says only that the machine's own token is used.
+    return isinstance(value, str) and bool(SECRET_WORDS & set(re.split(r"[^a-z]+", name.lower())))
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return without_secrets({str(name): one for name, one in value.items()})
+    if isinstance(value, list | tuple):
+        return [_shown(one) for one in value]
+    if isinstance(value, str):
+        return re.sub(r"://[^\s/@]+@", f"://{SECRET}@", value)
+    return value if isinstance(value, int | float | bool | None) else str(value)

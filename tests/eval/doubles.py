@@ -8,8 +8,7 @@ import numpy as np
 from replies import reply, share
 
 from eval.answers.arms import Arm, Sampling
-from eval.answers.live import Generated, Scored
-from eval.measures.fidelity import TokenDistributions
+from eval.answers.live import Generated, Scored, TokenDistributions
 from ftri.prompts.rendering import Rendered
 
 MOE_LAYERS = (1, 2, 3)

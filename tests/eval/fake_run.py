@@ -6,15 +6,17 @@ from pathlib import Path
 from doubles import FakeModel
 from replies import REFUSAL_EXPERT
 
-from eval.answers.collect import Collector
-from eval.answers.journal import Journal
+from eval.answers.journal import Collector, Journal
 from eval.answers.live import LiveResponder
-from eval.measures.held_out import check_held_out
-from eval.measures.targets import Target
-from eval.options import NamedEdit, RunOptions, SafetyInput, plan_live
+from eval.answers.plan import NamedEdit, plan_live
+from eval.measures import safety
+from eval.measures.measure import Scene
+from eval.options import RunOptions
+from eval.outcomes.held_out import check_held_out
+from eval.outcomes.targets import Target
 from eval.report.outputs import assemble, write_outputs
 from eval.results import Results
-from eval.run import Inputs, Run
+from eval.run import MEASURES, measure_all
 from ftri.prompts.sets import PromptRecord, PromptSet
 
 PLACES = ("in Beijing", "in Shanghai", "in Paris", "in London", "at Heathrow")
@@ -30,7 +32,7 @@ OPTIONS = RunOptions(
     controls=19,
     control_prompts=20,
     control_others=8,
-    sweep_k=[1, 2, 3],
+    sweep_k=(1, 2, 3),
     kl_tokens=16,
     kl_listed=-1,
     neutral_prompts=6,
@@ -51,26 +53,27 @@ def evaluate(
     neutral = PromptSet(
         [PromptRecord(f"n/{n}", f"Tell me about the number {n}.", {}) for n in range(8)], {"spec": "neutral"}
     )
-    inputs = Inputs(
-        options=options,
-        plan=plan_live(options, EDIT, [NamedEdit("other-set", suppress=((1, 1),))]),
-        edit=EDIT,
-        target=Target("behavior", "REFUSED", "leave"),
-        prompts=PROMPTS,
-        neutral=neutral,
-        safety=[SafetyInput("harm", PromptSet(HARM, {"spec": "harm"}), grouped=False)],
-    )
-    with Journal(output / "journal.jsonl") as journal:
-        measured = Run(inputs, Collector(live, journal), live, lambda message: None).measure()
+    harm = safety.SafetyInput("harm", PromptSet(HARM, {"spec": "harm"}), grouped=False)
+    inputs = {"fidelity": neutral, "sweep": neutral, "safety": [harm]}
+    loaded = [(measure, inputs.get(measure.field)) for measure in MEASURES]
+    with Journal(output / "journal.jsonl", live.identity()) as journal:
+        scene = Scene(
+            options=options,
+            plan=plan_live(options, EDIT, [NamedEdit("other-set", suppress=((1, 1),))]),
+            edit=EDIT,
+            target=Target("behavior", "REFUSED", "leave"),
+            prompts=PROMPTS,
+            collector=Collector(live, journal),
+            live=live,
+        )
         results = assemble(
-            inputs,
-            measured,
-            journal,
+            scene,
+            measure_all(scene, loaded),
             output,
             mode="live",
             subject={"model": "double"},
             behavior="refusal",
-            prompt_set=PromptSet(PROMPTS, {"spec": "what-happened:double"}),
+            prompt_source={"spec": "what-happened:double"},
             held_out=check_held_out({}, PROMPTS),
             clusters="place",
         )

@@ -2,7 +2,8 @@
 
 Settings: name; tuned (suppresses refusals); key (401 without it); failures (statuses to answer first, by path);
 retry_after; die_after (exits after so many completions); judge (ratings by rule, or "nonsense"); parser (splits
-reasoning off); slow (seconds per answer); completions ("ids": prompts are tokens, not bytes).
+reasoning off); slow (seconds per answer); completions ("ids": prompts are tokens, not bytes); template (tokens of the
+probe at /tokenize); root (what the model was loaded from).
 Only the standard library, since every test starts one.
 """
 
@@ -29,11 +30,17 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/seen":
             self.send(200, seen)
         elif not self.fails():
-            self.send(200, {"object": "list", "data": [{"id": settings["name"]}]})
+            self.send(200, {"object": "list", "data": [{"id": settings["name"], "root": settings.get("root")}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.fails():
+            return
+        if self.path == "/tokenize":
+            if "template" in settings:
+                self.send(200, {"tokens": settings["template"]})
+            else:
+                self.refuse(404, "Not Found")
             return
         count()
         if body["model"] != settings["name"]:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,7 @@ def test_killed_and_run_again_gives_the_same_results(finished, tmp_path, kill_af
 
 
 def test_more_controls_in_the_same_folder_keep_what_is_there(finished, tmp_path):
-    evaluate(tmp_path, options=OPTIONS.model_copy(update={"controls": 3, "sweep_k": []}))
-    results, models = evaluate(tmp_path, options=OPTIONS.model_copy(update={"controls": 5, "sweep_k": []}))
+    evaluate(tmp_path, options=replace(OPTIONS, controls=3, sweep_k=()))
+    results, models = evaluate(tmp_path, options=replace(OPTIONS, controls=5, sweep_k=()))
     assert len(results.controls[0].null_values) == 5
     assert models[0].num_generated == 3 * 2 * 28

@@ -5,8 +5,8 @@ import json
 import pytest
 from tiny_models import build_tiny_r1
 
-from eval.evaluate import EvalRequest, evaluate
-from eval.options import RunOptions
+from eval.evaluate import evaluate
+from eval.options import EvalRequest, RunOptions
 from eval.results import Results
 
 pytestmark = pytest.mark.vllm
@@ -15,10 +15,10 @@ EXPERTS = [(layer, expert) for layer in (1, 2, 3) for expert in (3, 5, 9, 14)]
 OPTIONS = RunOptions(
     max_tokens=24,
     controls=2,
-    control_matching=["frequency"],
+    control_matching=("frequency",),
     control_prompts=6,
     control_others=6,
-    sweep_k=[1, 12],
+    sweep_k=(1, 12),
     kl_tokens=8,
     kl_listed=-1,
     neutral_prompts=4,
@@ -48,7 +48,7 @@ def evaluated(tmp_path_factory):
         options=OPTIONS,
         model=str(model),
         suppress=str(source),
-        variants=[str(folder / "rewritten")],
+        variants=(str(folder / "rewritten"),),
         limit=12,
         engine_arguments={"max_model_len": 256, "max_num_seqs": 16},
     )

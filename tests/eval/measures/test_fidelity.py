@@ -5,8 +5,10 @@ import pytest
 from scipy.stats import entropy
 
 from eval.answers.engine import batches
-from eval.measures.divergence import changed_slots
-from eval.measures.fidelity import TokenDistributions, kl_per_position, pooled_kl, selection_frequency, touched_shares
+from eval.answers.live import TokenDistributions
+from eval.measures.controls import selection_frequency
+from eval.measures.fidelity import changed_slots, touched_shares
+from eval.measures.kl import kl_per_position, pooled_kl
 
 LAYERS = [3, 5, 8]
 

@@ -6,17 +6,15 @@ import pytest
 from doubles import FakeModel
 
 from eval.answers.arms import Arm, Sampling
-from eval.answers.collect import Collector
-from eval.answers.journal import Journal
+from eval.answers.journal import Collector, Journal
 from eval.answers.live import LiveResponder
 from eval.errors import JudgeError
-from eval.measures.judging import MtBenchOptions, measure_mt_bench
-from eval.measures.mt_bench import (
+from eval.measures.mt_bench import MtBenchOptions, measure_mt_bench, score
+from eval.measures.mt_bench_files import (
     judge_messages,
     load_judge_prompts,
     load_questions,
     read_rating,
-    score,
     visible_answer,
 )
 from ftri.endpoints import Endpoint, EndpointError

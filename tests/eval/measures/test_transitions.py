@@ -1,7 +1,7 @@
 import pytest
 
-from eval.measures.targets import Target, find_target
-from eval.measures.transitions import compare, move_rate, transition_matrix
+from eval.measures.transitions import compare, transition_matrix
+from eval.outcomes.targets import Target, find_target, move_rate
 from rewriter.errors import InputError
 
 REFUSED_LEAVE = Target("behavior", "REFUSED", "leave")

@@ -6,13 +6,17 @@ from html.parser import HTMLParser
 import pytest
 from fake_run import PROMPTS
 
-from eval.measures.targets import BEHAVIORS
-from eval.measures.transitions import transition_matrix
+from eval.display.drawing import round_share
+from eval.measures.controls import null_histogram
+from eval.measures.mt_bench import CategoryScore, MtBench
+from eval.measures.sweep import sweep_chart
+from eval.measures.transitions import transition_diagram, transition_matrix
+from eval.outcomes.statistics import Interval
+from eval.outcomes.targets import BEHAVIORS
 from eval.report.card import results_section, safety_section
-from eval.report.charts import null_histogram, round_share, sweep_chart, transition_diagram
 from eval.report.outputs import update_card
 from eval.report.page import render_report
-from eval.results import CategoryScore, Example, ExampleAnswer, Interval, MtBench
+from eval.results import Example, ExampleAnswer
 from rewriter.errors import InputError
 
 VOID = {"meta", "br", "rect", "circle", "line", "path", "polyline"}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from eval.measures.statistics import Interval, Rate
-from eval.results import Results
+from eval.outcomes.statistics import Interval, Rate
 
 NONE = "-"
 
@@ -47,16 +46,3 @@ def interval_words(interval: Interval, digits: int = 2, scale: float = 1.0, unit
 def p_words(value: float) -> str:
     """`p = 0.031` or `p < 0.0001`."""
     return "p < 0.0001" if value < 0.0001 else f"p = {value:.2g}"
-
-
-def edit_words(results: Results) -> str:
-    """What the variant is: `10 experts suppressed, reroute`."""
-    arm = results.arm(results.primary)
-    if arm.checkpoint is not None and not (arm.suppress or arm.stimulate):
-        return "the tuned server" if results.mode == "served" else arm.checkpoint
-    parts = [
-        f"{len(pairs)} experts {verb}"
-        for verb, pairs in (("suppressed", arm.suppress), ("stimulated", arm.stimulate))
-        if pairs
-    ]
-    return f"{' and '.join(parts)}, {arm.semantics}"

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from eval.measures.controls import frequency_gap, random_sets
+from eval.measures.random_sets import frequency_gap, random_sets
 from rewriter.errors import InputError
 
 LAYERS = range(3, 13)

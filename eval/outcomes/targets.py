@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,3 +77,22 @@ def find_target(behavior: str, direction: Direction, target: str | None = None) 
         f"the expert set's behavior is {behavior!r}, which names no label; give --target, one of"
         f" {', '.join((*BEHAVIORS, *LANGUAGES))}"
     )
+
+
+def moves(target: Target, before: Sequence[str], after: Sequence[str]) -> tuple[list[bool], list[bool]]:
+    """(at risk [P], made the counted change [P]): those that had the label and left it, or lacked and took it."""
+    destinations = target.destinations()
+    if target.direction == "leave":
+        at_risk = [label == target.label for label in before]
+        made = [risk and label in destinations for risk, label in zip(at_risk, after, strict=True)]
+    else:
+        at_risk = [label != target.label for label in before]
+        made = [risk and label == target.label for risk, label in zip(at_risk, after, strict=True)]
+    return at_risk, made
+
+
+def move_rate(target: Target, before: Sequence[str], after: Sequence[str]) -> float:
+    """The share of those at risk that made the counted change: the statistic of the null distributions; 0 when
+    none is at risk."""
+    at_risk, made = moves(target, before, after)
+    return sum(made) / sum(at_risk) if any(at_risk) else 0.0

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from eval.measures.statistics import clustered_ratio, empirical_p_value, exact_mcnemar, mean_interval, wilson
+from eval.outcomes.statistics import clustered_ratio, empirical_p_value, exact_mcnemar, mean_interval, wilson
 
 
 def wilson_by_hand(count: int, total: int) -> tuple[float, float]:

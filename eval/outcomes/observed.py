@@ -6,13 +6,36 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pydantic import BaseModel
+
 from eval.answers.arms import Arm, Request
-from eval.answers.collect import Collector
-from eval.measures.garble import check_text
-from eval.measures.statistics import Rate, wilson
-from eval.measures.targets import BEHAVIORS, LANGUAGES, Axis
-from eval.results import ArmSummary
+from eval.answers.journal import Collector
+from eval.outcomes.garble import check_text
+from eval.outcomes.statistics import Rate, wilson
+from eval.outcomes.targets import BEHAVIORS, LANGUAGES, Axis
 from ftri.labels.behavior import is_canned, label_behavior, thinking_language
+
+
+class ArmSummary(BaseModel):
+    """One arm: what was edited and how its answers turned out, on `num_answers` of them."""
+
+    name: str
+    kind: str
+    semantics: str | None
+    suppress: list[tuple[int, int]]
+    stimulate: list[tuple[int, int]]
+    checkpoint: str | None
+    num_answers: int
+    labels: dict[str, Rate]
+    languages: dict[str, Rate]
+    looping: Rate
+    garbled: Rate
+    canned: Rate
+    mean_answer_characters: float
+
+    def labels_of(self, label: str, axis: str) -> Rate:
+        """The share of one label on an axis."""
+        return (self.labels if axis == "behavior" else self.languages)[label]
 
 
 @dataclass
@@ -76,3 +99,12 @@ def observe(collector: Collector, arm: Arm, requests: Sequence[Request], *, labe
         outcomes.canned.append(is_canned(answer.text, inside))
         outcomes.num_characters += len(answer.text)
     return outcomes
+
+
+def select(outcomes: Outcomes, positions: Sequence[int]) -> Outcomes:
+    """The outcomes at some positions."""
+    chosen = Outcomes(outcomes.arm)
+    for name in ("keys", "behaviors", "languages", "looping", "garbled", "canned"):
+        values = getattr(outcomes, name)
+        setattr(chosen, name, [values[position] for position in positions])
+    return chosen

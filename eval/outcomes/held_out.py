@@ -22,7 +22,7 @@ NUMBER_PAIR = frozenset({"a", "b"})
 class HeldOut(BaseModel):
     """Whether the test prompts were held out: `unknown` when the expert set does not say what found it."""
 
-    status: Literal["held-out", "overlap", "unknown", "split", "published"]
+    status: Literal["held-out", "overlap", "unknown", "split"]
     num_overlapping: int = 0
     num_prompts: int
     sentence: str
@@ -101,3 +101,11 @@ def cluster_of(prompt: PromptRecord) -> str:
 
 def _group(prompt: PromptRecord, by: str | None) -> str:
     return prompt.factors[by] if by is not None else prompt.prompt_id
+
+
+def cluster_words(prompts: Sequence[PromptRecord]) -> str:
+    """What the bootstrap resamples, in one word."""
+    for factor in ("subject", "place"):
+        if prompts and factor in prompts[0].factors:
+            return factor
+    return "number pair" if prompts and prompts[0].factors.keys() >= NUMBER_PAIR else "prompt"

@@ -3,7 +3,7 @@ import hashlib
 import pytest
 from fake_run import PROMPTS
 
-from eval.measures.held_out import check_held_out, cluster_of, split_prompts
+from eval.outcomes.held_out import check_held_out, cluster_of, split_prompts
 from ftri.prompts.sets import PromptRecord, language
 from rewriter.errors import InputError
 

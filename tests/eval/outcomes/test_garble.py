@@ -1,6 +1,6 @@
 import pytest
 
-from eval.measures.garble import check_text, repeated_tail
+from eval.outcomes.garble import check_text, repeated_tail
 
 PROSE = (
     "The Berlin Wall fell in November 1989, after weeks of protest in the cities of East Germany. People crossed at"

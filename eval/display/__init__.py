@@ -1,0 +1,1 @@
+"""Numbers in words and figures as SVG, as table, card and report show them."""
