@@ -37,6 +37,15 @@ def shown_commands() -> list[tuple[str, list[str], bool]]:
     return found
 
 
+def shown_files() -> list[tuple[str, str]]:
+    """(name, content) of the TOML files that the documents show; a comment in the first line names them."""
+    found = []
+    for document in DOCUMENTS:
+        for block in re.findall(r"```toml\n(# (\S+\.toml)\n.*?)```", document.read_text(), re.DOTALL):
+            found.append((block[1], block[0]))
+    return found
+
+
 def parse(words: list[str]) -> None:
     """Parse a command line as the command itself would, without running it; raises what the parser raises."""
     module, _ = SCRIPTS[words[0]].split(":")
@@ -53,11 +62,14 @@ COMMANDS = shown_commands()
 @pytest.mark.parametrize(
     ("document", "words"), [row[:2] for row in COMMANDS], ids=[" ".join(row[1])[:60] for row in COMMANDS]
 )
-def test_shown_command_parses(document: str, words: list[str]) -> None:
+def test_shown_command_parses(document: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
         assert set(words[1:]) <= set(targets)
         return
+    for name, content in shown_files():
+        (tmp_path / name).write_text(content)
+    monkeypatch.chdir(tmp_path)
     parse(words)
 
 
