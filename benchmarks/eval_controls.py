@@ -18,7 +18,8 @@ from eval.measures.random_sets import random_sets
 from ftri.prompts.rendering import make_render
 from ftri.prompts.sets import load_prompts
 from rewriter.checkpoint.reader import Checkpoint
-from rewriter.edit.plan import EditOptions, make_plan
+from rewriter.edit.patches import EditOptions
+from rewriter.edit.plan import make_plan
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.families.lookup import router_layout
 from rewriter.variant.write import emit

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from rewriter.checkpoint.kinds import Model, open_model
-from rewriter.edit.plan import EditOptions, Plan, make_plan
+from rewriter.edit.patches import EditOptions
+from rewriter.edit.plan import Plan, make_plan
 from rewriter.edit.record import BIAS_WORDS, MINUS_INF, BiasChoice, Recipe, expert_set_of
 from rewriter.edit.replan import check_base, check_plan, options_of
 from rewriter.errors import ExpertSetError, InputError
 from rewriter.expert_set import PRESET_PREFIX, ExpertSet, LayerIndex
-from rewriter.semantics import REROUTE, STIMULATE, SUPPRESS, CheckpointSemantics
+from rewriter.semantics import AUTO, DROP, REROUTE, STIMULATE, SUPPRESS, AskedSemantics, CheckpointSemantics
 from rewriter.variant.copying import LinkMode, Progress
 from rewriter.variant.output_folder import check_target
 from rewriter.variant.preview import Preview, preview
@@ -34,7 +35,7 @@ class RewriteRequest:
     output: Path | None = None
     top: int | None = None
     layer_index: str | None = None
-    semantics: str = REROUTE
+    semantics: str = AUTO
     suppress_bias: str = "auto"
     renormalize: bool = False
     link: str = "auto"
@@ -199,8 +200,9 @@ def _load_set(source: str | None, request: RewriteRequest, layer_index: LayerInd
 
 
 def _options(request: RewriteRequest) -> EditOptions:
-    semantics: CheckpointSemantics = _choice("--semantics", request.semantics, CheckpointSemantics)
-    return EditOptions(semantics, _bias_choice(request.suppress_bias), request.renormalize, request.stamp)
+    asked: AskedSemantics = _choice("--semantics", request.semantics, AskedSemantics)
+    semantics: dict[AskedSemantics, CheckpointSemantics | None] = {AUTO: None, REROUTE: REROUTE, DROP: DROP}
+    return EditOptions(semantics[asked], _bias_choice(request.suppress_bias), request.renormalize, request.stamp)
 
 
 def _bias_choice(text: str) -> BiasChoice:

@@ -7,15 +7,21 @@ A further semantics is a further word here (in `Semantics`, and in `CheckpointSe
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-Semantics = Literal["reroute", "drop", "drop-renorm"]
-CheckpointSemantics = Literal["reroute", "drop"]
+Semantics = Literal["reroute", "reroute (centroid)", "drop", "drop-renorm"]
+CheckpointSemantics = Literal["reroute", "reroute (centroid)", "drop"]
 """What a checkpoint can hold for stock runtimes."""
+AskedSemantics = Literal["auto", "reroute", "drop"]
+"""What mote-rewrite is asked for; a reroute becomes the one that the family's routers can hold."""
 
+AUTO: Final = "auto"
 REROUTE: Final = "reroute"
+CENTROID: Final = "reroute (centroid)"
 DROP: Final = "drop"
 DROP_RENORM: Final = "drop-renorm"
 
-SEMANTICS: tuple[Semantics, ...] = get_args(Semantics)
+SEMANTICS: tuple[Semantics, ...] = (REROUTE, DROP, DROP_RENORM)
+"""What a running engine can do to any router: CENTROID stands for a reroute only where a checkpoint has no bias."""
+BIAS_FREE_SEMANTICS: tuple[Semantics, ...] = get_args(Semantics)
 CHECKPOINT_SEMANTICS: tuple[CheckpointSemantics, ...] = get_args(CheckpointSemantics)
 
 Action = Literal["suppress", "stimulate"]
@@ -39,6 +45,15 @@ MEANINGS: dict[Semantics, Meaning] = {
         "and the next-best expert of that layer takes its place; a stimulated expert is always selected and keeps the "
         "weight that the router gives it. This is not the suppression of the paper (arXiv 2502.11096), in which no "
         "other expert takes the place.",
+    ),
+    CENTROID: Meaning(
+        "the router's row becomes the others' mean, the output zeroed: hardly ever selected, and then adds nothing",
+        "**Reroute (centroid).** The router has no bias, so the expert's row of the router's weight is the mean of the "
+        "rows of the experts that are not suppressed, and its `down_proj` is zero. Its logit is then the mean logit of "
+        "the others: on no input is it ranked first, its share of the softmax is at most one in the number of experts, "
+        "and where it is selected all the same it adds nothing. That it is never selected is proved for routers that "
+        "select one expert; for others it is a matter of measurement (`mote-verify --traces`). The next-best expert "
+        "steps in wherever it is not selected.",
     ),
     DROP: Meaning(
         "the output zeroed, the share kept",

@@ -32,7 +32,8 @@ import numpy as np
 from ftri.worker.request import RequestEdit
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.feasibility import check_feasible
-from rewriter.edit.plan import EditOptions, make_plan
+from rewriter.edit.patches import EditOptions
+from rewriter.edit.plan import make_plan
 from rewriter.edit.record import BiasChoice
 from rewriter.edit.tensors import decode_bias
 from rewriter.errors import ExpertSetError, InputError, PlanError

@@ -55,10 +55,11 @@ def rewrite(
     semantics: Annotated[
         str,
         typer.Option(
-            metavar="reroute|drop",
-            help="reroute: the router's bias, the next-best expert steps in. drop: the output zeroed, the share kept.",
+            metavar="auto|reroute|drop",
+            help="reroute: by the router's bias, or by its row where it has none; the next-best expert steps in. drop: the"
+            " output zeroed, the share kept. auto: reroute wherever the router can hold it.",
         ),
-    ] = "reroute",
+    ] = "auto",
     suppress_bias: Annotated[
         str,
         typer.Option(

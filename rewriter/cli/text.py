@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.console import size_text
-from rewriter.edit.plan import LayerEdit, Plan, value_text
-from rewriter.edit.record import BLOCK_KEY
-from rewriter.semantics import DROP
+from rewriter.edit.patches import LayerEdit
+from rewriter.edit.plan import Plan, value_text
+from rewriter.edit.record import BLOCK_KEY, MEAN_ROW, SHIFTED_ROW, VariantRecord
+from rewriter.semantics import CENTROID, DROP, SUPPRESS
 from rewriter.variant.preview import Preview
 from rewriter.variant.selections import Selection
 from rewriter.variant.verify import VerifyResult
@@ -63,7 +64,7 @@ def result_lines(result: EmitResult, plan: Plan) -> list[str]:
     shards = ", ".join(f"{count} {how}" for how, count in result.shards.items())
     lines = [
         f"{result.folder}",
-        f"  experts: {result.num_suppressed} suppressed ({result.semantics}), {result.num_stimulated} stimulated,"
+        f"  experts: {result.num_suppressed} suppressed ({_semantics_text(plan.record)}), {result.num_stimulated} stimulated,"
         f" in {len(plan.layers)} layers",
         f"  shards: {shards}",
         f"  bytes: {size_text(result.bytes_copied)} copied, {size_text(result.bytes_shared)} shared,"
@@ -81,11 +82,27 @@ def result_lines(result: EmitResult, plan: Plan) -> list[str]:
 def _layer_text(edit: LayerEdit, plan: Plan) -> str:
     parts = []
     if edit.suppressed:
-        how = "output zeroed" if plan.record.semantics == DROP else f"bias {value_text(edit.suppress_value)}"
+        how = _suppression_text(edit, plan.record)
         parts.append(f"suppress {', '.join(map(str, edit.suppressed))} ({how})")
     if edit.stimulated:
         parts.append(f"stimulate {', '.join(map(str, edit.stimulated))} (bias {value_text(edit.stimulate_value)})")
     return f"layer {edit.layer}: {'; '.join(parts)}"
+
+
+def _semantics_text(record: VariantRecord) -> str:
+    return f"{record.semantics}, approximate" if record.approximate else record.semantics
+
+
+def _suppression_text(edit: LayerEdit, record: VariantRecord) -> str:
+    """How a layer's experts are switched off, in few words."""
+    if record.semantics == DROP:
+        return "output zeroed"
+    values = {one.value for one in record.experts if one.layer == edit.layer and one.action == SUPPRESS}
+    if MEAN_ROW in values:
+        return f"{CENTROID}: router row the survivors' mean, output zeroed"
+    if SHIFTED_ROW in values:
+        return f"router row {edit.suppress_value:.4g} below the survivors' mean"
+    return f"bias {value_text(edit.suppress_value)}"
 
 
 def verify_lines(result: VerifyResult, runtimes: list[dict[str, str]]) -> list[str]:

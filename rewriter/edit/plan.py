@@ -5,23 +5,23 @@ Legend: E routed experts.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
-
-import numpy as np
 
 from rewriter import __version__
 from rewriter.checkpoint.edited_json import parse_config
 from rewriter.checkpoint.kinds import Model
-from rewriter.checkpoint.source import TensorEntry
-from rewriter.edit.feasibility import check_feasible
+from rewriter.edit.by_bias import edit_by_bias
+from rewriter.edit.by_row import bias_free_notes, edit_without_bias
+from rewriter.edit.patches import EditOptions, LayerEdit, Pair, TensorPatch
 from rewriter.edit.record import (
     BLOCK_KEY,
+    MEAN_ROW,
     MINUS_INF,
+    SHIFTED_ROW,
     VARIANT_SCHEMA,
     ZERO_OUTPUT,
-    BiasChoice,
     ExpertRecord,
     SetRecord,
     TensorRecord,
@@ -30,53 +30,11 @@ from rewriter.edit.record import (
 )
 from rewriter.edit.tensors import (
     MINUS_INFINITY,
-    Margins,
-    decode_bias,
-    edit_bias,
-    margins,
 )
-from rewriter.edit.zero import Fill, find_weight, zero_weight
-from rewriter.errors import CheckpointError, ExpertSetError, PlanError
+from rewriter.errors import ExpertSetError, PlanError
 from rewriter.expert_set import ExpertSet
 from rewriter.families.family import RouterLayout, language_config
-from rewriter.semantics import DROP, REROUTE, STIMULATE, SUPPRESS, CheckpointSemantics
-
-Pair = tuple[int, int]  # (model layer, expert)
-
-
-@dataclass(frozen=True)
-class EditOptions:
-    """What the user may choose about an edit."""
-
-    semantics: CheckpointSemantics = REROUTE
-    suppress_bias: BiasChoice = "auto"
-    renormalize: bool = False  # turn renormalisation on where the base was trained without
-    stamp: bool = True  # mark the headers of edited shards; without, only values change and no length does
-
-
-@dataclass(frozen=True)
-class TensorPatch:
-    """New bytes for a range of one tensor: `data`, or the byte `fill` throughout where `data` is None."""
-
-    tensor: str
-    shard: str
-    start: int  # first byte, counted from the start of the tensor
-    size_bytes: int
-    data: bytes | None
-    sha256_before: str
-    sha256_after: str
-    fill: int = 0
-
-
-@dataclass(frozen=True)
-class LayerEdit:
-    """What happens to the routed experts of one model layer."""
-
-    layer: int
-    suppressed: tuple[int, ...]
-    stimulated: tuple[int, ...]
-    suppress_value: float | None = None  # the bias given; None where the output is zeroed instead, or nothing is
-    stimulate_value: float | None = None
+from rewriter.semantics import CENTROID, DROP, REROUTE, STIMULATE, SUPPRESS, CheckpointSemantics
 
 
 @dataclass(frozen=True)
@@ -129,31 +87,26 @@ def make_plan(
             f"layer {both[0][0]} expert {both[0][1]} is to be both suppressed and stimulated; choose one"
         )
     _check_semantics(layout, options, bool(suppressed), bool(stimulated))
-
-    layers, patches = [], []
-    for layer in sorted({layer for layer, _ in suppressed + stimulated}):
-        chosen = _of_layer(suppressed, layer)
-        favoured = _of_layer(stimulated, layer)
-        if options.semantics == DROP:
-            patches += _drop(checkpoint, layout, layer, chosen)
-            if not favoured:
-                layers.append(LayerEdit(layer, chosen, ()))
-                continue
-        edit, patch = _edit_layer_bias(checkpoint, layer, chosen, favoured, options)
-        layers.append(edit)
-        patches.append(patch)
+    previous = find_record(checkpoint.config, checkpoint.source.name, checkpoint.config_place)
+    if layout.has_bias:
+        semantics: CheckpointSemantics = DROP if options.semantics == DROP else REROUTE
+        layers, patches = edit_by_bias(checkpoint, suppressed, stimulated, semantics, options)
+    else:
+        semantics, layers, patches = edit_without_bias(checkpoint, suppressed, options, previous)
 
     renormalizes, renormalization, config = _edit_config(checkpoint, options)
     notes = [remark for remark in (layout.family.notes, layout.vllm_remark) if remark]
     if any(edit.suppress_value == MINUS_INFINITY for edit in layers) and layout.family.minus_inf_warning:
         notes.append(layout.family.minus_inf_warning)
     notes += [str(chosen.provenance["layer_convention"]) for chosen in sets if "layer_convention" in chosen.provenance]
-    previous = find_record(checkpoint.config, checkpoint.source.name, checkpoint.config_place)
+    notes += bias_free_notes(layout, semantics, options)
     if previous is not None:
         notes.append("The base is itself a MoTE variant; its edits stay, and its mote block is kept as mote.base.")
     unusual: dict[str, Any] = {} if previous is None else {"base": previous}
     if not options.stamp:
         unusual["stamped"] = False
+    if semantics == CENTROID and not layout.reroutes_by_default:
+        unusual["approximate"] = True
     record = VariantRecord(
         schema_id=VARIANT_SCHEMA,
         tool_version=__version__,
@@ -161,12 +114,12 @@ def make_plan(
         base_revision=base_revision,
         base_folder=base_folder,
         behavior=_behavior(suppress, stimulate),
-        semantics=options.semantics,
+        semantics=semantics,
         suppress_bias=MINUS_INF if options.suppress_bias == MINUS_INFINITY else options.suppress_bias,
         renormalize=options.renormalize,
         renormalization=renormalization,
         layer_index="model",
-        experts=[expert for edit in layers for expert in _expert_records(edit, options)],
+        experts=[expert for edit in layers for expert in _expert_records(edit, semantics, layout)],
         changed_files=sorted({patch.shard for patch in patches} | _settings_shards(checkpoint, options)),
         fingerprint=_fingerprint(patches),
         tensors=[_tensor_record(patch) for patch in patches],
@@ -209,10 +162,6 @@ def _pairs(expert_set: ExpertSet, layout: RouterLayout) -> list[Pair]:
     return pairs
 
 
-def _of_layer(pairs: Iterable[Pair], layer: int) -> tuple[int, ...]:
-    return tuple(sorted(expert for at, expert in pairs if at == layer))
-
-
 def _behavior(suppress: ExpertSet | None, stimulate: ExpertSet | None) -> str:
     """What the variant is named after: `refusal`, `stimulate-english`, or both joined."""
     parts = [suppress.behavior] if suppress else []
@@ -223,171 +172,28 @@ def _behavior(suppress: ExpertSet | None, stimulate: ExpertSet | None) -> str:
 def _check_semantics(layout: RouterLayout, options: EditOptions, suppressing: bool, stimulating: bool) -> None:
     """Refuse what the family's routers cannot do, naming what they can."""
     family = layout.family
-    if not layout.has_bias and (stimulating or (suppressing and options.semantics == REROUTE)):
-        what = STIMULATE if stimulating else REROUTE
+    if stimulating and not layout.has_bias:
         raise PlanError(
-            f"family {family.name} has no router bias, so its checkpoints cannot {what};"
-            " --semantics drop (the experts' output zeroed, their share kept) suppresses experts of this family"
+            f"family {family.name} has no router bias, so its checkpoints cannot stimulate an expert; suppressing works"
         )
+    if suppressing and options.semantics in (REROUTE, CENTROID) and not layout.has_bias and not family.router:
+        raise PlanError(
+            f"family {family.name}: this model has no router bias, and the family's row names no router weight, so its"
+            " checkpoint cannot reroute; --semantics drop (the experts' output zeroed, their share kept) suppresses experts"
+        )
+    if suppressing and options.semantics == CENTROID and layout.has_bias:
+        raise PlanError(f"family {family.name} has a router bias, expected a reroute by it instead of {CENTROID}")
     if stimulating and (not family.can_stimulate or layout.score_range is None):
         raise PlanError(
             f"family {family.name}: experts can only be suppressed, since its router bias"
             + (" enters the expert's weight as well" if not family.can_stimulate else " is added to an unbounded score")
         )
-    if suppressing and options.semantics == DROP and not family.expert_outputs:
+    if suppressing and (options.semantics == DROP or not layout.has_bias) and not family.expert_outputs:
         raise PlanError(f"family {family.name}: its row names no expert output tensors, so drop is not available")
     if options.suppress_bias == MINUS_INF and not family.minus_inf_safe:
         raise PlanError(
             f"family {family.name}: runtimes are known to fail on a router bias of -inf; use --suppress-bias margin"
         )
-
-
-def _edit_layer_bias(
-    checkpoint: Model, layer: int, suppressed: tuple[int, ...], stimulated: tuple[int, ...], options: EditOptions
-) -> tuple[LayerEdit, TensorPatch]:
-    """The patch of one layer's selection bias."""
-    layout = checkpoint.layout
-    entry, before = _read_bias(checkpoint, layer)
-    bias = decode_bias(before, entry.dtype)
-    if options.semantics == DROP:  # suppression zeroes outputs, the bias serves stimulation only
-        suppressed_here: tuple[int, ...] = ()
-    else:
-        suppressed_here = suppressed
-    dead_before = set(np.flatnonzero(np.isneginf(bias)).tolist())
-    revived = dead_before & set(stimulated)
-    value = _suppress_value(layer, bias, suppressed_here, stimulated, options, layout) if suppressed_here else None
-    favour = _margins(layer, bias, suppressed_here, stimulated, layout).stimulate if stimulated else None
-    edited = edit_bias(
-        bias,
-        dict.fromkeys(suppressed_here, value) if value is not None else {},
-        dict.fromkeys(stimulated, favour) if favour is not None else {},
-    )
-    if not np.isfinite(edited[list(stimulated)].astype(np.float64)).all():
-        raise PlanError(f"layer {layer}: the stimulate margin {favour:g} does not fit the bias's type {entry.dtype}")
-    if suppressed_here and value != MINUS_INFINITY and not np.isfinite(edited[suppressed_here[0]].astype(np.float64)):
-        raise PlanError(
-            f"layer {layer}: a suppress bias of {value:g} does not fit the bias's type {entry.dtype}, expected a number that"
-            " does, or -inf"
-        )
-    check_feasible(
-        layer,
-        layout,
-        dead=(dead_before - revived) | set(suppressed_here),
-        stimulated=stimulated,
-        edited=edited.astype(np.float64).ravel().tolist(),
-    )
-    edit = LayerEdit(
-        layer,
-        suppressed,
-        stimulated,
-        suppress_value=float(edited[suppressed_here[0]]) if suppressed_here else None,
-        stimulate_value=float(edited[stimulated[0]]) if stimulated else None,
-    )
-    return edit, _patch(entry, before, edited.tobytes())
-
-
-def _read_bias(checkpoint: Model, layer: int) -> tuple[TensorEntry, bytes]:
-    """The selection bias of a layer, its type and shape checked."""
-    layout, names = checkpoint.layout, checkpoint.layout.bias_names(layer)
-    entry = checkpoint.find(names)
-    where = checkpoint.source.name
-    if entry is None:
-        raise CheckpointError(
-            f"{where}: has no tensor {' or '.join(names)}, expected the selection bias of layer {layer}"
-        )
-    num_choices = layout.num_experts + layout.num_other_choices
-    if entry.dtype not in checkpoint.bias_dtypes:
-        raise CheckpointError(
-            f"{where}/{entry.shard}: {entry.name} is {entry.dtype}, expected one of {', '.join(checkpoint.bias_dtypes)}"
-        )
-    if entry.shape not in ((num_choices,), (1, num_choices)):
-        raise CheckpointError(
-            f"{where}/{entry.shard}: {entry.name} has shape {list(entry.shape)}, expected [{num_choices}]"
-        )
-    data = checkpoint.read(entry)
-    values = decode_bias(data, entry.dtype)
-    unfit = np.isnan(values) | np.isposinf(values)
-    if unfit.any():
-        expert = int(np.flatnonzero(unfit)[0])
-        raise CheckpointError(
-            f"{where}/{entry.shard}: {entry.name} is {values[expert]} for expert {expert}, expected a finite number"
-        )
-    return entry, data
-
-
-def _suppress_value(
-    layer: int,
-    bias: Any,
-    suppressed: tuple[int, ...],
-    stimulated: tuple[int, ...],
-    options: EditOptions,
-    layout: RouterLayout,
-) -> float:
-    """The bias that a layer's suppressed experts get."""
-    choice = options.suppress_bias
-    if choice == MINUS_INF or (choice == "auto" and layout.family.takes_minus_inf):
-        return MINUS_INFINITY
-    finite = _margins(layer, bias, suppressed, stimulated, layout)
-    if choice in ("auto", "margin"):
-        return finite.suppress
-    value = float(choice)
-    if not value < finite.suppress_bound:
-        raise PlanError(
-            f"layer {layer}: a suppress bias of {value:g} could still be selected, expected less than"
-            f" {finite.suppress_bound:g} (the margin is {finite.suppress:g})"
-        )
-    return value
-
-
-def _margins(
-    layer: int, bias: Any, suppressed: tuple[int, ...], stimulated: tuple[int, ...], layout: RouterLayout
-) -> Margins:
-    """The finite margins of one layer, or why there are none."""
-    if layout.score_range is None:
-        raise PlanError(
-            f"layer {layer}: family {layout.family.name} adds its bias to an unbounded score, so no finite margin is"
-            " certain; use --suppress-bias=-inf"
-        )
-    try:
-        return margins(bias, {*suppressed, *stimulated}, layout.score_range)
-    except ValueError as error:
-        raise PlanError(f"layer {layer}: {error}, so no margin can be computed; edit fewer experts") from None
-
-
-def _drop(checkpoint: Model, layout: RouterLayout, layer: int, experts: tuple[int, ...]) -> list[TensorPatch]:
-    """The patches that zero the experts' outputs."""
-    patches = []
-    for expert in experts:
-        alternatives = layout.expert_output_names(layer, expert)
-        found = [[find_weight(checkpoint, name) for name in names] for names in alternatives]
-        chosen = next((number for number, weights in enumerate(found) if all(weights)), None)
-        if chosen is None:
-            expected = " or ".join(" and ".join(names) for names in alternatives)
-            raise CheckpointError(
-                f"{checkpoint.source.name}: has no tensor {expected}, expected the output of expert {expert}"
-            )
-        for template, weight in zip(layout.family.expert_outputs[chosen], found[chosen], strict=True):
-            assert weight is not None
-            row = None if "{expert}" in template else expert
-            patches += [_filled(checkpoint, fill) for fill in zero_weight(checkpoint, weight, row, layout.num_experts)]
-    return patches
-
-
-def _filled(checkpoint: Model, fill: Fill) -> TensorPatch:
-    """The patch that fills a range of a tensor with one byte."""
-    before = checkpoint.read(fill.entry.part(fill.start, fill.size_bytes))
-    after = bytes([fill.byte]) * fill.size_bytes
-    hashes = _sha256(before), _sha256(after)
-    return TensorPatch(fill.entry.name, fill.entry.shard, fill.start, fill.size_bytes, None, *hashes, fill=fill.byte)
-
-
-def _patch(entry: TensorEntry, before: bytes, after: bytes) -> TensorPatch:
-    assert len(after) == entry.size_bytes
-    return TensorPatch(entry.name, entry.shard, 0, entry.size_bytes, after, _sha256(before), _sha256(after))
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _edit_config(checkpoint: Model, options: EditOptions) -> tuple[bool | None, str, dict[str, Any]]:
@@ -415,9 +221,13 @@ def _edit_config(checkpoint: Model, options: EditOptions) -> tuple[bool | None, 
     return False, f"{family.renormalize} is false in the base and stays so: turning it on changes every token", config
 
 
-def _expert_records(edit: LayerEdit, options: EditOptions) -> Iterable[ExpertRecord]:
+def _expert_records(edit: LayerEdit, semantics: CheckpointSemantics, layout: RouterLayout) -> Iterator[ExpertRecord]:
     """What is recorded of the experts of one layer."""
-    suppressed = ZERO_OUTPUT if options.semantics == DROP else value_text(edit.suppress_value)
+    suppressed: Any = value_text(edit.suppress_value)
+    if semantics == DROP:
+        suppressed = ZERO_OUTPUT
+    elif not layout.has_bias:
+        suppressed = MEAN_ROW if edit.suppress_value is None else SHIFTED_ROW
     stimulated = value_text(edit.stimulate_value)
     for expert in edit.suppressed:
         yield ExpertRecord(layer=edit.layer, expert=expert, action=SUPPRESS, value=suppressed)

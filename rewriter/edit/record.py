@@ -23,6 +23,10 @@ VARIANT_SCHEMA: Final = "mote.variant/1"
 RECIPE_SCHEMA: Final = "mote.recipe/1"
 ZERO_OUTPUT: Final = "zero output"
 """The value of an expert whose output is zeroed instead of its router's bias changed."""
+MEAN_ROW: Final = "mean row, zero output"
+"""The value of an expert whose router row is the mean of the survivors' rows, and whose output is zeroed."""
+SHIFTED_ROW: Final = "shifted row"
+"""The value of an expert whose router row is that mean less a constant, so that it lies below every survivor."""
 MINUS_INF: Final = "-inf"
 """The value of a bias of minus infinity, for which JSON has no number."""
 
@@ -45,13 +49,18 @@ class ExpertRecord(_Record):
     layer: Count
     expert: Count
     action: Action
-    # What was written: a router bias (MINUS_INF or a number), or ZERO_OUTPUT.
-    value: Literal["-inf", "zero output"] | float | None = None
+    # What was written: a router bias (MINUS_INF or a number), a router row (MEAN_ROW or SHIFTED_ROW), or ZERO_OUTPUT.
+    value: Literal["-inf", "zero output", "mean row, zero output", "shifted row"] | float | None = None
 
     @property
     def edits_bias(self) -> bool:
-        """Whether the edit is one of the router's bias; else the expert's output is zeroed."""
-        return self.value != ZERO_OUTPUT
+        """Whether the edit is one of the router's bias; else of its row, or of the expert's output."""
+        return self.value != ZERO_OUTPUT and not self.edits_row
+
+    @property
+    def edits_row(self) -> bool:
+        """Whether the edit is one of the router's row."""
+        return self.value in (MEAN_ROW, SHIFTED_ROW)
 
     @property
     def is_minus_inf(self) -> bool:
@@ -99,6 +108,7 @@ class VariantRecord(_Record):
     expert_sets: list[SetRecord] = []
     base: "VariantRecord | None" = None
     stamped: bool = True  # whether the headers of the changed files carry the fingerprint
+    approximate: bool = False  # a reroute (centroid) where the router has so few experts that tokens still select them
 
     def to_block(self) -> dict[str, Any]:
         """As config.json holds it."""

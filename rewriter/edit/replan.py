@@ -3,7 +3,8 @@
 import hashlib
 
 from rewriter.checkpoint.kinds import Model
-from rewriter.edit.plan import EditOptions, Plan, make_plan
+from rewriter.edit.patches import EditOptions
+from rewriter.edit.plan import Plan, make_plan
 from rewriter.edit.record import Recipe, VariantRecord, expert_set_of
 from rewriter.errors import CheckpointError, PlanError
 from rewriter.semantics import STIMULATE, SUPPRESS

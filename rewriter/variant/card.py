@@ -202,13 +202,18 @@ def front_matter(facts: CardFacts, base_data: Mapping[str, Any]) -> dict[str, An
     data = {key: base_data[key] for key in CARRIED_KEYS if base_data.get(key) is not None}
     tags = data.get("tags", [])
     tags = [tags] if isinstance(tags, str) else list(tags)
-    data["tags"] = list(dict.fromkeys([*tags, "mote", "mixture-of-experts", "expert-routing", facts.semantics]))
+    data["tags"] = list(dict.fromkeys([*tags, "mote", "mixture-of-experts", "expert-routing", _tag(facts.semantics)]))
     data.setdefault("library_name", "transformers")
     data.setdefault("pipeline_tag", "text-generation")
     if facts.base_model is not None:
         data["base_model"] = facts.base_model
         data["base_model_relation"] = "finetune"
     return data
+
+
+def _tag(semantics: Semantics) -> str:
+    """A word for a semantics that the Hub takes as a tag: `reroute-centroid`."""
+    return semantics.replace(" (", "-").removesuffix(")")
 
 
 def expert_table(experts: Sequence[EditedExpert]) -> str:

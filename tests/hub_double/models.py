@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from rewriter.edit.plan import EditOptions
+from rewriter.edit.patches import EditOptions
 from rewriter.expert_set import ExpertSet
 
 CARD = """---

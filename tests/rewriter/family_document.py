@@ -169,7 +169,8 @@ def _keys(keys: Keys | None) -> str:
 
 def _reroute(family: Family) -> str:
     if not family.bias:
-        return "no"
+        shift = "by a shifted row, or " if family.router_norm else ""
+        return f"{shift}centroid: `{_short(family.router[0])}`" if family.router else "no"
     values = []
     if family.minus_inf_safe:
         values.append("-inf")
@@ -177,6 +178,11 @@ def _reroute(family: Family) -> str:
         values.append("margin")
     only_if = f", if `{family.bias_flag}` (default {str(family.bias_flag_default).lower()})" if family.bias_flag else ""
     return " or ".join(values) + only_if
+
+
+def _short(name: str) -> str:
+    """A tensor's name below its layer."""
+    return name.rpartition("layers.{layer}.")[2]
 
 
 def _stimulate(family: Family) -> str:
@@ -194,7 +200,7 @@ def _proven(family: Family) -> str:
         return f"no: {family.untestable}"
     tested = {tiny.model_type for tiny in TINY_MODELS}
     others = [name for name in family.model_types if name not in tested]
-    what = "reroute, drop" if family.bias else "drop"
+    what = "reroute, drop" if family.bias else "reroute (centroid), drop"
     return what + (f"; not as {', '.join(others)}" if others else "")
 
 

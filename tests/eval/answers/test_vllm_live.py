@@ -29,7 +29,8 @@ OPTIONS = RunOptions(
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     from rewriter.checkpoint.reader import Checkpoint
-    from rewriter.edit.plan import EditOptions, make_plan
+    from rewriter.edit.patches import EditOptions
+    from rewriter.edit.plan import make_plan
     from rewriter.expert_set import ExpertSet
     from rewriter.variant.write import emit
 

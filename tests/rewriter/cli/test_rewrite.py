@@ -126,7 +126,7 @@ def test_suppress_bias_as_an_argument_of_its_own(
         (["--suppress-bias", "inf"], "--suppress-bias is inf, expected"),
         (["--suppress-bias", "0"], "could still be selected, expected less than"),
         (["--suppress-bias", "-1e300"], "does not fit the bias's type F32"),
-        (["--semantics", "zero"], "--semantics is 'zero', expected one of reroute, drop"),
+        (["--semantics", "zero"], "--semantics is 'zero', expected one of auto, reroute, drop"),
         (["--link", "soft"], "--link is 'soft', expected one of auto, reflink, hardlink, symlink, copy"),
         (["--layer-index", "all"], "--layer-index is 'all', expected one of model, moe"),
         (["--revision", "main"], "is a local folder: --revision main can only be given with a Hub model id"),
@@ -139,10 +139,30 @@ def test_options_of_wrong_values(
     assert expected in sentence and not (tmp_path / "out").exists()
 
 
-def test_family_without_router_bias_names_drop(tmp_path: Path, refusal: Path, mote_rewrite: Command) -> None:
-    base = build_checkpoint(tmp_path / "mixtral", model_type="mixtral", num_local_experts=16)
-    sentence = mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "out").error
-    assert "family mixtral has no router bias" in sentence and "--semantics drop" in sentence
+def test_a_family_without_router_bias_is_rerouted_by_its_rows_and_called_so_everywhere(
+    tmp_path: Path, refusal: Path, mote_rewrite: Command
+) -> None:
+    sizes = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    base = build_checkpoint(tmp_path / "base", model_type="deepseek_v2", **sizes)
+    command = ("--model", base, "--suppress", refusal, "-o", tmp_path / "out")
+    planned = mote_rewrite(*command, "--dry-run").stdout
+    assert "reroute (centroid): router row the survivors' mean, output zeroed" in planned
+    assert "not proved. mote-verify --traces counts it" in planned
+    assert "suppressed (reroute (centroid))" in mote_rewrite(*command).stdout
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["mote"]["semantics"] == "reroute (centroid)"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "**Reroute (centroid).**" in card
+    assert "reroute-centroid" in card
+
+
+def test_an_approximate_reroute_is_called_so_in_output_card_and_record(
+    tmp_path: Path, refusal: Path, mote_rewrite: Command
+) -> None:
+    base = build_checkpoint(tmp_path / "base", model_type="deepseek_v2")
+    command = ("--model", base, "--suppress", refusal, "-o", tmp_path / "out", "--semantics", "reroute")
+    assert "(reroute (centroid), approximate)" in mote_rewrite(*command).stdout
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["mote"]["approximate"] is True
+    assert "Approximate: the router selects" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_default_output_is_named_after_model_and_behavior(

@@ -15,7 +15,8 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from rewriter.checkpoint.reader import Checkpoint
-from rewriter.edit.plan import EditOptions, make_plan
+from rewriter.edit.patches import EditOptions
+from rewriter.edit.plan import make_plan
 from rewriter.errors import PlanError
 from rewriter.expert_set import ExpertEntry, ExpertSet
 

@@ -20,7 +20,8 @@ from commands import Command
 
 from rewriter.checkpoint.edited_json import config_text, parse_config
 from rewriter.checkpoint.reader import Checkpoint
-from rewriter.edit.plan import EditOptions, make_plan
+from rewriter.edit.patches import EditOptions
+from rewriter.edit.plan import make_plan
 from rewriter.expert_set import ExpertEntry, ExpertSet
 
 

@@ -28,7 +28,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rewriter.checkpoint.reader import Checkpoint
-from rewriter.edit.plan import EditOptions, make_plan
+from rewriter.edit.patches import EditOptions
+from rewriter.edit.plan import make_plan
 from rewriter.edit.tensors import round_toward
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.variant.copying import LinkMode

@@ -16,7 +16,8 @@ from routing_capture import capture, expert_output, experts_modules, load, promp
 from safetensors.torch import load_file, save_file
 
 from rewriter.checkpoint.reader import Checkpoint
-from rewriter.edit.plan import EditOptions, make_plan
+from rewriter.edit.patches import EditOptions
+from rewriter.edit.plan import make_plan
 from rewriter.errors import CheckpointError, ExpertSetError, PlanError
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.variant.verify import verify

@@ -17,7 +17,8 @@ from family_models import NUM_EXPERTS, TINY_MODELS, TinyModel, build_tiny_model,
 from routing_capture import Routing, capture, expert_output, experts_modules, experts_output, load, prompt_ids
 
 from rewriter.checkpoint.reader import Checkpoint
-from rewriter.edit.plan import EditOptions, Plan, make_plan
+from rewriter.edit.patches import EditOptions
+from rewriter.edit.plan import Plan, make_plan
 from rewriter.errors import PlanError
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.families.family import RouterLayout
@@ -165,8 +166,8 @@ def test_reroute(base: Base, suppress_bias: str, tmp_path: Path) -> None:
         stimulate.append((layer, rare[0]))
 
     if not layout.has_bias:
-        with pytest.raises(PlanError, match=f"family {family.name} has no router bias.*--semantics drop"):
-            rewrite(base.folder, tmp_path / "variant", suppress, [], suppress_bias=suppress_bias)
+        with pytest.raises(PlanError, match=f"family {family.name} has no router bias, so .* cannot stimulate"):
+            rewrite(base.folder, tmp_path / "variant", [], stimulate, suppress_bias=suppress_bias)
         return
     if layout.score_range is None:
         with pytest.raises(PlanError, match="experts can only be suppressed"):
@@ -197,6 +198,34 @@ def test_reroute(base: Base, suppress_bias: str, tmp_path: Path) -> None:
             assert not (before == expert).any(1).all(), "the test has no power: the base always selects it"
             assert (selected == expert).any(1).all()
     _weights_are_natural(base, routing, layers[0], suppress, stimulate)
+
+
+def test_reroute_without_a_bias(base: Base, tmp_path: Path) -> None:
+    """A suppressed expert is never the first choice (of one, never a choice), adds nothing, and nothing else changed."""
+    layout = base.layout
+    if layout.has_bias:
+        return
+    suppress = [(layer, expert) for layer in layout.moe_layers for expert in base.by_frequency(layer)[:2]]
+    plan = rewrite(base.folder, tmp_path / "variant", suppress, [], semantics="reroute")
+    untouched_tensors_are_identical(base.folder, tmp_path / "variant", plan)
+    variant = load(base.tiny, tmp_path / "variant")
+    changed = changed_tensors(base, variant)
+    assert all(rows == by_layer(suppress)[layer_of(name)] for name, rows in changed.items())
+    assert len(changed) == 2 * len(layout.moe_layers)  # a router and the experts' outputs, which the class stacks
+
+    routing, logits = capture(variant, prompt_ids())
+    assert torch.isfinite(logits).all()
+    for layer, gone in by_layer(suppress).items():
+        seen = routing[layer]
+        assert all(len(set(row)) == layout.top_k for row in seen.selected.tolist()), "an expert was selected twice"
+        # PhiMoE's second weight is a softmax of its own, without the first: its first choice stands in front.
+        first = (
+            seen.selected[:, 0] if layout.family.router_norm else seen.selected.gather(1, seen.weights.argmax(1, True))
+        )
+        for expert in gone:
+            assert (base.routing[layer].selected == expert).any(), "the test has no power: the base never selects it"
+            assert not (first == expert).any()
+            assert not expert_output(experts_modules(variant)[layer], seen, expert).any()
 
 
 def _weights_are_natural(

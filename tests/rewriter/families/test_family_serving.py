@@ -20,7 +20,8 @@ from family_serving import NUM_PROMPTS, PROMPT_TOKENS
 from routing_capture import Routing, capture, load, prompt_ids
 
 from rewriter.checkpoint.reader import Checkpoint
-from rewriter.edit.plan import EditOptions, make_plan
+from rewriter.edit.patches import EditOptions
+from rewriter.edit.plan import make_plan
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.families.family import RouterLayout
 from rewriter.variant.write import emit
