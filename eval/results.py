@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eval.measures.controls import NullDistribution
 from eval.measures.fidelity import Fidelity
 from eval.measures.mt_bench import MtBench
+from eval.measures.off_topic import OffTopic
 from eval.measures.paper import PaperNumber
 from eval.measures.safety import SafetySet
 from eval.measures.sweep import SweepPoint
@@ -74,6 +75,7 @@ class Results(BaseModel):
     controls: list[NullDistribution] = []
     sweep: list[SweepPoint] = []
     fidelity: list[Fidelity] = []
+    off_topic: list[OffTopic] = []
     safety: list[SafetySet] = []
     mt_bench: MtBench | None = None
     examples: list[Example]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from eval.measures import controls, damage, fidelity, mt_bench, repeat, safety, sweep, transitions
+from eval.measures import controls, damage, fidelity, mt_bench, off_topic, repeat, safety, sweep, transitions
 from eval.measures.measure import Measure, Part, Scene, SideBySide
 from eval.options import EvalRequest
 from eval.results import Missing
@@ -24,6 +24,7 @@ MEASURES: tuple[Measure, ...] = (
     safety.MEASURE,
     mt_bench.MEASURE,
     transitions.CHECKPOINTS,
+    off_topic.MEASURE,
 )
 
 Loaded = Sequence[tuple[Measure, Any]]
