@@ -1,7 +1,7 @@
 """An output folder that appears all at once or not at all, even when the process is killed or two runs race.
 
 Everything is written into a hidden sibling, locked for as long as the process lives, and renamed into place at the end. A sibling
-that a killed run left behind is no longer locked, and the next run into the same output clears it away.
+that a killed run left behind is no longer locked, and the next run into the same folder, whatever its output, clears it away.
 """
 
 import ctypes
@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,6 +19,11 @@ from rewriter.errors import OutputError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
+
+PARTIAL_SUFFIX, OLD_SUFFIX = ".mote-partial", ".mote-old"
+LEFTOVERS = (f".*{PARTIAL_SUFFIX}", f".*{OLD_SUFFIX}", ".mote-probe-*")  # the last are of 0.1.0's dry runs
+# A sibling that is younger may be one that its run has made and not locked yet.
+LEFTOVER_AGE_SECONDS = 60.0
 
 
 class OutputFolder:
@@ -29,7 +35,7 @@ class OutputFolder:
 
     def __init__(self, target: Path, source: Path, *, overwrite: bool = False) -> None:
         self.target = Path(os.path.abspath(target))
-        self.partial = self.target.with_name(f".{self.target.name}.mote-partial")
+        self.partial = self.target.with_name(f".{self.target.name}{PARTIAL_SUFFIX}")
         self._overwrite = overwrite
         self._descriptor = -1
         self._made: list[Path] = []  # parents of the target that were not there
@@ -41,6 +47,7 @@ class OutputFolder:
             self._make_parents()
             self._descriptor = self._lock()
             _clear(self.partial)
+            _clear_leftovers(self.target.parent, self.partial)
             check_target_is_free(self.target, overwrite=self._overwrite)
         except OSError as error:
             self._remove_all()
@@ -138,11 +145,24 @@ def check_target(target: Path, source: Path, *, overwrite: bool) -> None:
     Raises: OutputError.
     """
     real_target, real_source = Path(os.path.realpath(target)), Path(os.path.realpath(source))
-    if real_target == real_source or real_source in real_target.parents:
+    # By device and inode: by a bind mount the same folder has a second path.
+    if _identity(real_source) in {_identity(folder) for folder in (real_target, *real_target.parents)} - {None}:
         raise OutputError(f"{target}: lies in the source {source}, which is never written; choose another -o")
-    if real_target in real_source.parents:
-        raise OutputError(f"{target}: holds the source {source}, which is never written; choose another -o")
+    holds = OutputError(f"{target}: holds the source {source}, which is never written; choose another -o")
+    if _identity(real_target) in {_identity(folder) for folder in real_source.parents} - {None}:
+        raise holds
     check_target_is_free(target, overwrite=overwrite)
+    if any(_identity(Path(folder)) == _identity(real_source) for folder, _, _ in os.walk(real_target)):
+        raise holds
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of what is at a path; None where nothing is."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def check_target_is_free(target: Path, *, overwrite: bool) -> None:
@@ -188,8 +208,34 @@ def _exchange(partial: Path, target: Path) -> None:
     code = ctypes.get_errno()
     if code not in CANNOT_EXCHANGE:
         raise OSError(code, os.strerror(code))
-    aside = target.with_name(f".{target.name}.mote-old")
+    aside = target.with_name(f".{target.name}{OLD_SUFFIX}")
     shutil.rmtree(aside, ignore_errors=True)
     target.rename(aside)
-    partial.rename(target)
-    aside.rename(partial)
+    try:
+        partial.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _clear_leftovers(parent: Path, own: Path) -> None:
+    """Remove what killed runs left in a folder, and give a variant its name back that was moved aside to be replaced."""
+    for pattern in LEFTOVERS:
+        for found in parent.glob(pattern):
+            if found == own or found.is_symlink() or not found.is_dir():
+                continue
+            if time.time() - found.stat().st_mtime < LEFTOVER_AGE_SECONDS:
+                continue
+            descriptor = os.open(found, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                replaced = found.with_name(found.name.removeprefix(".").removesuffix(OLD_SUFFIX))
+                if found.name.endswith(OLD_SUFFIX) and not os.path.lexists(replaced):
+                    found.rename(replaced)
+                else:
+                    shutil.rmtree(found, ignore_errors=True)
+            except BlockingIOError:
+                pass  # another run is at work in it
+            finally:
+                os.close(descriptor)

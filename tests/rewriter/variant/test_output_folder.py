@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +95,25 @@ def test_overwrite_where_folders_cannot_be_exchanged(
     (out / "stale.txt").write_text("gone afterwards")
     assert mote_rewrite("--model", base, "--suppress", refusal, "-o", out, "--overwrite").code == 0
     assert not (out / "stale.txt").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny", "refusal.json", "out"}
+
+
+def test_overwrite_that_fails_halfway_gives_the_old_variant_its_name_back(
+    base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_folder, "RENAME_EXCHANGE", 1 << 30)
+    out = tmp_path / "out"
+    assert mote_rewrite("--model", base, "--suppress", refusal, "-o", out).code == 0
+    before, rename = tree_state(out), Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path == sibling(out):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    assert "cannot be created" in mote_rewrite("--model", base, "--suppress", refusal, "-o", out, "--overwrite").error
+    assert tree_state(out) == before
     assert {path.name for path in tmp_path.iterdir()} == {"tiny", "refusal.json", "out"}
 
 
@@ -337,6 +357,49 @@ def test_what_a_killed_run_left_is_cleared(base: Path, refusal: Path, tmp_path: 
     assert mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "out").code == 0
     assert tree_state(base) == before and not left.exists()
     assert not (tmp_path / "out" / "stale.safetensors").exists() and not (tmp_path / "out" / "folder").exists()
+
+
+def test_what_killed_runs_left_is_cleared_by_a_run_into_another_output(
+    base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command
+) -> None:
+    def leave(name: str, seconds_ago: float) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "file").write_text(name)
+        os.utime(folder, (time.time() - seconds_ago,) * 2)
+        return folder
+
+    old = [leave(name, 3600) for name in (".a.mote-partial", ".mote-probe-x1", ".b.mote-old", ".c.mote-old")]
+    (tmp_path / "b").mkdir()
+    young, other, at_work = leave(".d.mote-partial", 1), leave(".other", 3600), leave(".e.mote-partial", 3600)
+    descriptor = os.open(at_work, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        assert mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "out").code == 0
+    finally:
+        os.close(descriptor)
+    assert not any(folder.exists() for folder in old) and young.exists() and other.exists() and at_work.exists()
+    # A kill between two renames had left this variant without its name.
+    assert (tmp_path / "c" / "file").read_text() == ".c.mote-old"
+
+
+@pytest.mark.skipif(bool(why_no_mounts()), reason=why_no_mounts())
+@pytest.mark.parametrize("output", ["mount", "mount/out", "outer/tiny", "outer"])
+def test_base_through_another_mount_is_never_written(
+    base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command, output: str
+) -> None:
+    """The base is a variant itself, so that --overwrite would replace it."""
+    first = tmp_path / "parent" / "tiny"
+    first.parent.mkdir()
+    assert mote_rewrite("--model", base, "--suppress", refusal, "-o", first, "--link", "copy").code == 0
+    (tmp_path / "mount").mkdir()
+    (tmp_path / "outer").mkdir()
+    mounts = [f"mount --bind '{first}' '{tmp_path}/mount'", f"mount --bind '{first.parent}' '{tmp_path}/outer'"]
+    more = write_set(tmp_path / "more.json", [(2, 2)])
+    before = tree_state(first)
+    arguments = ["--model", str(first), "--suppress", str(more), "-o", str(tmp_path / output), "--overwrite"]
+    done = run_with_mounts(mounts, [*REWRITE, *arguments], tmp_path)
+    assert "the source" in sentence_of(done.stderr) and tree_state(first) == before
 
 
 def test_lock_is_the_kernel_s(base: Path, tmp_path: Path) -> None:
