@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from rewriter.checkpoint.kinds import Model, open_model
+from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.patches import EditOptions
-from rewriter.edit.plan import Plan, make_plan
+from rewriter.edit.plan import Plan, behavior_of, make_plan
 from rewriter.edit.record import BIAS_WORDS, MINUS_INF, BiasChoice, Recipe, expert_set_of
 from rewriter.edit.replan import check_base, check_plan, options_of
 from rewriter.errors import ExpertSetError, InputError
 from rewriter.expert_set import PRESET_PREFIX, ExpertSet, LayerIndex
 from rewriter.semantics import AUTO, DROP, REROUTE, STIMULATE, SUPPRESS, AskedSemantics, CheckpointSemantics
 from rewriter.variant.copying import LinkMode, Progress
-from rewriter.variant.output_folder import check_target
+from rewriter.variant.output_folder import check_target, check_target_is_free
 from rewriter.variant.preview import Preview, preview
 from rewriter.variant.write import EmitResult, emit
 
 if TYPE_CHECKING:
-    from rewriter.hub.models import ResolvedModel
+    from rewriter.hub.remote import RemoteRepo
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,38 @@ class Prepared:
         return preview(self.plan, open_model(self.base), self.target, self.link)
 
 
+@dataclass(frozen=True)
+class RemotePlan:
+    """A plan made on the Hub's files, and what making it has read."""
+
+    plan: Plan
+    remote: "RemoteRepo"
+    num_files: int  # that a full run would download
+    download_bytes: int
+    is_cached: bool
+
+
 def prepare(request: RewriteRequest, *, say: Callable[[str], None]) -> Prepared:
     """Check a request, find the base and plan the edit; the base is only read, the output is not touched.
 
-    Raises: InputError and its kinds for arguments and expert sets; OutputError for the target; CheckpointError, PlanError,
-    UnknownFamilyError and HubError for the base.
+    A base that would have to be downloaded is planned on in place first: nobody waits for 689 GB to be told that layer 70
+    does not exist or that the output does.
+
+    Raises:
+        InputError and its kinds: arguments and expert sets.
+        OutputError: the target.
+        CheckpointError, PlanError, UnknownFamilyError, HubError: the base.
     """
+    from rewriter.hub.models import resolve_model
+
     link: LinkMode = _choice("--link", request.link, LinkMode)
     edit = read_edit(request)
-    resolved = find_base(request, edit.sets, say)
+    model, revision = base_name(request, edit)
+    if _is_far(model, revision):
+        target = request.output or _default_target(model, edit)
+        check_target_is_free(target.absolute(), overwrite=request.overwrite)
+        _plan_remotely(edit, model, revision, say)
+    resolved = resolve_model(model, revision, say=say)
     checkpoint = open_model(resolved.folder)
     plan = edit.plan(
         checkpoint,
@@ -102,10 +126,66 @@ def prepare(request: RewriteRequest, *, say: Callable[[str], None]) -> Prepared:
         base_folder=os.path.basename(os.path.abspath(resolved.folder)),
         base_revision=resolved.revision,
     )
-    name = resolved.repo_id.rsplit("/", 1)[-1] if resolved.repo_id else checkpoint.title
-    target = request.output or Path(f"{name}-mote-{_file_name(plan.record.behavior)}")
+    target = request.output or _default_target(resolved.repo_id or checkpoint.title, edit)
     check_target(target.absolute(), resolved.folder, overwrite=request.overwrite)
     return Prepared(plan, resolved.folder, target, link, request.overwrite)
+
+
+def would_download(request: RewriteRequest) -> bool:
+    """Tell whether executing a request would download its base: it is a Hub id that the local cache lacks.
+
+    Raises:
+        InputError: the request's files cannot be read, or name no model.
+    """
+    return _is_far(*base_name(request, read_edit(request)))
+
+
+def prepare_remote(request: RewriteRequest, *, say: Callable[[str], None]) -> RemotePlan:
+    """Plan on the Hub's files: config, index, and the byte ranges of the headers and tensors that the plan looks at.
+
+    Raises:
+        InputError: the base is a local folder.
+        HubError, CheckpointError, PlanError: as for a plan on a folder.
+    """
+    from rewriter.hub.models import find_in_cache
+    from rewriter.hub.remote import download_size_bytes
+
+    edit = read_edit(request)
+    model, revision = base_name(request, edit)
+    if not _is_hub_id(model):
+        raise InputError(f"--remote-plan reads a model on the Hub, but '{model}' is no Hub id; use --dry-run")
+    plan, remote = _plan_remotely(edit, model, revision, say)
+    num_files, size_bytes = download_size_bytes(remote)
+    is_cached = find_in_cache(model, remote.tree.commit) is not None
+    return RemotePlan(plan, remote, num_files, size_bytes, is_cached)
+
+
+def _plan_remotely(
+    edit: Edit, model: str, revision: str | None, say: Callable[[str], None]
+) -> "tuple[Plan, RemoteRepo]":
+    from rewriter.hub.remote import open_remote
+
+    say(f"{model}: reading config, index, headers and the tensors to edit from the Hub by byte ranges")
+    remote = open_remote(model, revision, say)
+    return edit.plan(Checkpoint(remote), base_model=model, base_revision=remote.tree.commit), remote
+
+
+def _is_hub_id(model: str) -> bool:
+    from rewriter.hub.models import is_local, looks_like_repo_id
+
+    return not is_local(model) and looks_like_repo_id(model)
+
+
+def _is_far(model: str, revision: str | None) -> bool:
+    """Whether a model would have to be downloaded."""
+    from rewriter.hub.models import find_in_cache
+
+    return _is_hub_id(model) and find_in_cache(model, revision) is None
+
+
+def _default_target(model: str, edit: Edit) -> Path:
+    """The output where none is named: after the model's own name (of a path or Hub id) and the behaviour."""
+    return Path(f"{model.rsplit('/', 1)[-1]}-mote-{_file_name(behavior_of(edit.suppress, edit.stimulate))}")
 
 
 def read_edit(request: RewriteRequest) -> Edit:
@@ -139,45 +219,45 @@ def execute(
     )
 
 
-def find_base(request: RewriteRequest, sets: list[ExpertSet], say: Callable[[str], None]) -> "ResolvedModel":
-    """The base model's folder: as given, else as the expert sets say (a folder relative to their file, or a Hub id).
+def base_name(request: RewriteRequest, edit: Edit) -> tuple[str, str | None]:
+    """The base as given, else as the expert sets say: a folder relative to their own file, or a Hub id and its revision.
 
-    Raises: InputError when nothing names a model, or the sets name different ones.
+    Raises:
+        InputError: nothing names a model, or the sets name different ones.
     """
-    from rewriter.hub.models import resolve_model
-
-    model, revision = base_name(request, sets)
-    return resolve_model(model, revision, say=say)
-
-
-def base_name(request: RewriteRequest, sets: list[ExpertSet]) -> tuple[str, str | None]:
-    """The base as given, else as the expert sets say: a folder relative to their file, or a Hub id and its revision.
-
-    Raises: InputError when nothing names a model, or the sets name different ones.
-    """
-    from rewriter.hub.models import is_local
-
     if request.model is not None:
         return request.model, request.revision
-    models = sorted({chosen.model for chosen in sets if chosen.model is not None})
+    named = [
+        _base_of_set(source, chosen)
+        for source, chosen in ((request.suppress, edit.suppress), (request.stimulate, edit.stimulate))
+        if chosen is not None and chosen.model is not None
+    ]
+    models = sorted({model for model, _ in named})
     if not models:
         raise InputError("no expert set names its model; give --model PATH_OR_HUB_ID")
-    if len(models) > 1:
+    if len({os.path.realpath(model) if Path(model).is_dir() else model for model in models}) > 1:
         raise InputError(
             f"the expert sets are of different models ({' and '.join(models)}); give --model to say which to edit"
         )
-    revisions = sorted({chosen.revision for chosen in sets if chosen.revision is not None})
+    revisions = sorted({revision for _, revision in named if revision is not None})
     if len(revisions) > 1 and request.revision is None:
         raise InputError(
             f"the expert sets are of different revisions of {models[0]} ({' and '.join(revisions)}); give --revision to say"
             " which to edit"
         )
-    model, revision = models[0], revisions[0] if revisions else None
-    source = request.suppress or request.stimulate or ""
-    beside = Path(source).parent / model
-    if not source.startswith(PRESET_PREFIX) and (beside.is_dir() or (is_local(model) and beside.is_file())):
+    return models[0], request.revision or (revisions[0] if revisions else None)
+
+
+def _base_of_set(source: str | None, chosen: ExpertSet) -> tuple[str, str | None]:
+    """The model that a set names: the folder or file of that name beside the set's, else a Hub id and its revision."""
+    from rewriter.hub.models import is_local
+
+    model = str(chosen.model)
+    beside = Path(source or "").parent / model
+    is_there = beside.is_dir() or (is_local(model) and beside.is_file())
+    if not (source or "").startswith(PRESET_PREFIX) and is_there:
         return str(beside), None
-    return model, request.revision or revision
+    return str(chosen.model), chosen.revision
 
 
 def _edit_of_recipe(request: RewriteRequest) -> Edit:

@@ -110,6 +110,10 @@ class Model(Protocol):
         """The tensors whose names begin with a prefix, sorted."""
         ...
 
+    def check_whole(self, shard: str) -> None:
+        """Check that a shard is as long as its header says."""
+        ...
+
     def find(self, names: tuple[str, ...]) -> TensorEntry | None:
         """The first of several possible tensor names that the checkpoint has."""
         ...

@@ -2,17 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rewriter.console import byte_progress, make_app, run, say
-
-if TYPE_CHECKING:
-    from rewriter.edit.plan import Plan
-    from rewriter.rewrite import RewriteRequest
-    from rewriter.variant.preview import Preview
-    from rewriter.variant.write import EmitResult
 
 EPILOG = """Examples:
 
@@ -105,7 +99,8 @@ def rewrite(
 
     Only the tensors in the plan change; the base is never opened for writing. The variant is served by stock runtimes.
     """
-    from rewriter.rewrite import RewriteRequest, execute, prepare
+    from rewriter.cli.text import plan_document, plan_lines, remote_plan_document, remote_plan_lines, result_lines
+    from rewriter.rewrite import RewriteRequest, execute, prepare, prepare_remote, would_download
 
     request = RewriteRequest(
         suppress=suppress,
@@ -123,12 +118,13 @@ def rewrite(
         stamp=not no_stamp,
         recipe=recipe,
     )
-    if remote_plan or (dry_run and _would_download(request)):
-        _print_remote_plan(request, as_json)
+    if remote_plan or (dry_run and would_download(request)):
+        remote = prepare_remote(request, say=say)
+        _print(remote_plan_document(remote) if as_json else remote_plan_lines(remote))
         return
     prepared = prepare(request, say=say)
     if dry_run:
-        _print_plan(prepared.plan, prepared.preview(), prepared.base, prepared.target, as_json)
+        _print(plan_document(prepared) if as_json else plan_lines(prepared))
         return
     if push_to_hub is not None:
         from rewriter.cli.push import check_can_ask
@@ -136,7 +132,7 @@ def rewrite(
         check_can_ask(yes)
     result = execute(prepared, progress=byte_progress)
     if push_to_hub is None or not as_json:
-        _print_result(result, prepared.plan, as_json)
+        _print(result.to_json() if as_json else result_lines(result, prepared.plan))
     if push_to_hub is None:
         return
     from rewriter.cli.push import push_variant
@@ -144,43 +140,14 @@ def rewrite(
 
     outcome = push_variant(PushRequest(prepared.target, push_to_hub, private=private), None, yes=yes)
     if as_json:
-        print(json.dumps({**result.to_json(), "push": outcome.to_json()}, indent=2, ensure_ascii=False))
+        _print({**result.to_json(), "push": outcome.to_json()})
     else:
         print(outcome.text())
 
 
-def _would_download(request: "RewriteRequest") -> bool:
-    from rewriter.remote_plan import would_download
-
-    return would_download(request)
-
-
-def _print_remote_plan(request: "RewriteRequest", as_json: bool) -> None:
-    from rewriter.remote_plan import prepare_remote, remote_plan_document, remote_plan_lines
-
-    remote = prepare_remote(request, say=say)
-    if as_json:
-        print(json.dumps(remote_plan_document(remote), indent=2, ensure_ascii=False))
-    else:
-        print("\n".join(remote_plan_lines(remote)))
-
-
-def _print_plan(plan: "Plan", preview: "Preview", base: Path, target: Path, as_json: bool) -> None:
-    from rewriter.cli.text import plan_document, plan_lines
-
-    if as_json:
-        print(json.dumps(plan_document(plan, preview, base, target), indent=2, ensure_ascii=False))
-    else:
-        print("\n".join(plan_lines(plan, preview, base, target)))
-
-
-def _print_result(result: "EmitResult", plan: "Plan", as_json: bool) -> None:
-    from rewriter.cli.text import result_lines
-
-    if as_json:
-        print(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
-    else:
-        print("\n".join(result_lines(result, plan)))
+def _print(document: dict[str, Any] | list[str]) -> None:
+    """A JSON document, or lines for people."""
+    print("\n".join(document) if isinstance(document, list) else json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def main() -> None:

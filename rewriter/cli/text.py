@@ -1,14 +1,13 @@
 """What mote-rewrite says of a plan and of a result, as lines for people and as documents for scripts."""
 
-from pathlib import Path
 from typing import Any
 
 from rewriter.console import size_text
 from rewriter.edit.patches import LayerEdit
 from rewriter.edit.plan import Plan, value_text
 from rewriter.edit.record import BLOCK_KEY, MEAN_ROW, SHIFTED_ROW, VariantRecord
+from rewriter.rewrite import Prepared, RemotePlan
 from rewriter.semantics import CENTROID, DROP, SUPPRESS
-from rewriter.variant.preview import Preview
 from rewriter.variant.selections import Selection
 from rewriter.variant.verify import VerifyResult
 from rewriter.variant.write import EmitResult
@@ -16,27 +15,80 @@ from rewriter.variant.write import EmitResult
 NUM_LAYERS_SHOWN = 60
 
 
-def plan_document(plan: Plan, preview: Preview, base: Path, target: Path) -> dict[str, Any]:
-    """The plan for `--dry-run --json`: what would be written where, the free disk space, and the config's mote block."""
+def plan_document(prepared: Prepared) -> dict[str, Any]:
+    """The plan for `--dry-run --json`, on a base that is here."""
+    preview = prepared.preview()
+    return _plan_document(
+        prepared.plan,
+        base=str(prepared.base),
+        output=str(prepared.target),
+        changed_bytes=preview.changed_bytes,
+        changed_share_blocks=preview.changed_shares_blocks,
+        unchanged_shards=preview.num_unchanged,
+        unchanged_method=preview.unchanged_method,
+        needed_bytes=preview.needed_bytes,
+        free_bytes=preview.free_bytes,
+        download_files=0,
+        download_bytes=0,
+    )
+
+
+def remote_plan_document(remote: RemotePlan) -> dict[str, Any]:
+    """The plan for `--remote-plan --json`: the same keys, and None for what only a local base and output could tell."""
+    tree = remote.remote.tree
+    return _plan_document(
+        remote.plan,
+        base=tree.repo_id,
+        changed_bytes=sum(tree.files[shard].size_bytes for shard in remote.plan.changed_shards),
+        requests=remote.remote.num_requests,
+        read_bytes=remote.remote.received_bytes,
+        download_files=0 if remote.is_cached else remote.num_files,
+        download_bytes=0 if remote.is_cached else remote.download_bytes,
+    )
+
+
+def _plan_document(
+    plan: Plan,
+    *,
+    base: str,
+    changed_bytes: int,
+    download_files: int,
+    download_bytes: int,
+    output: str | None = None,
+    changed_share_blocks: bool | None = None,
+    unchanged_shards: int | None = None,
+    unchanged_method: str | None = None,
+    needed_bytes: int | None = None,
+    free_bytes: int | None = None,
+    requests: int | None = None,
+    read_bytes: int | None = None,
+) -> dict[str, Any]:
+    """A plan as JSON, with every key whatever the base: where from and to, what moves, and the config's mote block."""
     return {
-        "base": str(base),
-        "output": str(target),
+        "base": base,
+        "base_revision": plan.record.base_revision,
+        "output": output,
         "patched_bytes": plan.patched_bytes,
         "changed_shards": list(plan.changed_shards),
-        "changed_bytes": preview.changed_bytes,
-        "changed_share_blocks": preview.changed_shares_blocks,
-        "unchanged_shards": preview.num_unchanged,
-        "unchanged_method": preview.unchanged_method,
-        "needed_bytes": preview.needed_bytes,
-        "free_bytes": preview.free_bytes,
+        "changed_bytes": changed_bytes,
+        "changed_share_blocks": changed_share_blocks,
+        "unchanged_shards": unchanged_shards,
+        "unchanged_method": unchanged_method,
+        "needed_bytes": needed_bytes,
+        "free_bytes": free_bytes,
+        "requests": requests,
+        "read_bytes": read_bytes,
+        "download_files": download_files,
+        "download_bytes": download_bytes,
         "notes": list(plan.notes),
         BLOCK_KEY: plan.record.to_block(),
     }
 
 
-def plan_lines(plan: Plan, preview: Preview, base: Path, target: Path) -> list[str]:
+def plan_lines(prepared: Prepared) -> list[str]:
     """The plan for people."""
-    lines = [f"plan: {base} -> {target} (nothing is written yet)", *edit_lines(plan)]
+    plan, preview = prepared.plan, prepared.preview()
+    lines = [f"plan: {prepared.base} -> {prepared.target} (nothing is written yet)", *edit_lines(plan)]
     edited = (
         "sharing blocks with the base"
         if preview.changed_shares_blocks
@@ -48,6 +100,25 @@ def plan_lines(plan: Plan, preview: Preview, base: Path, target: Path) -> list[s
         f"  disk: {size_text(preview.needed_bytes)} needed, {size_text(preview.free_bytes)} free",
         f"  {plan.config_place}: {plan.record.renormalization}",
     ]
+    return lines + [f"  note: {note}" for note in plan.notes]
+
+
+def remote_plan_lines(remote: RemotePlan) -> list[str]:
+    """The plan for people."""
+    plan, tree = remote.plan, remote.remote.tree
+    edited = sum(tree.files[shard].size_bytes for shard in plan.changed_shards)
+    lines = [
+        f"plan: {tree.repo_id} at revision {tree.commit} (nothing is downloaded or written)",
+        *edit_lines(plan),
+        f"  edited shards: {len(plan.changed_shards)}, {size_text(edited)}",
+        f"  {plan.config_place}: {plan.record.renormalization}",
+        f"  read for this plan: {remote.remote.num_requests} requests, {size_text(remote.remote.received_bytes)}",
+    ]
+    if remote.is_cached:
+        lines.append("  a full run downloads nothing: the local cache has this revision")
+    else:
+        size = size_text(remote.download_bytes)
+        lines.append(f"  a full run downloads {remote.num_files} files, {size}, into the local Hub cache")
     return lines + [f"  note: {note}" for note in plan.notes]
 
 

@@ -113,7 +113,7 @@ def make_plan(
         base_model=base_model,
         base_revision=base_revision,
         base_folder=base_folder,
-        behavior=_behavior(suppress, stimulate),
+        behavior=behavior_of(suppress, stimulate),
         semantics=semantics,
         suppress_bias=MINUS_INF if options.suppress_bias == MINUS_INFINITY else options.suppress_bias,
         renormalize=options.renormalize,
@@ -138,6 +138,13 @@ def _settings_shards(checkpoint: Model, options: EditOptions) -> set[str]:
     return set() if shard is None else {shard}
 
 
+def behavior_of(suppress: ExpertSet | None, stimulate: ExpertSet | None) -> str:
+    """What the variant is named after: `refusal`, `stimulate-english`, or both joined."""
+    parts = [suppress.behavior] if suppress else []
+    parts += [f"stimulate-{stimulate.behavior}"] if stimulate else []
+    return "-".join(parts)
+
+
 def value_text(value: float | None) -> Literal["-inf"] | float | None:
     """A bias value for JSON, which has no infinity."""
     return MINUS_INF if value == MINUS_INFINITY else value
@@ -160,13 +167,6 @@ def _pairs(expert_set: ExpertSet, layout: RouterLayout) -> list[Pair]:
                 f"expert set {expert_set.behavior!r}: layer {layer} expert {expert} stands {count} times, expected once"
             )
     return pairs
-
-
-def _behavior(suppress: ExpertSet | None, stimulate: ExpertSet | None) -> str:
-    """What the variant is named after: `refusal`, `stimulate-english`, or both joined."""
-    parts = [suppress.behavior] if suppress else []
-    parts += [f"stimulate-{stimulate.behavior}"] if stimulate else []
-    return "-".join(parts)
 
 
 def _check_semantics(layout: RouterLayout, options: EditOptions, suppressing: bool, stimulating: bool) -> None:

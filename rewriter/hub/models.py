@@ -235,10 +235,9 @@ def _announce_download(
 ) -> None:
     size_bytes = sum(file.size_bytes for file in wanted)
     existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
-    # Blobs of an interrupted download are kept under their hash and not fetched again.
+    # Files of an interrupted download or another revision are kept under their hash and not fetched again.
     blobs = cache / f"models--{repo_id.replace('/', '--')}" / "blobs"
-    present_bytes = sum(blob.stat().st_size for blob in blobs.iterdir() if blob.is_file()) if blobs.is_dir() else 0
-    needed_bytes = max(0, size_bytes - present_bytes)
+    needed_bytes = sum(file.size_bytes for file in wanted if not (blobs / (file.sha256 or file.blob_id)).is_file())
     free_bytes = shutil.disk_usage(existing).free
     say(
         f"{repo_id} is not in the local cache: downloading {len(wanted)} files, {size_text(size_bytes)}, "

@@ -30,6 +30,8 @@ CANNOT_CLONE = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
 )
 CANNOT_COPY_RANGE = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM})
+# Filesystems without O_TMPFILE (FUSE, NFS, older overlays) cannot share blocks either.
+CANNOT_BE_NAMELESS = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS})
 CANNOT_HARDLINK = frozenset({errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EACCES})
 
 
@@ -110,23 +112,42 @@ def data_ranges(descriptor: int, begin: int, end: int) -> Iterator[tuple[int, in
         position = stop
 
 
-def can_reflink(source: Path, scratch: Path) -> bool:
-    """Whether `source` could share its blocks with a file at `scratch`, tried on its first block."""
+def can_reflink(source: Path, folder: Path) -> bool:
+    """Whether `source` could share its blocks with a file in `folder`, tried on its first block in a file without a name."""
     real = Path(os.path.realpath(source))
-    with real.open("rb", buffering=0) as opened, scratch.open("xb", buffering=0) as created:
-        size = min(BLOCK_BYTES, os.fstat(opened.fileno()).st_size)
-        return size > 0 and _clone_range(opened.fileno(), created.fileno(), 0, 0, size)
+    try:
+        created = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
+    except OSError as error:
+        if error.errno in CANNOT_BE_NAMELESS:
+            return False
+        raise
+    try:
+        with real.open("rb", buffering=0) as opened:
+            size = min(BLOCK_BYTES, os.fstat(opened.fileno()).st_size)
+            return size > 0 and _clone_range(opened.fileno(), created, 0, 0, size)
+    finally:
+        os.close(created)
 
 
 def can_hardlink(source: Path, scratch: Path) -> bool:
-    """Whether a hard link to `source` can be made at `scratch`."""
+    """Whether a hard link to `source` can be made at `scratch`, tried there."""
     try:
         scratch.hardlink_to(os.path.realpath(source))
     except OSError as error:
         if error.errno in CANNOT_HARDLINK:
             return False
         raise
+    scratch.unlink()
     return True
+
+
+def would_hardlink(source: Path, folder: Path) -> bool:
+    """Whether a hard link to `source` could be made in `folder`, told from what link(2) and proc(5) ask for: one filesystem
+    that has links, and with protected_hardlinks a file that is one's own or that one may read and write."""
+    found = os.stat(source)
+    if found.st_dev != folder.stat().st_dev or found.st_nlink >= os.pathconf(folder, "PC_LINK_MAX"):
+        return False
+    return os.geteuid() in (0, found.st_uid) or os.access(source, os.R_OK | os.W_OK)
 
 
 def fsync_file(path: Path) -> None:

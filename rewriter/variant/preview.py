@@ -1,14 +1,17 @@
 """What executing a plan would move, found out without writing the output."""
 
+import errno
+import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from rewriter.checkpoint.kinds import Model
 from rewriter.edit.plan import Plan
 from rewriter.errors import OutputError
-from rewriter.variant.copying import LinkMethod, LinkMode, can_hardlink, can_reflink, disk_bytes
+from rewriter.variant.copying import LinkMethod, LinkMode, can_hardlink, can_reflink, disk_bytes, would_hardlink
+
+PROBE_NAME = ".mote-probe"
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,10 @@ class Preview:
 
 
 def preview(plan: Plan, checkpoint: Model, target: Path, link: LinkMode, scratch: Path | None = None) -> Preview:
-    """Try on small files which ways of copying work from the base to the target's filesystem, and count the bytes.
+    """Find out which ways of copying work from the base to the target's filesystem, and count the bytes.
 
-    checkpoint: the base; scratch: where to try; a folder of its own beside the target if not given.
+    checkpoint: the base; scratch: a folder in which ways may be tried on small files. Without one nothing is written:
+    sharing blocks is tried in a file that has no name, and a hard link is predicted.
 
     Raises: OutputError when the target's parent cannot be written, or the asked-for way does not work there.
     """
@@ -42,7 +46,7 @@ def preview(plan: Plan, checkpoint: Model, target: Path, link: LinkMode, scratch
         parent = parent.parent
     changed, base = set(plan.changed_shards), checkpoint.folder
     unchanged = [base / shard for shard in checkpoint.shards if shard not in changed]
-    method, shares = _probe(base, unchanged, sorted(changed), parent, link)
+    method, shares = _ways(base, unchanged, sorted(changed), parent, scratch, link)
     return Preview(
         unchanged_method=method,
         num_unchanged=len(unchanged),
@@ -54,23 +58,24 @@ def preview(plan: Plan, checkpoint: Model, target: Path, link: LinkMode, scratch
     )
 
 
-def _probe(
-    base: Path, unchanged: list[Path], changed: list[str], parent: Path, link: LinkMode
+def _ways(
+    base: Path, unchanged: list[Path], changed: list[str], parent: Path, scratch: Path | None, link: LinkMode
 ) -> tuple[LinkMethod, bool]:
-    """How unchanged shards will come over, and whether edited ones can share blocks, tried in a scratch folder."""
+    """How unchanged shards will come over, and whether edited ones can share blocks."""
     sample = unchanged[0] if unchanged else base / changed[0]
     try:
-        with tempfile.TemporaryDirectory(dir=parent, prefix=".mote-probe-") as scratch:
-            shares = can_reflink(sample, Path(scratch) / "reflink")
-            if link in ("copy", "symlink"):
-                return link, shares
-            if shares:
-                return "reflink", True
-            if link == "reflink":
-                raise OutputError(f"{parent}: cannot share blocks with {sample}; use --link auto")
-            hard = can_hardlink(sample, Path(scratch) / "hardlink")
-            if link == "hardlink" and not hard:
-                raise OutputError(f"{parent}: cannot hold a hard link to {sample}; use --link auto")
-            return ("hardlink" if hard else "copy"), False
+        shares = can_reflink(sample, parent)
+        if not os.access(parent, os.W_OK | os.X_OK):  # which is how a filesystem without nameless files tells
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if link in ("copy", "symlink"):
+            return link, shares
+        if shares:
+            return "reflink", True
+        if link == "reflink":
+            raise OutputError(f"{parent}: cannot share blocks with {sample}; use --link auto")
+        hard = would_hardlink(sample, parent) if scratch is None else can_hardlink(sample, scratch / PROBE_NAME)
+        if link == "hardlink" and not hard:
+            raise OutputError(f"{parent}: cannot hold a hard link to {sample}; use --link auto")
+        return ("hardlink" if hard else "copy"), False
     except OSError as error:
         raise OutputError(f"{parent}: cannot be written ({error.strerror})") from None

@@ -163,6 +163,7 @@ def _verify_shard(
         if is_edited:
             what = patches[0].tensor if patches else "its header"
             raise VerificationError(f"{theirs}: is the base's own file, so {what} cannot be edited in it")
+        variant.check_whole(shard)
         result.bytes_by_inode += size
         return "same file"
     our_header, their_header = base.header(shard), variant.header(shard)

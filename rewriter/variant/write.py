@@ -7,16 +7,18 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from rewriter.checkpoint.kinds import Model, open_model
 from rewriter.checkpoint.other_files import CARD_NAME
 from rewriter.edit.plan import Plan
 from rewriter.errors import CheckpointError, OutputError
+from rewriter.variant.base_state import BaseState
 from rewriter.variant.copying import (
     BLOCK_BYTES,
     PLAIN_CHUNK_BYTES,
@@ -87,17 +89,33 @@ def emit(
                 f" ({seen.num_changed} edited shards copied, {seen.num_unchanged} others by {seen.unchanged_method})"
             )
         result = _new_result(plan, checkpoint, base, target)
+        before = _state_of_base(checkpoint)
         total = seen.unchanged_bytes + sum(checkpoint.shard_size(shard) for shard in plan.changed_shards)
         try:
             with progress(total) if progress else nullcontext(_ignore) as report:
                 _write_shards(plan, checkpoint, output.partial, link, result, report)
             _write_companions(plan, checkpoint, output.partial, target, result)
+            before.check_unchanged()
             check_patched(output.partial, plan)
         except OSError as error:
             raise _explain(error, base, target) from None
         output.commit()
     result.seconds = time.monotonic() - started
     return result
+
+
+def _state_of_base(checkpoint: Model) -> BaseState:
+    """What the base's files are now, each shard as long as its header says.
+
+    Raises:
+        CheckpointError: a shard is truncated, or a file is being written.
+    """
+    others = [*checkpoint.other_files()[0], Path(checkpoint.config_place), Path(CARD_NAME)]
+    present = {str(path) for path in others if (checkpoint.folder / path).is_file()}
+    state = BaseState.of(checkpoint.folder, {*checkpoint.shards, *present})
+    for shard in checkpoint.shards:
+        checkpoint.check_whole(shard)
+    return state
 
 
 def check_patched(folder: Path, plan: Plan) -> None:
@@ -148,11 +166,23 @@ def _write_shards(
     changed, base = plan.changed_shards, checkpoint.folder
 
     def write_edited(shard: str) -> LinkMethod:
-        return _write_edited(plan, checkpoint, shard, folder / shard, report)
+        return _write_edited(plan, checkpoint, shard, folder / shard, report_or_stop)
+
+    stopped = Event()
+
+    def report_or_stop(count: int) -> None:
+        if stopped.is_set():
+            raise CancelledError
+        report(count)
 
     # Two at a time: while one is being made durable, the next is read.
     with ThreadPoolExecutor(max_workers=2) as pool:
-        edited = dict(zip(changed, pool.map(write_edited, changed), strict=True))
+        try:
+            edited = dict(zip(changed, pool.map(write_edited, changed), strict=True))
+        except BaseException:  # Ctrl-C too must not wait for the shards that are being copied
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     for shard in checkpoint.shards:
         method: LinkMethod
         if shard in edited:

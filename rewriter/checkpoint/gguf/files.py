@@ -141,6 +141,14 @@ class GgufSet:
         """The header of a file."""
         return self.headers[shard]
 
+    def check_whole(self, shard: str) -> None:
+        """Check that a file is as long as its header says; see Checkpoint.check_whole.
+
+        Raises:
+            CheckpointError: it is truncated, or malformed in another way.
+        """
+        self.header(shard)  # reading it has checked that
+
     def names_from(self, prefix: str) -> Iterator[str]:
         """The tensors whose names begin with a prefix, sorted."""
         return iter(sorted(name for name in self.weight_map if name.startswith(prefix)))

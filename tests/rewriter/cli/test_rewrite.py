@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +89,57 @@ def test_dry_run_writes_nothing(
         assert [tensor["name"] for tensor in plan["mote"]["tensors"]] == [bias_name(1), bias_name(3)]
     else:
         assert "nothing is written yet" in outcome.stdout and "layer 1: suppress 3, 8 (bias -inf)" in outcome.stdout
+
+
+@pytest.mark.parametrize("link", ["auto", "hardlink", "copy", "symlink"])
+def test_dry_run_makes_no_link_and_no_file_even_for_a_moment(
+    base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command, monkeypatch: pytest.MonkeyPatch, link: str
+) -> None:
+    """Even a link that is removed again changes the base's inode, and a kill would leave it."""
+    before = {path: path.stat().st_ctime_ns for path in (tmp_path, *base.iterdir(), base)}
+
+    def refuse(*arguments: object, **keywords: object) -> None:
+        raise AssertionError(arguments)
+
+    for name in ("link", "mkdir", "rename", "symlink"):
+        monkeypatch.setattr(os, name, refuse)
+    outcome = mote_rewrite(
+        "--model", base, "--suppress", refusal, "-o", tmp_path / "out", "--dry-run", "--json", "--link", link
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert {path: path.stat().st_ctime_ns for path in before} == before
+    if link != "auto":
+        assert json.loads(outcome.stdout)["unchanged_method"] == link
+
+
+@pytest.mark.parametrize("from_stimulate", [True, False])
+def test_base_is_looked_for_beside_the_set_that_names_it(
+    base: Path, tmp_path: Path, mote_rewrite: Command, monkeypatch: pytest.MonkeyPatch, from_stimulate: bool
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "empty").mkdir()
+    with_model = write_set(tmp_path / "with.json", [(1, 3)], model=base.name)
+    without = write_set(tmp_path / "elsewhere" / "without.json", [(1, 4)])
+    names = ("--stimulate", "--suppress") if from_stimulate else ("--suppress", "--stimulate")
+    monkeypatch.chdir(tmp_path / "empty")
+    outcome = mote_rewrite(names[0], with_model, names[1], without, "--dry-run", "--json")
+    assert outcome.code == 0, outcome.stderr
+    assert json.loads(outcome.stdout)["base"] == str(base)
+
+
+def test_sets_that_name_folders_of_one_name_are_of_different_models(
+    base: Path, tmp_path: Path, mote_rewrite: Command
+) -> None:
+    shutil.copytree(base, tmp_path / "b" / base.name)
+    one = write_set(tmp_path / "one.json", [(1, 3)], model=base.name)
+    other = write_set(tmp_path / "b" / "other.json", [(1, 4)], model=base.name)
+    assert "are of different models" in mote_rewrite("--suppress", one, "--stimulate", other, "--dry-run").error
+
+
+def test_revision_is_refused_for_a_folder_beside_the_set(base: Path, tmp_path: Path, mote_rewrite: Command) -> None:
+    named = write_set(tmp_path / "named.json", [(1, 3)], model=base.name)
+    sentence = mote_rewrite("--suppress", named, "--revision", "v2", "--dry-run").error
+    assert "--revision v2 can only be given with a Hub model id" in sentence
 
 
 def test_dry_run_says_what_the_run_then_does(base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command) -> None:

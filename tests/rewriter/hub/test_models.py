@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,36 @@ def test_download_that_does_not_fit_is_refused_before_it_starts(hub: Hub) -> Non
     assert "downloading 34 files, 27.28 TiB" in refused.stderr
     assert "this is a large download" in refused.stderr and "--remote-plan" in refused.stderr
     assert "needs 27.28 TiB" in hub.error(refused) and "HF_HUB_CACHE" in hub.error(refused)
-    assert not any(request["path"].endswith(".safetensors") for request in hub.double.requests())
+    assert all(request["range"] for request in hub.double.requests() if "_cdn" in request["path"])
+
+
+def test_what_can_be_refused_is_refused_before_the_download(hub: Hub) -> None:
+    """The output, the experts and the plan need a few byte ranges of the base, not its 689 GB."""
+    hub.double.seed("org/not-here", hub.base)
+    experts = expert_file(hub.root, [(2, 1)])
+    (hub.root / "taken").mkdir()
+    (hub.root / "taken" / "mine.txt").write_text("kept")
+    hub.double.requests(clear=True)
+    taken = hub.rewrite("--suppress", experts, "--model", "org/not-here", "-o", "taken", fails=True)
+    assert "taken: exists" in hub.error(taken) and hub.double.requests() == []
+    wrong = expert_file(hub.root, [(77, 1)])
+    refused = hub.rewrite("--suppress", wrong, "--model", "org/not-here", "-o", "free", fails=True)
+    assert "layer 77 is not one of the model's MoE layers" in hub.error(refused)
+    assert "downloading" not in refused.stderr
+    assert not (hub.double.home / "hub" / "models--org--not-here" / "snapshots").exists()
+
+
+def test_blobs_of_other_revisions_do_not_count_as_downloaded(hub: Hub) -> None:
+    huge = build_sparse_base(hub.root / "huge2", 30, 10**12)
+    hub.double.seed("org/huge2", huge, hashes="names")
+    blobs = hub.double.home / "hub" / "models--org--huge2" / "blobs"
+    blobs.mkdir(parents=True)
+    for number in range(30):
+        with (blobs / f"{number:064x}").open("wb") as blob:
+            blob.truncate(10**12)
+    refused = hub.rewrite("--suppress", expert_file(hub.root, [(2, 1)]), "--model", "org/huge2", "-o", "no", fails=True)
+    shutil.rmtree(blobs)  # too large to be searched for tokens
+    assert "needs 27.28 TiB" in hub.error(refused)
 
 
 def test_gated_private_missing_and_offline_bases(hub: Hub) -> None:

@@ -4,12 +4,17 @@ import errno
 import json
 import os
 import random
+import signal
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkpoints import (
+    INDEX,
     bias_name,
     build_checkpoint,
     read_header,
@@ -24,8 +29,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewriter import rewrite
+from rewriter.checkpoint.reader import Checkpoint
 from rewriter.checkpoint.shard_header import HEADER_GROWTH_BYTES, mark_header, unmarked
-from rewriter.variant import copying
+from rewriter.variant import copying, write
 from rewriter.variant.copying import copy_range, data_ranges
 from rewriter.variant.shared_blocks import Extent, _matching
 from rewriter.variant.verify import subtract
@@ -151,6 +157,83 @@ def test_base_that_changes_between_plan_and_copy(
     monkeypatch.setattr(rewrite, "emit", late)
     sentence = mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "out").error
     assert f"{bias_name(1)} changed since it was planned on" in sentence and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [shard_name(0), "tokenizer.json", INDEX, "config.json"])
+def test_base_that_changes_while_it_is_copied(
+    base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A variant of two states of the base would be torn, and nobody would see it."""
+    original = write._write_companions
+
+    def late(*arguments: Any) -> None:
+        with (base / name).open("r+b") as opened:
+            opened.seek(-1, os.SEEK_END)
+            opened.write(b"}")
+        original(*arguments)
+
+    monkeypatch.setattr(write, "_write_companions", late)
+    sentence = mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "out", "--link", "copy").error
+    assert f"{base / name}: changed while it was copied" in sentence and not (tmp_path / "out").exists()
+
+
+def test_base_that_is_being_written(
+    base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rewriter.variant.base_state.SETTLING_SECONDS", 5.0)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    os.utime(base / shard_name(0))
+    assert "is being written" in mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "out").error
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"x", lambda data: data[:20]])
+def test_unedited_shard_that_is_not_whole(
+    base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command, mote_verify: Command, change: Any
+) -> None:
+    """Copied or linked, it is looked at; also by a plain mote-verify, for which the base's own file is equal to itself."""
+    shard = next(path for number in range(4) if (path := base / shard_name(number)) != shard_of(base, bias_name(1)))
+    shard = shard if shard != shard_of(base, bias_name(3)) else base / shard_name(3)
+    whole = shard.read_bytes()
+    shard.write_bytes(change(whole))
+    assert f"{shard}: " in mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "out").error
+    shard.write_bytes(whole)
+    outcome = mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "out", "--link", "hardlink")
+    assert outcome.code == 0 and shard.samefile(tmp_path / "out" / shard.name)
+    shard.write_bytes(change(whole))
+    assert f"{shard.name}: " in mote_verify(tmp_path / "out", "--base", base).error
+
+
+def test_interrupt_does_not_wait_for_whole_shards(
+    base: Path, refusal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(copying, "_clone_range", lambda *arguments: False)
+    request = rewrite.RewriteRequest(suppress=str(refusal), model=str(base), output=tmp_path / "out")
+    prepared = rewrite.prepare(request, say=lambda message: None)
+    reports = []
+
+    @contextmanager
+    def progress(total: int) -> Iterator[Any]:
+        def report(count: int) -> None:
+            reports.append(count)
+            if len(reports) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.02)
+
+        yield report
+
+    with pytest.raises(KeyboardInterrupt):
+        rewrite.execute(prepared, progress=progress)
+    num_chunks = sum(prepared.base.joinpath(shard).stat().st_size for shard in prepared.plan.changed_shards) // 64
+    assert len(reports) < num_chunks // 4 and not (tmp_path / "out").exists()
+
+
+def test_headers_are_read_by_several_threads(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rewriter.checkpoint.reader.NUM_HEADERS_KEPT", 1)
+    checkpoint = Checkpoint.open(base)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda number: checkpoint.header(shard_name(number % 4)).shard, range(800)))
+    assert found == [shard_name(number % 4) for number in range(800)]
 
 
 def test_sparse_model_stays_sparse(tmp_path: Path, mote_rewrite: Command, mote_verify: Command) -> None:
