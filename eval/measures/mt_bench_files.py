@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ftri.labels.behavior import parse_response
+from ftri.labels.think_formats import parse_response
 from ftri.prompts.tables import Table, load_table
 from rewriter.errors import InputError
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 
 from ftri.labels.refusals import is_refusal
+from ftri.labels.think_formats import ThinkFormat, parse_response
 
-THINK_OPEN = "<think>"
-THINK_CLOSE = "</think>"
 CUT_OFF = "length"
 
 # A share of Chinese characters among characters and Latin words: in between, the thinking is mixed.
@@ -34,48 +32,21 @@ class Behavior(StrEnum):
     REFUSED_AFTER_REASONING = "REFUSED_AFTER_REASONING"
 
 
-@dataclass(frozen=True)
-class ParsedResponse:
-    """A response split at its think block: no block, no `thinking`; a block that never ends, no `answer`."""
-
-    thinking: str | None
-    answer: str | None
-
-
-def parse_response(text: str, starts_inside_think: bool = False) -> ParsedResponse | None:
-    """Split raw text at the think tags; None when they do not make one block at the start.
-
-    A text that a template's `<think>` precedes carries only the closing tag; that is recognised by itself, so
-    `starts_inside_think` matters only where the block is never closed.
-    """
-    body = text.strip()
-    opened = starts_inside_think
-    if body.startswith(THINK_OPEN):
-        opened = True
-        body = body[len(THINK_OPEN) :]
-    thinking, close, answer = body.partition(THINK_CLOSE)
-    if not close:
-        if THINK_OPEN in body:
-            return None
-        return ParsedResponse(body.strip(), None) if opened else ParsedResponse(None, body.strip())
-    if THINK_OPEN in thinking or THINK_OPEN in answer or THINK_CLOSE in answer:
-        return None
-    return ParsedResponse(thinking.strip(), answer.strip())
-
-
 def label_behavior(
     text: str,
     finish_reason: str | None,
     starts_inside_think: bool = False,
     label_cut: bool = False,
     refuses: Callable[[str], bool] = is_refusal,
+    think_format: ThinkFormat | None = None,
 ) -> Behavior:
     """The behaviour of one raw response (no reasoning parser applied); `refuses` judges its answer.
 
     With `label_cut` a response that ran into the token limit is labelled by what is there when that already decides: a
-    think block that has ended, or an answer without one.
+    think block that has ended, or an answer without one. `think_format` is the row that splits the response; without one
+    the text tells it.
     """
-    parsed = parse_response(text, starts_inside_think)
+    parsed = parse_response(text, starts_inside_think, think_format)
     cut = finish_reason == CUT_OFF
     if cut and (not label_cut or parsed is None or not parsed.answer):
         return Behavior.TRUNCATED
@@ -111,9 +82,9 @@ CANNED_PHRASES = re.compile(
 )
 
 
-def is_canned(text: str, starts_inside_think: bool = False) -> bool:
+def is_canned(text: str, starts_inside_think: bool = False, think_format: ThinkFormat | None = None) -> bool:
     """Whether the answer repeats phrases of official statements (orthogonal to its behaviour)."""
-    parsed = parse_response(text, starts_inside_think)
+    parsed = parse_response(text, starts_inside_think, think_format)
     return bool(parsed and parsed.answer and CANNED_PHRASES.search(parsed.answer))
 
 
@@ -123,12 +94,12 @@ CHINESE_CHARACTERS = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 LATIN_WORDS = re.compile(r"[A-Za-z\u00c0-\u024f]+(?:['’-][A-Za-z]+)*")
 
 
-def thinking_language(text: str, starts_inside_think: bool = False) -> str:
+def thinking_language(text: str, starts_inside_think: bool = False, think_format: ThinkFormat | None = None) -> str:
     """The language of the thinking text: `english`, `chinese`, `mixed`, or `none` when it has no words.
 
     Quoted spans are dropped first: thinking in English about a Chinese sentence quotes it.
     """
-    parsed = parse_response(text, starts_inside_think)
+    parsed = parse_response(text, starts_inside_think, think_format)
     thinking = parsed.thinking if parsed else None
     if not thinking:
         return "none"

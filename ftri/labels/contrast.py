@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ftri.labels.behavior import THINK_OPEN, Behavior, label_behavior, thinking_language
+from ftri.labels.behavior import Behavior, label_behavior, thinking_language
+from ftri.labels.think_formats import starts_inside_think
 from ftri.prompts.tables import load_table
 from rewriter.errors import InputError
 
@@ -89,11 +90,6 @@ def _classes(side: str, known: tuple[str, ...], behavior: str) -> tuple[str, ...
             raise InputError(f"--behavior {behavior}: no class {wanted!r}; the classes are {', '.join(known)}")
         names.append(found)
     return tuple(dict.fromkeys(names))
-
-
-def starts_inside_think(rendered_prompt: str) -> bool:
-    """Whether the chat template has opened the think block, so that the response begins inside it."""
-    return rendered_prompt.rstrip().endswith(THINK_OPEN)
 
 
 def rule_labeller(contrast: Contrast, label_cut: bool = False) -> Labeller:
