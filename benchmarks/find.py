@@ -78,14 +78,14 @@ def write_random_traces(folder: Path, size_bytes: int, num_responses: int = NUM_
 def aggregate(folder: str) -> dict[str, float]:
     """Seconds to read all maps, every token counted."""
     from ftri.analysis.maps import read_maps
-    from ftri.labels.contrast import parse_contrast, rule_labeller
+    from ftri.labels.contrast import RuleLabeller, parse_contrast
     from ftri.traces.reader import TraceReader
 
     contrast = parse_contrast("refused")
     reader = TraceReader(folder)
     size_bytes = sum(record.num_rows for record in reader.metadata()) * TOKEN_SIZE_BYTES
     start, start_cpu = time.perf_counter(), time.process_time()
-    read_maps([reader], contrast, rule_labeller(contrast), "all")
+    read_maps([reader], contrast, RuleLabeller(contrast), "all")
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
     return {"megabytes": size_bytes / 1e6, "seconds": seconds, "cpu_seconds": cpu_seconds}
 

@@ -19,6 +19,7 @@ from eval.report.outputs import assemble, make_output, update_card, write_output
 from eval.results import Results
 from eval.run import load_measures, measure_all
 from eval.session import Say, Session, open_session
+from ftri.labels.names import Behavior
 from ftri.prompts.sets import PromptRecord, load_prompt_set
 from rewriter.expert_set import ExpertSet
 from rewriter.semantics import REROUTE
@@ -90,7 +91,7 @@ def settle(
     if request.split is not None:
         return _found_on_split(request, session, prompts, collector, say)
     direction: Direction = "enter" if request.stimulate and not request.suppress else "leave"
-    behavior = session.expert_sets[0].behavior if session.expert_sets else request.target or "REFUSED"
+    behavior = session.expert_sets[0].behavior if session.expert_sets else request.target or Behavior.REFUSED.value
     provenance = {name: value for one in session.expert_sets for name, value in one.provenance.items()}
     return Subject(session.edit, behavior, direction, prompts, check_held_out(provenance, prompts))
 

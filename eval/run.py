@@ -9,6 +9,7 @@ from typing import Any
 from eval.measures import controls, damage, fidelity, mt_bench, off_topic, repeat, safety, sweep, transitions
 from eval.measures.measure import Measure, Part, Scene, SideBySide
 from eval.options import EvalRequest
+from eval.outcomes.observed import language_warnings
 from eval.results import Missing
 from rewriter.errors import MoteError
 
@@ -45,6 +46,8 @@ def measure_all(scene: Scene, loaded: Loaded) -> dict[str, Any]:
         for part in measure.parts(inputs, scene):
             _attempt(part, scene, found)
     scene.transcripts.insert(0, SideBySide("prompts", scene.requests, list(scene.outcomes.values())))
+    seen = [outcomes for table in scene.transcripts for outcomes in table.outcomes]
+    found["warnings"] = found.get("warnings", []) + language_warnings(seen)
     return found
 
 

@@ -122,12 +122,13 @@ def run(command: str, *arguments: object) -> None:
 def refused_prompts(traces: Path) -> list[tuple[str, str]]:
     """The prompts that the base refused, with its answers."""
     from ftri.labels.behavior import label_behavior
+    from ftri.labels.names import Behavior
     from ftri.traces.reader import TraceReader
 
     return [
         (record.prompt, record.text)
         for record in TraceReader(traces)
-        if label_behavior(record.text, record.finish_reason) == "REFUSED"
+        if label_behavior(record.text, record.finish_reason) == Behavior.REFUSED
     ]
 
 

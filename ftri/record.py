@@ -134,6 +134,7 @@ def plan_recording(options: RecordOptions, say: Callable[[str], None] = lambda m
     manifest = {
         "model": resolved.repo_id or resolved.folder.resolve().name,
         "revision": resolved.revision,
+        "model_type": json.loads(config_text).get("model_type"),
         "config_sha256": hashlib.sha256(config_text).hexdigest(),
         "moe_layers": list(layout.moe_layers),
         "num_experts": layout.num_experts,

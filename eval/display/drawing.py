@@ -7,21 +7,29 @@ from collections.abc import Sequence
 from html import escape
 
 from eval.display.words import percent
+from ftri.labels.names import Behavior, ThinkingLanguage
 
 COLOURS = {
-    "REFUSED": "#d55e00",
-    "ALIGNED": "#0072b2",
-    "REASONED": "#009e73",
-    "REFUSED_AFTER_REASONING": "#e69f00",
-    "TRUNCATED": "#8c8c8c",
-    "UNPARSED": "#555555",
-    "english": "#0072b2",
-    "chinese": "#d55e00",
-    "mixed": "#cc79a7",
-    "none": "#8c8c8c",
+    Behavior.REFUSED.value: "#d55e00",
+    Behavior.ALIGNED.value: "#0072b2",
+    Behavior.REASONED.value: "#009e73",
+    Behavior.REFUSED_AFTER_REASONING.value: "#e69f00",
+    Behavior.TRUNCATED.value: "#8c8c8c",
+    Behavior.UNPARSED.value: "#555555",
+    ThinkingLanguage.ENGLISH.value: "#0072b2",
+    ThinkingLanguage.CHINESE.value: "#d55e00",
+    ThinkingLanguage.MIXED.value: "#cc79a7",
+    ThinkingLanguage.NONE.value: "#8c8c8c",
 }
 # Backgrounds that white letters could not be read on.
-PALE = frozenset({"REFUSED_AFTER_REASONING", "mixed", "TRUNCATED", "none"})
+PALE = frozenset(
+    {
+        Behavior.REFUSED_AFTER_REASONING.value,
+        Behavior.TRUNCATED.value,
+        ThinkingLanguage.MIXED.value,
+        ThinkingLanguage.NONE.value,
+    }
+)
 INK, MUTED, GRID = "#1f2430", "#5c6370", "#e3e6ea"
 OBSERVED, NULL = "#d55e00", "#56b4e9"
 GAIN, COST = "#0072b2", "#d55e00"

@@ -18,6 +18,7 @@ from eval.measures.measure import Found, Measure, Part, Scene, Shown
 from eval.outcomes.observed import ArmSummary, Outcomes
 from eval.outcomes.statistics import Interval, McNemar, Rate, clustered_ratio, exact_mcnemar, wilson
 from eval.outcomes.targets import Axis, Target, moves
+from ftri.labels.names import Behavior, ThinkingLanguage
 
 
 class TransitionMatrix(BaseModel):
@@ -155,7 +156,7 @@ def against_base(scene: Scene, arm: Arm) -> Found:
     """Have an arm answer the prompts and compare it with the base, on the target's axis and on the other one."""
     after = scene.observe_prompts(arm)
     other: Axis = "language" if scene.target.axis == "behavior" else "behavior"
-    label = "english" if other == "language" else "REFUSED"
+    label = ThinkingLanguage.ENGLISH.value if other == "language" else Behavior.REFUSED.value
     return {
         "comparisons": [_comparison(scene, scene.target, after)],
         "other_axis": [_comparison(scene, Target(other, label, "leave"), after)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import zlib
+from functools import cache
 
 from pydantic import BaseModel
 
@@ -72,13 +73,18 @@ def repeated_tail(text: str) -> int:
     A loop that the token limit cut ends in the middle of its unit, so the period is looked for, not the unit's end.
     """
     best = 0
+    # A multiple of a period repeats over the same stretch: without looking again, the work stays linear in the text.
+    found: list[tuple[int, int]] = []
     for period in range(1, min(MAX_UNIT_CHARACTERS, len(text) // MIN_REPEATS) + 1):
         # Periodic with `period` as far back as text[i] == text[i - period] holds.
-        if text[-1] != text[-1 - period]:
+        if text[-1] != text[-1 - period] or any(
+            period % shorter == 0 and stretch >= shorter + period for shorter, stretch in found
+        ):
             continue
         length = period
         while length < len(text) and text[-1 - length] == text[-1 - length + period]:
             length += 1
+        found.append((period, length))
         if (
             length >= MIN_REPEATS * period
             and length >= MIN_LOOP_CHARACTERS
@@ -94,6 +100,7 @@ def _says_something(text: str, period: int) -> bool:
     return any(character.isalnum() for character in text[-period:])
 
 
+@cache
 def _is_odd(character: str) -> bool:
     if character in "\n\r\t":
         return False
@@ -101,6 +108,7 @@ def _is_odd(character: str) -> bool:
     return character == "\ufffd" or unicodedata.category(character) in ("Cc", "Co", "Cn", "Cs")
 
 
+@cache
 def _script(character: str) -> str | None:
     if not character.isalpha():
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel
@@ -13,7 +13,9 @@ from eval.answers.journal import Collector
 from eval.outcomes.garble import check_text
 from eval.outcomes.statistics import Rate, wilson
 from eval.outcomes.targets import BEHAVIORS, LANGUAGES, Axis
-from ftri.labels.behavior import is_canned, label_behavior, thinking_language
+from ftri.labels.behavior import answer_is_canned, label_parsed, language_of_thinking
+from ftri.labels.coverage import coverage_warning, uncovered_language
+from ftri.labels.think_formats import parse_response
 
 
 class ArmSummary(BaseModel):
@@ -49,6 +51,7 @@ class Outcomes:
     looping: list[bool] = field(default_factory=list)
     garbled: list[bool] = field(default_factory=list)
     canned: list[bool] = field(default_factory=list)
+    uncovered: Counter[str] = field(default_factory=Counter)  # answers in languages without rules for refusals
     num_characters: int = 0
 
     def labels(self, axis: Axis) -> list[str]:
@@ -79,6 +82,17 @@ class Outcomes:
         )
 
 
+def language_warnings(observed: Iterable[Outcomes]) -> list[str]:
+    """What to say about the answers that no rule for refusals could judge; empty where there are none."""
+    languages: Counter[str] = Counter()
+    num_answers = 0
+    for outcomes in observed:
+        languages += outcomes.uncovered
+        num_answers += len(outcomes.keys)
+    warning = coverage_warning(languages, num_answers)
+    return [f"{warning}."] if warning else []
+
+
 def shares(labels: Sequence[str], names: Sequence[str]) -> dict[str, Rate]:
     """The rate of every label, those that do not occur included."""
     counts = Counter(labels)
@@ -92,11 +106,15 @@ def observe(collector: Collector, arm: Arm, requests: Sequence[Request], *, labe
         answer = collector.journal.answer(key)
         inside = answer.starts_inside_think
         health = check_text(answer.text)
-        outcomes.behaviors.append(str(label_behavior(answer.text, answer.finish_reason, inside, label_cut)))
-        outcomes.languages.append(thinking_language(answer.text, inside))
+        parsed = parse_response(answer.text, inside)
+        outcomes.behaviors.append(label_parsed(parsed, answer.finish_reason, inside, label_cut).value)
+        outcomes.languages.append(language_of_thinking(parsed.thinking if parsed else None))
+        unjudged = uncovered_language(parsed.answer if parsed else None)
+        if unjudged is not None:
+            outcomes.uncovered[unjudged] += 1
         outcomes.looping.append(health.looping)
         outcomes.garbled.append(health.garbled)
-        outcomes.canned.append(is_canned(answer.text, inside))
+        outcomes.canned.append(answer_is_canned(parsed.answer if parsed else None))
         outcomes.num_characters += len(answer.text)
     return outcomes
 

@@ -6,25 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ftri.labels.names import ANSWERS, REFUSALS, THINKING_CLASSES, UNDECIDED, Behavior, ThinkingLanguage
 from rewriter.errors import InputError
 
 Axis = Literal["behavior", "language"]
 Direction = Literal["leave", "enter"]
 
 # Paper, section on responses, and the labels that its three classes leave out.
-BEHAVIORS = ("REFUSED", "ALIGNED", "REASONED", "REFUSED_AFTER_REASONING", "TRUNCATED", "UNPARSED")
-LANGUAGES = ("english", "chinese", "mixed", "none")
+BEHAVIORS: tuple[str, ...] = tuple(label.value for label in Behavior)
+LANGUAGES: tuple[str, ...] = tuple(language.value for language in ThinkingLanguage)
 LABELS: dict[Axis, tuple[str, ...]] = {"behavior": BEHAVIORS, "language": LANGUAGES}
-REFUSALS = ("REFUSED", "REFUSED_AFTER_REASONING")
-ANSWERS = ("ALIGNED", "REASONED")
 # What expert sets call their behaviour -> the label it is measured by; longer words first, since "reasoning in
 # English" names both.
 WORDS: tuple[tuple[str, Axis, str], ...] = (
-    ("english", "language", "english"),
-    ("chinese", "language", "chinese"),
-    ("refus", "behavior", "REFUSED"),
-    ("align", "behavior", "ALIGNED"),
-    ("reason", "behavior", "REASONED"),
+    ("english", "language", ThinkingLanguage.ENGLISH.value),
+    ("chinese", "language", ThinkingLanguage.CHINESE.value),
+    ("refus", "behavior", Behavior.REFUSED.value),
+    ("align", "behavior", Behavior.ALIGNED.value),
+    ("reason", "behavior", Behavior.REASONED.value),
 )
 
 
@@ -46,8 +45,8 @@ class Target:
         if self.axis == "behavior" and self.label in REFUSALS:
             return ANSWERS
         if self.axis == "behavior":
-            return tuple(label for label in BEHAVIORS if label not in (self.label, "TRUNCATED", "UNPARSED"))
-        return tuple(label for label in ("english", "chinese", "mixed") if label != self.label)
+            return tuple(label for label in BEHAVIORS if label not in (self.label, *UNDECIDED))
+        return tuple(label for label in THINKING_CLASSES if label != self.label)
 
     def describe(self) -> str:
         """The counted change in words, as the tables print it."""

@@ -7,6 +7,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from ftri.labels.names import PAPER_CLASSES
+
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
 EMPTY_THINK = f"{THINK_OPEN}\n\n{THINK_CLOSE}\n\n"
@@ -162,7 +164,7 @@ ENGLISH_STAGE_1 = {
     ("chinese", "none"): 0.0,
     ("chinese", "chinese"): 0.0,
 }
-REFUSED, ALIGNED, REASONED = "REFUSED", "ALIGNED", "REASONED"
+REFUSED, ALIGNED, REASONED = PAPER_CLASSES
 
 
 @dataclass(frozen=True)

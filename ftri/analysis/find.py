@@ -6,7 +6,7 @@ Letters of shapes: P responses, L MoE layers, E experts, M experts shown (the to
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ftri.analysis.cautions import warnings_of
 from ftri.analysis.findings import Findings, FindOptions, FoundExpert
 from ftri.analysis.tokens import TokenStudy, study_tokens
 from ftri.labels import contrast
+from ftri.labels.think_formats import ThinkFormat, format_of_family, think_format
 from ftri.traces.reader import INDEX_NAME, MANIFEST_NAME, TraceReader
 from rewriter.errors import InputError
 
@@ -65,6 +66,7 @@ def find(folders: Sequence[str | Path], options: FindOptions, progress: StepProg
     readers = open_traces(folders)
     compared, labeller, labels_sha256 = _labelling(readers, options)
     activation = maps.read_maps(readers, compared, labeller, options.positions)
+    unjudged = labeller.warning() if isinstance(labeller, contrast.RuleLabeller) else None
     num_experts = activation.counts.num_columns
     if not 1 <= options.k < num_experts:
         raise InputError(f"-k {options.k}: expected 1 to {num_experts - 1}, the trace has {num_experts} experts")
@@ -112,7 +114,7 @@ def find(folders: Sequence[str | Path], options: FindOptions, progress: StepProg
         sources=[describe_source(reader) for reader in readers],
         labels_sha256=labels_sha256,
     )
-    findings.warnings = warnings_of(findings)
+    findings.warnings = [*warnings_of(findings), *([unjudged] if unjudged else [])]
     return findings
 
 
@@ -121,12 +123,18 @@ def _labelling(
 ) -> tuple[contrast.Contrast, contrast.Labeller, str | None]:
     if options.labels is None:
         compared = contrast.parse_contrast(options.behavior)
-        return compared, contrast.rule_labeller(compared, options.label_cut), None
+        told = think_format_of(readers[0].manifest, options.think_format)
+        return compared, contrast.RuleLabeller(compared, options.label_cut, told), None
     labels = contrast.read_labels(options.labels)
     contrast.check_labels_known(labels, maps.response_keys(readers), Path(options.labels).name)
     compared = contrast.parse_contrast(options.behavior, labels.values())
     digest = hashlib.sha256(Path(options.labels).read_bytes()).hexdigest() if Path(options.labels).is_file() else None
     return compared, contrast.file_labeller(labels), digest
+
+
+def think_format_of(manifest: Mapping[str, Any], name: str | None = None) -> ThinkFormat | None:
+    """The row that splits the traces' responses: the one that is told, or the one of the model's family."""
+    return think_format(name) if name else format_of_family(manifest.get("model_type"))
 
 
 def _check_classes(activation: maps.ActivationMaps, compared: contrast.Contrast) -> None:

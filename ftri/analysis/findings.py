@@ -34,6 +34,7 @@ class FindOptions:
     positions: str = "prompt"
     labels: str | None = None
     label_cut: bool = False
+    think_format: str | None = None
     num_permutations: int = 10_000
     num_bootstraps: int = 1_000
     seed: int = 0

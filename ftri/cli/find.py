@@ -70,6 +70,13 @@ def find_command(
     label_cut: Annotated[
         bool, typer.Option("--label-cut", help="Label responses that ran into the token limit by what is there.")
     ] = False,
+    think_format: Annotated[
+        str | None,
+        typer.Option(
+            help="How the model marks its thinking (harmony, gemma4, mistral, think, ...); told by its family or the text.",
+            show_default=False,
+        ),
+    ] = None,
     compare_with: Annotated[
         Path | None,
         typer.Option(
@@ -131,6 +138,7 @@ def find_command(
         positions=positions,
         labels=labels,
         label_cut=label_cut,
+        think_format=think_format,
         num_permutations=permutations,
         num_bootstraps=bootstraps,
         seed=seed,

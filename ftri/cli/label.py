@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ftri.endpoints import REASONING_FIELDS
 from rewriter.console import make_app, run, say
 from rewriter.errors import InputError
 
 if TYPE_CHECKING:
     from ftri.labels.judge import Judge
+    from ftri.labels.think_formats import ParsedResponse, ThinkFormat
 
 NEEDED_KEYS = ("prompt", "text", "finish_reason")
 # Responses judged together: the file is never in memory as a whole.
@@ -37,6 +41,13 @@ def label(
             help="The template opened the think block. Seen by itself where objects have rendered_prompt.",
         ),
     ] = False,
+    think_format: Annotated[
+        str | None,
+        typer.Option(
+            help="How the model marks its thinking (harmony, gemma4, mistral, think, ...); told by the text where left out.",
+            show_default=False,
+        ),
+    ] = None,
     label_cut: Annotated[
         bool, typer.Option("--label-cut", help="Label responses that ran into the token limit by what is there.")
     ] = False,
@@ -48,21 +59,34 @@ def label(
 ) -> None:
     """Print the same objects with behavior and thinking_language added, one per line.
 
+    Thinking that a server has split off is read from reasoning_content or reasoning.
+
     Example: mote-label responses.jsonl > labelled.jsonl
     """
     if (judge_url is None) != (judge_model is None):
         raise InputError("--judge-url and --judge-model belong together: give both, or neither")
-    settings = {"label_cut": label_cut, "canned": canned, "starts_inside_think": starts_inside_think}
+    from ftri.labels.coverage import coverage_warning, uncovered_language
+    from ftri.labels.think_formats import think_format as row_of
+
+    settings = LabelSettings(label_cut, canned, starts_inside_think, row_of(think_format) if think_format else None)
     if judge_url is None or judge_model is None:
+        unjudged: Counter[str] = Counter()
+        num_responses = 0
         for entry in read_responses(responses):
-            _print(labelled(entry, **settings))
+            _print(labelled(entry, settings))
+            num_responses += 1
+            language = uncovered_language(_answer(entry, settings))
+            if language is not None:
+                unjudged[language] += 1
+        if (warning := coverage_warning(unjudged, num_responses)) is not None:
+            say(f"warning: {warning}")
         return
     from ftri.labels.judge import Judge, judge_endpoint
 
     judge = Judge(judge_endpoint(judge_url, judge_model))
     entries = read_responses(responses)
     while batch := list(islice(entries, BATCH_SIZE)):
-        for entry in judged(batch, judge, **settings):
+        for entry in judged(batch, judge, settings):
             _print(entry)
     if judge.num_unclear:
         say(f"warning: {judge.num_unclear} answers got neither word from the judge and are UNPARSED")
@@ -81,11 +105,20 @@ def read_responses(name: str) -> Iterator[dict[str, Any]]:
         raise InputError(f"{shown}: cannot be read ({error.strerror})") from None
     with file:
         number = 0
-        for number, line in enumerate(file, start=1):
+        lines = iter(file)
+        while (line := _next_line(lines, shown, number + 1)) is not None:
+            number += 1
             if line.strip():
                 yield _entry(line, shown, number)
         if not number:
             raise InputError(f"{shown}: has no responses")
+
+
+def _next_line(lines: Iterator[str], shown: str, number: int) -> str | None:
+    try:
+        return next(lines, None)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{shown}: is not UTF-8 near line {number} ({error.reason}), expected JSONL") from None
 
 
 def _entry(line: str, shown: str, number: int) -> dict[str, Any]:
@@ -93,47 +126,76 @@ def _entry(line: str, shown: str, number: int) -> dict[str, Any]:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{shown}: line {number} is not JSON ({error.msg})") from None
+    except RecursionError:
+        raise InputError(f"{shown}: line {number} is nested too deeply, expected an object of texts") from None
     missing = [key for key in NEEDED_KEYS if key not in entry] if isinstance(entry, dict) else list(NEEDED_KEYS)
     if missing:
         raise InputError(
             f"{shown}: line {number} has no {', '.join(missing)}; expected an object with {', '.join(NEEDED_KEYS)}"
         )
-    if not isinstance(entry["text"], str):
-        raise InputError(f"{shown}: line {number} has text {json.dumps(entry['text'])[:40]}, expected a string")
+    for key in REASONING_FIELDS:
+        if not isinstance(entry.get(key), str | None):
+            raise InputError(f"{shown}: line {number} has {key} {_shown(entry[key])}, expected a string or null")
+    # A server that splits the thinking off answers null where the token limit came before the answer.
+    if not isinstance(entry["text"], str) and not (entry["text"] is None and _reasoning(entry)):
+        raise InputError(f"{shown}: line {number} has text {_shown(entry['text'])}, expected a string")
     return entry
 
 
-def labelled(
-    entry: dict[str, Any],
-    *,
-    label_cut: bool,
-    canned: bool,
-    starts_inside_think: bool,
-    refuses: bool | None = None,
-) -> dict[str, Any]:
-    """The object with its labels; `refuses` is a judge's verdict, None asks the rule."""
-    from ftri.labels import behavior, contrast, refusals
+def _shown(value: Any) -> str:
+    return json.dumps(value)[:40]
 
-    inside = starts_inside_think or contrast.starts_inside_think(str(entry.get("rendered_prompt") or ""))
+
+def _reasoning(entry: dict[str, Any]) -> str | None:
+    """The thinking that a server has split off, where it has."""
+    return next((entry[key] for key in REASONING_FIELDS if entry.get(key)), None)
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """How responses are split and labelled."""
+
+    label_cut: bool = False
+    canned: bool = False
+    starts_inside_think: bool = False
+    think_format: ThinkFormat | None = None
+
+
+def split(entry: dict[str, Any], settings: LabelSettings) -> tuple[ParsedResponse | None, bool]:
+    """Thinking and answer of a response, and whether its template had opened the think block."""
+    from ftri.labels.think_formats import ParsedResponse, parse_response, starts_inside_think
+
+    reasoning = _reasoning(entry)
+    if reasoning is not None:
+        return ParsedResponse(reasoning.strip(), entry["text"].strip() if entry["text"] else None), False
+    prompt = str(entry.get("rendered_prompt") or "")
+    inside = settings.starts_inside_think or starts_inside_think(prompt, settings.think_format)
+    return parse_response(entry["text"], inside, settings.think_format), inside
+
+
+def labelled(entry: dict[str, Any], settings: LabelSettings, refuses: bool | None = None) -> dict[str, Any]:
+    """The object with its labels; `refuses` is a judge's verdict, None asks the rule."""
+    from ftri.labels import behavior, refusals
+
+    parsed, inside = split(entry, settings)
     rule = refusals.is_refusal if refuses is None else lambda answer: refuses
-    found = behavior.label_behavior(entry["text"], entry["finish_reason"], inside, label_cut, rule)
+    found = behavior.label_parsed(parsed, entry["finish_reason"], inside, settings.label_cut, rule)
     added: dict[str, Any] = {
         "behavior": found.value,
-        "thinking_language": behavior.thinking_language(entry["text"], inside),
+        "thinking_language": behavior.language_of_thinking(parsed.thinking if parsed else None),
     }
-    if canned:
-        added["canned"] = behavior.is_canned(entry["text"], inside)
+    if settings.canned:
+        added["canned"] = behavior.answer_is_canned(parsed.answer if parsed else None)
     return entry | added
 
 
-def judged(batch: list[dict[str, Any]], judge: Judge, **settings: bool) -> Iterator[dict[str, Any]]:
+def judged(batch: list[dict[str, Any]], judge: Judge, settings: LabelSettings) -> Iterator[dict[str, Any]]:
     """The batch with refusals judged by a model; the think state stays with the rule, so cut-off responses are not sent."""
-    from ftri.labels.behavior import Behavior
+    from ftri.labels.names import UNDECIDED, Behavior
 
-    by_rule = [labelled(entry, **settings) for entry in batch]
-    undecided = {Behavior.TRUNCATED, Behavior.UNPARSED}
-    sent = [number for number, entry in enumerate(by_rule) if entry["behavior"] not in undecided]
-    pairs = [(str(batch[number]["prompt"]), _answer(batch[number]["text"])) for number in sent]
+    by_rule = [labelled(entry, settings) for entry in batch]
+    sent = [number for number, entry in enumerate(by_rule) if entry["behavior"] not in UNDECIDED]
+    pairs = [(str(batch[number]["prompt"]), _answer(batch[number], settings)) for number in sent]
     verdicts = dict(zip(sent, judge.refuse_all(pairs), strict=True))
     for number, entry in enumerate(batch):
         if number not in verdicts:
@@ -141,11 +203,12 @@ def judged(batch: list[dict[str, Any]], judge: Judge, **settings: bool) -> Itera
         elif (verdict := verdicts[number]) is None:
             yield by_rule[number] | {"behavior": Behavior.UNPARSED.value}
         else:
-            yield labelled(entry, refuses=verdict, **settings)
+            yield labelled(entry, settings, verdict)
 
 
-def _answer(text: str) -> str:
-    return text.rpartition("</think>")[2].strip()
+def _answer(entry: dict[str, Any], settings: LabelSettings) -> str:
+    parsed, _ = split(entry, settings)
+    return (parsed.answer if parsed else None) or str(entry["text"] or "").strip()
 
 
 def _print(entry: dict[str, Any]) -> None:

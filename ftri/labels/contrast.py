@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ftri.labels.behavior import Behavior, label_behavior, thinking_language
-from ftri.labels.think_formats import starts_inside_think
+from ftri.labels.behavior import label_parsed, language_of_thinking
+from ftri.labels.coverage import coverage_warning, uncovered_language
+from ftri.labels.names import PAPER_CLASSES, THINKING_CLASSES, Behavior, ThinkingLanguage
+from ftri.labels.think_formats import ThinkFormat, parse_response, starts_inside_think
 from ftri.prompts.tables import load_table
 from rewriter.errors import InputError
 
 if TYPE_CHECKING:
     from ftri.traces.reader import TraceRecord
 
-PAPER_CLASSES: tuple[str, ...] = (Behavior.REFUSED.value, Behavior.ALIGNED.value, Behavior.REASONED.value)
-THINKING_CLASSES = ("english", "chinese", "mixed")
 THINKING_PREFIX = "thinking:"
 VERSUS = "-vs-"
 UNION = "+"
@@ -57,7 +58,7 @@ def parse_contrast(behavior: str, file_classes: Iterable[str] | None = None) -> 
     if file_classes is not None:
         known, default, rule = tuple(sorted(set(file_classes))), None, "label file"
     elif behavior.lower().startswith(THINKING_PREFIX):
-        known, default, rule = (*THINKING_CLASSES, "none"), THINKING_CLASSES, "thinking language"
+        known, default, rule = (*THINKING_CLASSES, ThinkingLanguage.NONE.value), THINKING_CLASSES, "thinking language"
     else:
         known, default, rule = tuple(label.value for label in Behavior), PAPER_CLASSES, "behaviour"
     sides: list[tuple[str, ...]]
@@ -92,13 +93,34 @@ def _classes(side: str, known: tuple[str, ...], behavior: str) -> tuple[str, ...
     return tuple(dict.fromkeys(names))
 
 
-def rule_labeller(contrast: Contrast, label_cut: bool = False) -> Labeller:
-    """The labeller for the built-in rules: behaviour or thinking language."""
-    if contrast.rule == "thinking language":
-        return lambda record: thinking_language(record.text, starts_inside_think(record.rendered_prompt))
-    return lambda record: (
-        label_behavior(record.text, record.finish_reason, starts_inside_think(record.rendered_prompt), label_cut).value
-    )
+@dataclass
+class RuleLabeller:
+    """Labels by the built-in rules: behaviour or thinking language. `uncovered` fills with the answers that none can judge.
+
+    `think_format` is the row that splits a response; without one its text tells it.
+    """
+
+    contrast: Contrast
+    label_cut: bool = False
+    think_format: ThinkFormat | None = None
+    uncovered: dict[ResponseKey, str] = field(default_factory=dict)
+    num_seen: int = 0
+
+    def __call__(self, record: TraceRecord) -> str:
+        """The label of one response."""
+        inside = starts_inside_think(record.rendered_prompt, self.think_format)
+        parsed = parse_response(record.text, inside, self.think_format)
+        self.num_seen += 1
+        if self.contrast.rule == "thinking language":
+            return language_of_thinking(parsed.thinking if parsed else None)
+        language = uncovered_language(parsed.answer if parsed else None)
+        if language is not None:
+            self.uncovered[record.key] = language
+        return label_parsed(parsed, record.finish_reason, inside, self.label_cut).value
+
+    def warning(self) -> str | None:
+        """What to say about the answers that no rule could judge."""
+        return coverage_warning(Counter(self.uncovered.values()), self.num_seen)
 
 
 def read_labels(spec: str) -> dict[ResponseKey | str, str]:

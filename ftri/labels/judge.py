@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from ftri.endpoints import Connection, Endpoint, ask_all, message_text
+from ftri.labels.think_formats import parse_response
 
 REFUSES, ANSWERS = "REFUSES", "ANSWERS"
 # More than one word, since a judge that reasons first needs room before it answers.
@@ -31,7 +32,8 @@ def judge_question(question: str, answer: str) -> str:
 
 def read_verdict(reply: str) -> bool | None:
     """True when the reply's last word of the two is REFUSES, False for ANSWERS, None when it says neither."""
-    after_thinking = reply.rpartition("</think>")[2].upper()
+    parsed = parse_response(reply)
+    after_thinking = ((parsed.answer if parsed else None) or reply).upper()
     refuses, answers = after_thinking.rfind(REFUSES), after_thinking.rfind(ANSWERS)
     return None if refuses == answers else refuses > answers
 

@@ -23,7 +23,8 @@ _APOSTROPHES = dict.fromkeys(map(ord, "’‘ʼ′´`＇‛"), "'")
 _INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe0e\ufe0f\ufeff]")
 _LABEL = re.compile(
     r"^[^\w\"“„«「『'(]*(?:(?:assistant|ai|bot|chatbot|model|response|answer|reply|output|assistent|antwort|réponse|respuesta|"
-    r"resposta|risposta|ответ|ассистент|助手|助理|回答|回复|回覆|答案?|アシスタント|답변|الإجابة|المساعد)\W{0,4}[:：])\s*",
+    r"resposta|risposta|ответ|ассистент|助手|助理|回答|回复|回覆|答案?|アシスタント|답변|الإجابة|"
+    r"المساعد)\W{0,4}[:：])\s*",
     re.IGNORECASE,
 )
 _DECORATION = re.compile(r"^[^\w\"“„«「『'(—–¿¡]+")

@@ -78,7 +78,8 @@ THINK_FORMATS: tuple[ThinkFormat, ...] = (
         model_types=("gpt_oss",),
         markers=(
             Markers(
-                opens=r"(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>",
+                opens=r"(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|"
+                r"commentary)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>",
                 closes=r"(?:<\|start\|>assistant)?<\|channel\|>final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>",
                 many_blocks=True,
             ),
@@ -219,16 +220,20 @@ _BY_MODEL_TYPE = {name: row for row in THINK_FORMATS for name in row.model_types
 
 # What a tokenizer writes around a turn, where special tokens are printed.
 _BEFORE_TURN = re.compile(
-    r"\s*(?:<\|im_start\|>\s*assistant|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model|<\|turn>\s*model|"
-    r"\[gMASK\]|<sop>|<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>|<\|assistant\|>|<｜begin▁of▁sentence｜>|<｜Assistant｜>|\]~b\]ai|"
-    r"<\|im_assistant\|>assistant<\|im_middle\|>|<\|hy_Assistant\|>|<\|CHATBOT_TOKEN\|>|<\|START_OF_TURN_TOKEN\|>)[ \t]*"
+    r"\s*(?:<\|im_start\|>\s*assistant|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model|"
+    r"<\|turn>\s*model|"
+    r"\[gMASK\]|<sop>|<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>|<\|assistant\|>|<｜begin▁of▁sentence｜>|"
+    r"<｜Assistant｜>|\]~b\]ai|"
+    r"<\|im_assistant\|>assistant<\|im_middle\|>|<\|hy_Assistant\|>|<\|CHATBOT_TOKEN\|>|"
+    r"<\|START_OF_TURN_TOKEN\|>)[ \t]*"
 )
 _AFTER_TURN = re.compile(
-    r"(?:<\|(?:im_end|return|end|endoftext|end_of_text|eot_id|eot|call|user|observation|END_OF_TURN_TOKEN|end_of_msg)\|>|"
+    r"(?:<\|(?:im_end|return|end|endoftext|end_of_text|eot_id|eot|call|user|observation|END_OF_TURN_TOKEN|"
+    r"end_of_msg)\|>|"
     r"<｜end▁of▁sentence｜>|</s>|<eos>|<turn\|>|<end_of_turn>|\[e~\[)\s*\Z"
 )
 # What ends one of several blocks, where `closes` ends the last.
-_END_OF_BLOCK = re.compile(r"<\|(?:end|call|start)\|>(?:assistant)?|assistant(?=commentary)")
+_END_OF_BLOCK = re.compile(r"<\|(?:end|call|start)\|>(?:assistant)?|assistantcommentary")
 # Marks that the text talks about, rather than uses: between backticks or quotation marks.
 _MENTIONED = re.compile(r"`[^`\n]*`|\"</?[^\"\s]{0,30}\"|“</?[^”\s]{0,30}”|'</?[^'\s]{0,30}'")
 
@@ -342,12 +347,13 @@ def _end_of_block(markers: Markers, marks: list[_Mark], body: str) -> _Mark | No
             depth += not markers.many_blocks
             continue
         depth -= 1
-        rest = marks[place + 1 :]
         if depth == 0:
+            rest = marks[place + 1 :]
             # A thought about the tags closes early; the block's own end then stands on a line of its own.
             later = [other for other in rest if body[: other.start].endswith("\n")]
             return later[-1] if rest and later and not any(other.opens for other in rest) else mark
-        if not any(not other.opens for other in rest) and not any(other.opens for other in rest):
+        if place == len(marks) - 1:
+            # A thought about the tags has opened one without closing it.
             return mark
     return None
 

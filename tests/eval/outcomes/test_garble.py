@@ -58,3 +58,39 @@ def test_a_loop_whose_unit_changes_a_little_is_found_by_compression():
 )
 def test_garble_is_found(text):
     assert check_text(text).garbled
+
+
+def test_long_loops_are_found_without_looking_at_every_multiple_again():
+    """The stretch that a period repeats over is walked once: the work is the text's length, not 400 times that."""
+    for unit in ("x", "I will say it again and again. ", "天地玄黄宇宙洪荒", "x" * 399 + "y"):
+        walked = CountingText(unit * (20_000 // len(unit)))
+        assert repeated_tail(walked) == len(walked)
+        assert walked.num_looked_at < 8 * len(walked)
+
+
+class CountingText(str):
+    """A text that counts how often one of its characters is looked at."""
+
+    num_looked_at = 0
+
+    def __getitem__(self, place):
+        self.num_looked_at += 1
+        return super().__getitem__(place)
+
+
+def test_the_shortest_period_stands_for_its_multiples():
+    """Against the obvious way, which walks every period."""
+    for text in ("ab" * 40 + "c", "abcabc" * 20, "xy" * 30 + "z" + "xyxyz" * 20, "aaab" * 30, "-" * 90, "a-" * 50):
+        assert repeated_tail(text) == slow_repeated_tail(text)
+
+
+def slow_repeated_tail(text):
+    best = 0
+    for period in range(1, len(text) // 4 + 1):
+        length = period
+        while length < len(text) and text[-1 - length] == text[-1 - length + period]:
+            length += 1
+        says = any(map(str.isalnum, text[-period:]))
+        if length >= 4 * period and length >= 40 and says:
+            best = max(best, length)
+    return best

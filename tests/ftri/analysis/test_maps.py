@@ -99,7 +99,7 @@ def test_reading_traces_counts_what_takes_part_and_what_does_not(tmp_path):
     records[0].finish_reason = "length"
     write_traces(tmp_path / "t", synthetic.manifest(plan), records)
     compared = contrast.parse_contrast("refused")
-    found = maps.read_maps([TraceReader(tmp_path / "t")], compared, contrast.rule_labeller(compared))
+    found = maps.read_maps([TraceReader(tmp_path / "t")], compared, contrast.RuleLabeller(compared))
     assert found.dropped == {"TRUNCATED": 1} and len(found.observations) == len(records) - 1
     assert found.shared == maps.SharedTokens(2, 2)
     for row, record in enumerate(records[1:]):

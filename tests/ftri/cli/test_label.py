@@ -63,6 +63,11 @@ def test_reads_stdin_and_adds_the_canned_flag():
         ("nonsense\n", "line 1 is not JSON"),
         ("[]\n", "line 1 has no prompt, text, finish_reason"),
         ('{"prompt": "p", "text": null, "finish_reason": "stop"}\n', "has text null, expected a string"),
+        (
+            '{"prompt": "p", "text": "t", "finish_reason": "stop", "reasoning": 5}\n',
+            "has reasoning 5, expected a string",
+        ),
+        ("[" * 100_000, "line 1 is nested too deeply"),
     ],
 )
 def test_bad_input_is_one_sentence(responses, content, sentence):
@@ -70,6 +75,48 @@ def test_bad_input_is_one_sentence(responses, content, sentence):
     result = mote_label(str(responses))
     assert result.returncode == 1 and result.stdout == ""
     assert result.stderr.startswith("error: ") and sentence in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_other_encodings_are_one_sentence(responses):
+    responses.write_bytes("caf\u00e9".encode("latin-1"))
+    result = mote_label(str(responses))
+    assert result.returncode == 1 and "is not UTF-8 near line 1" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_thinking_that_a_server_split_off_is_read(responses):
+    entries = [
+        {"prompt": "2+2", "text": "4", "finish_reason": "stop", "reasoning_content": "Two and two."},
+        {"prompt": "2+2", "text": "I cannot help with that.", "finish_reason": "stop", "reasoning": "No."},
+        {"prompt": "2+2", "text": None, "finish_reason": "length", "reasoning": "Two and"},
+        {"prompt": "2+2", "text": "4", "finish_reason": "stop", "reasoning_content": None, "reasoning": ""},
+    ]
+    responses.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    result = mote_label(str(responses))
+    assert result.returncode == 0, result.stderr
+    labelled = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [entry["behavior"] for entry in labelled] == ["REASONED", "REFUSED_AFTER_REASONING", "TRUNCATED", "ALIGNED"]
+    assert [entry["thinking_language"] for entry in labelled] == ["english", "english", "english", "none"]
+
+
+def test_a_format_is_told_and_an_unknown_one_is_a_sentence(responses):
+    entry = {"prompt": "2+2", "text": "[THINK]Two.[/THINK]4", "finish_reason": "stop"}
+    responses.write_text(json.dumps(entry), encoding="utf-8")
+    assert json.loads(mote_label(str(responses)).stdout)["behavior"] == "REASONED"
+    assert json.loads(mote_label(str(responses), "--think-format", "think").stdout)["behavior"] == "ALIGNED"
+    result = mote_label(str(responses), "--think-format", "runes")
+    assert result.returncode == 1 and "no such format; known are harmony," in result.stderr
+
+
+def test_answers_that_no_rule_can_judge_are_counted_and_named(responses):
+    texts = [
+        "Het spijt me, maar daar kan ik je niet mee helpen.",
+        "Dat is een mooie vraag, het antwoord is vier.",
+        "Four.",
+    ]
+    entries = [{"prompt": "p", "text": text, "finish_reason": "stop"} for text in texts]
+    responses.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    result = mote_label(str(responses))
+    assert "warning: 2 of 3 answers are in a language without rules for refusals (Dutch 2)" in result.stderr
 
 
 def test_missing_file_and_half_a_judge(responses):
