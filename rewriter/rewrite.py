@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from rewriter.checkpoint.kinds import Model, open_model
+from rewriter.checkpoint.links import check_links
+from rewriter.checkpoint.other_files import CARD_NAME
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.patches import EditOptions
 from rewriter.edit.plan import Plan, behavior_of, make_plan
-from rewriter.edit.record import BIAS_WORDS, MINUS_INF, BiasChoice, Recipe, expert_set_of
+from rewriter.edit.record import BIAS_WORDS, MINUS_INF, BiasChoice, Recipe, expert_set_of, find_record
 from rewriter.edit.replan import check_base, check_plan, options_of
 from rewriter.errors import ExpertSetError, InputError
 from rewriter.expert_set import PRESET_PREFIX, ExpertSet, LayerIndex
@@ -120,6 +122,7 @@ def prepare(request: RewriteRequest, *, say: Callable[[str], None]) -> Prepared:
         _plan_remotely(edit, model, revision, say)
     resolved = resolve_model(model, revision, say=say)
     checkpoint = open_model(resolved.folder)
+    check_base_links(checkpoint, resolved.folder)
     plan = edit.plan(
         checkpoint,
         base_model=resolved.repo_id,
@@ -129,6 +132,20 @@ def prepare(request: RewriteRequest, *, say: Callable[[str], None]) -> Prepared:
     target = request.output or _default_target(resolved.repo_id or checkpoint.title, edit)
     check_target(target.absolute(), resolved.folder, overwrite=request.overwrite)
     return Prepared(plan, resolved.folder, target, link, request.overwrite)
+
+
+def check_base_links(checkpoint: Model, given: Path) -> None:
+    """Refuse a base whose files are links that lead out of it.
+
+    given: the folder or file that the user named; a link that is named itself is followed.
+
+    Raises:
+        CheckpointError: naming the link.
+    """
+    previous = find_record(checkpoint.config, checkpoint.source.name, checkpoint.config_place)
+    names: list[str | Path] = [*checkpoint.other_files()[0], checkpoint.config_place, CARD_NAME]
+    names += checkpoint.shards if given.is_dir() else ()
+    check_links(checkpoint.folder, names, base_name=previous.base_folder if previous else None)
 
 
 def would_download(request: RewriteRequest) -> bool:

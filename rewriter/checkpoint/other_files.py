@@ -1,9 +1,11 @@
-"""Which of a model folder's other files belong into a variant: tokenizer and code do, other weights and training state do not."""
+"""Which of a model folder's other files belong into a variant: what serving needs does; other weights and training do not."""
 
 import os
 from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+from rewriter.checkpoint.remote_code import remote_code
 
 # Weights in other formats, or beside the index, would hold the tensors unedited, and some runtimes load whatever they find.
 OTHER_WEIGHTS = (
@@ -14,6 +16,7 @@ TRAINING_STATE = (
     "optimizer*", "scheduler*", "rng_state*", "trainer_state.json", "training_args*", "events.out.tfevents*",
     "global_step*", "checkpoint-*", "runs", "wandb", "zero_to_fp32.py", "latest",
 )  # fmt: skip
+SCRIPTS = ("*.py", "*.sh", "*.ipynb")  # left out unless a config names them as the model's code
 HIDDEN = (".*", "__pycache__")
 CARD_NAME = "README.md"
 
@@ -23,6 +26,7 @@ def companion_files(folder: Path, handled: Collection[str]) -> tuple[list[Path],
 
     handled: files at the top that are dealt with elsewhere (shards, index, config, card).
     """
+    code = remote_code(folder)
     taken: list[Path] = []
     left: list[Path] = []
     for base, folders, files in os.walk(folder):
@@ -34,7 +38,8 @@ def companion_files(folder: Path, handled: Collection[str]) -> tuple[list[Path],
         for name in sorted(files):
             path = here / name
             if str(path) not in handled:
-                (left if _is_left_out(name) else taken).append(path)
+                is_script = _matches(name, SCRIPTS) and path not in code
+                (left if is_script or _is_left_out(name) else taken).append(path)
     return sorted(taken), sorted(path for path in left if not _matches(path.name, HIDDEN))
 
 

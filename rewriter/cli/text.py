@@ -185,6 +185,7 @@ def verify_lines(result: VerifyResult, runtimes: list[dict[str, str]]) -> list[s
         f"  shards: {shards}",
         f"  bytes: {size_text(result.bytes_by_inode)} equal by inode, {size_text(result.bytes_by_extent)} by shared blocks,"
         f" {size_text(result.bytes_read)} read",
+        *([f"  not compared with anything: {', '.join(result.not_compared)}"] if result.not_compared else []),
         "  runtimes:",
     ]
     for row in runtimes:

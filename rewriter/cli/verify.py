@@ -46,7 +46,8 @@ def verify_variant(
     from rewriter.variant.verify import base_of, verify
 
     model, revision = (base, None) if base else base_of(variant)
-    result = verify(variant, resolve_model(model, revision, say=say).folder, full=full, progress=byte_progress)
+    found = resolve_model(model, revision, say=say)
+    result = verify(variant, found.folder, full=full, base_id=(found.repo_id, found.revision), progress=byte_progress)
     opened = open_model(variant)
     record = read_record(opened.config, opened.source.name, opened.config_place)
     runtimes = safety(record, opened.layout, opened.format)

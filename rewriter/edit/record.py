@@ -114,6 +114,15 @@ class VariantRecord(_Record):
         """As config.json holds it."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
+    def edits_in_force(self) -> list[ExpertRecord]:
+        """What the whole chain of edits has done to experts: the last word on each expert's bias, and every zeroed output."""
+        last = {
+            (one.layer, one.expert, one.edits_bias): one
+            for record in reversed(list(self.chain()))
+            for one in record.experts
+        }
+        return list(last.values())
+
     def chain(self) -> Iterator["VariantRecord"]:
         """This record, then the base's, where that was a variant itself, and so on."""
         record: VariantRecord | None = self

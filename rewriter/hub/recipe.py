@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rewriter.checkpoint.links import check_links
 from rewriter.edit.record import Recipe
 from rewriter.errors import HubError, InputError, RecordError
 from rewriter.hub.errors import hub_errors, quiet_hub_logs
@@ -19,6 +20,7 @@ def load_recipe(source: str) -> Recipe:
     """
     path = Path(source).expanduser()
     if path.is_dir():
+        check_links(path, [RECIPE_NAME])
         path = path / RECIPE_NAME
     elif not path.exists() and looks_like_repo_id(source.partition("@")[0]):
         repo_id, _, revision = source.partition("@")

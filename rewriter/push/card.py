@@ -1,5 +1,6 @@
 """The card of a variant as it is published: with the repo's name, the measurements at hand and the base's terms."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,9 +52,9 @@ def pushed_card(
 def serve_line_for(present: str | None, repo_id: str, branch: str) -> str:
     """Return the serving command with its model replaced by the repo, other options kept."""
     lines = [line for line in (present or "").splitlines() if line.startswith("vllm serve ")]
-    options = lines[0].split()[3:] if lines else []
+    options = shlex.split(lines[0])[3:] if lines else []
     revision = [] if branch == "main" else ["--revision", branch]
-    return " ".join(["vllm", "serve", repo_id, *revision, *options])
+    return shlex.join(["vllm", "serve", repo_id, *revision, *options])
 
 
 def complete_terms(text: str, record: VariantRecord, say: Callable[[str], None]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rewriter.checkpoint.links import check_links
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.record import VariantRecord, read_record
 from rewriter.errors import InputError
@@ -61,10 +62,14 @@ def read_variant(folder: Path) -> VariantRecord:
     return read_record(Checkpoint.open(folder).config, str(folder))
 
 
-def list_files(folder: Path) -> list[LocalFile]:
+def list_files(folder: Path, record: VariantRecord) -> list[LocalFile]:
     """List a variant's files, hidden ones and caches apart; small ones come with their hashes.
 
-    Symbolic links to files are followed, as in a variant made with --link symlink.
+    Links to shards of the base are followed, as in a variant made with --link symlink.
+
+    Raises:
+        CheckpointError: a link leads elsewhere.
+        InputError: something is not a file.
     """
     files = []
     for base, folders, names in os.walk(folder):
@@ -73,6 +78,7 @@ def list_files(folder: Path) -> list[LocalFile]:
             if name.startswith("."):
                 continue
             source = Path(base) / name
+            check_links(folder, [source.relative_to(folder)], base_name=record.base_folder)
             if not source.is_file():
                 raise InputError(f"'{source}' is not a file, or a link to nothing, expected a complete variant")
             path, size_bytes = source.relative_to(folder).as_posix(), source.stat().st_size

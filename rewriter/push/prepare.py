@@ -129,7 +129,7 @@ def variant_files(request: PushRequest, say: Say) -> tuple[list[LocalFile], Vari
         InputError: the folder is no complete variant, or its card is not valid.
     """
     record = read_variant(request.folder)
-    files = [file for file in list_files(request.folder) if file.path != "README.md"]
+    files = [file for file in list_files(request.folder, record) if file.path != "README.md"]
     return [*files, pushed_card(request.folder, record, request.repo_id, request.branch, say)], record
 
 

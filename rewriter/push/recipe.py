@@ -1,5 +1,6 @@
 """Makes the files of a recipe repo out of a variant's folder."""
 
+import shlex
 from collections.abc import Callable
 
 from rewriter.edit.record import Recipe, VariantRecord, expert_set_of
@@ -31,7 +32,7 @@ def recipe_files(request: PushRequest, say: Callable[[str], None]) -> tuple[list
             files.append(file_in_memory(f"{action}.json", expert_set.to_json().encode()))
     files += [
         file
-        for file in list_files(request.folder)
+        for file in list_files(request.folder, record)
         if file.path.startswith("mote-") and file.path != RECIPE_NAME and file.size_bytes <= SMALL_FILE_BYTES
     ]
     card = pushed_card(request.folder, record, request.repo_id, request.branch, say)
@@ -47,6 +48,7 @@ def recipe_card(card: str, request: PushRequest) -> str:
     data |= {"tags": list(dict.fromkeys(tags)), "library_name": "mote"}
     folder = request.repo_id.rsplit("/", 1)[-1]
     branch = "" if request.branch == "main" else f"@{request.branch}"
-    commands = f"mote-rewrite --recipe {request.repo_id}{branch} -o ./{folder}\nvllm serve ./{folder}"
+    rewrite = shlex.join(["mote-rewrite", "--recipe", f"{request.repo_id}{branch}", "-o", f"./{folder}"])
+    commands = f"{rewrite}\n{shlex.join(['vllm', 'serve', f'./{folder}'])}"
     text = join_card(data, body)
     return replace_block(text, "mote-serve", f"{NO_WEIGHTS}\n\n```bash\n{commands}\n```", "Use it")

@@ -26,7 +26,10 @@ class Runtime:
 
 
 def safety(record: VariantRecord, layout: RouterLayout, kind: Format = "safetensors") -> list[dict[str, str]]:
-    """For each runtime of that kind of checkpoint whether a variant with this record is safe on it, and why not."""
+    """For each runtime of that kind of checkpoint whether a variant with this record is safe on it, and why not.
+
+    The edits of a base that was a variant itself count too.
+    """
     rows = []
     for runtime in RUNTIMES[kind]:
         reason = runtime.check(record, layout)
@@ -48,7 +51,7 @@ def _never(record: VariantRecord, layout: RouterLayout) -> str | None:
 
 def _edits_bias(record: VariantRecord) -> bool:
     """Whether any edit is one of the router's bias; an output zeroed is a zero on every runtime."""
-    return any(expert.edits_bias for expert in record.experts)
+    return any(expert.edits_bias for expert in record.edits_in_force())
 
 
 def _vllm(record: VariantRecord, layout: RouterLayout) -> str | None:
@@ -62,7 +65,7 @@ def _vllm_cpu(record: VariantRecord, layout: RouterLayout) -> str | None:
 
 
 def _minus_inf(record: VariantRecord, layout: RouterLayout) -> str | None:
-    if any(expert.is_minus_inf for expert in record.experts):
+    if any(expert.is_minus_inf for expert in record.edits_in_force()):
         return "rejects or mishandles a router bias of -inf; rewrite with --suppress-bias margin"
     return None
 
@@ -71,7 +74,7 @@ def _dead_group(record: VariantRecord, layout: RouterLayout) -> str | None:
     """AITER's kernels mishandle a group whose every expert is -inf."""
     group_size = layout.num_experts // layout.num_groups
     dead: dict[tuple[int, int], int] = {}
-    for expert in record.experts:
+    for expert in record.edits_in_force():
         if expert.is_minus_inf:
             group = (expert.layer, expert.expert // group_size)
             dead[group] = dead.get(group, 0) + 1
@@ -88,14 +91,14 @@ def _always_normalises(record: VariantRecord, layout: RouterLayout) -> str | Non
 
 
 def _llama_cpp(record: VariantRecord, layout: RouterLayout) -> str | None:
-    if any(expert.is_minus_inf for expert in record.experts):
+    if any(expert.is_minus_inf for expert in record.edits_in_force()):
         return "--check-tensors and llama-quantize refuse a router bias of -inf; rewrite with --suppress-bias margin"
     return None
 
 
 def _llama_cpp_masking_by_product(record: VariantRecord, layout: RouterLayout) -> str | None:
     """Its masks of groups were products: 0 * -inf is no number."""
-    if any(expert.is_minus_inf for expert in record.experts) and layout.num_groups > 1:
+    if any(expert.is_minus_inf for expert in record.edits_in_force()) and layout.num_groups > 1:
         return "masks expert groups as 0 * -inf, which gives wrong texts; rewrite with --suppress-bias margin"
     return _llama_cpp(record, layout)
 

@@ -1,10 +1,12 @@
 """The model card of a variant, from its plan."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from rewriter import __version__
 from rewriter.checkpoint.kinds import Format, Model
+from rewriter.checkpoint.remote_code import names_remote_code
 from rewriter.edit.plan import Plan
 from rewriter.variant.card import CardFacts, EditedExpert, build_card
 
@@ -37,8 +39,10 @@ def serve_line(target: str, checkpoint: Model) -> str:
 
 
 def _vllm_line(target: str, checkpoint: Model) -> str:
-    parts = ["vllm", "serve", target]
-    if "auto_map" in checkpoint.config:
+    parts = ["vllm", "serve", shlex.quote(target)]
+    family = checkpoint.layout.family
+    own_config = family.config_by_remote_code and "auto_map" in checkpoint.config
+    if own_config or names_remote_code(checkpoint.folder, "tokenizer_config.json"):
         parts.append("--trust-remote-code")
     if sum(map(checkpoint.shard_size, checkpoint.shards)) > ONE_GPU_BYTES:
         parts.append("--tensor-parallel-size 8")
@@ -46,7 +50,7 @@ def _vllm_line(target: str, checkpoint: Model) -> str:
 
 
 def _llama_cpp_line(target: str, checkpoint: Model) -> str:
-    return f"llama-server -m {target}/{checkpoint.shards[0]}"
+    return f"llama-server -m {shlex.quote(f'{target}/{checkpoint.shards[0]}')}"
 
 
 SERVE_LINES: dict[Format, Callable[[str, Model], str]] = {"safetensors": _vllm_line, "gguf": _llama_cpp_line}

@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.checkpoint.kinds import FileHeader, Model, open_model
-from rewriter.checkpoint.other_files import is_weights
 from rewriter.checkpoint.reader import INDEX_NAME
 from rewriter.edit.plan import Plan
 from rewriter.edit.record import VariantRecord, read_record, without_record
 from rewriter.edit.replan import replan
 from rewriter.errors import ExpertSetError, VerificationError
 from rewriter.variant.copying import Progress, data_ranges
+from rewriter.variant.other_content import check_other_files
 from rewriter.variant.shared_blocks import shared_ranges
 
 CHUNK_BYTES = 4 << 20
+# Fields of the record that say where the edit came from; all others follow from the base and the experts.
+UNPROVABLE = ("tool_version", "base_model", "base_revision", "base_folder", "expert_sets")
 Range = tuple[int, int]
 
 
@@ -40,6 +42,7 @@ class VerifyResult:
     bytes_read: int = 0  # of the base; as many of the variant
     bytes_by_inode: int = 0
     bytes_by_extent: int = 0
+    not_compared: list[str] = field(default_factory=list)  # files and facts that there is nothing to compare with
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""
@@ -51,9 +54,12 @@ def verify(
     base_folder: Path,
     *,
     full: bool = False,
+    base_id: tuple[str | None, str | None] = (None, None),
     progress: Callable[[int], AbstractContextManager[Progress]] | None = None,
 ) -> VerifyResult:
     """Compare a variant with its base.
+
+    base_id: the base's Hub id and commit, where they are known.
 
     Raises:
         VerificationError: with the first difference that the record does not announce.
@@ -74,8 +80,15 @@ def verify(
         raise VerificationError(
             f"{variant.source.name}: its index differs from the base's, for example for {differing}"
         )
-    _check_companions(variant, base)
-    result = VerifyResult(str(variant_folder), str(base_folder), len(base.weight_map), len(plan.patches))
+    not_compared = check_other_files(variant, base, record)
+    not_compared += [f"{name} of the mote block" for name in _unproven(record, base_id)]
+    result = VerifyResult(
+        str(variant_folder),
+        str(base_folder),
+        len(base.weight_map),
+        len(plan.patches),
+        not_compared=not_compared,
+    )
     total = sum(map(base.shard_size, base.shards))
     methods: defaultdict[str, int] = defaultdict(int)
     with progress(total) if progress else nullcontext(_ignore) as report:
@@ -88,7 +101,8 @@ def verify(
 
 def _check_record(variant: Model, found: VariantRecord, expected: VariantRecord) -> None:
     """What the record says of tensors and values must be what its experts come to on this base."""
-    for name in ("tensors", "experts", "changed_files", "fingerprint"):
+    first = ("tensors", "experts", "changed_files", "fingerprint")
+    for name in (*first, *(VariantRecord.model_fields.keys() - {*first, *UNPROVABLE})):
         if getattr(found, name) == getattr(expected, name):
             continue
         if name == "tensors":
@@ -96,6 +110,14 @@ def _check_record(variant: Model, found: VariantRecord, expected: VariantRecord)
         raise VerificationError(
             f"{variant.source.name}/{variant.config_place}: {name} of its mote block is not what its experts come to on this base"
         )
+
+
+def _unproven(record: VariantRecord, base_id: tuple[str | None, str | None]) -> list[str]:
+    """What the record says that does not follow from the base's bytes."""
+    is_known = base_id[0] is not None and base_id == (record.base_model, record.base_revision)
+    proven = {"base_model", "base_revision"} if is_known else set()
+    told = [name for name in UNPROVABLE if name not in proven and getattr(record, name)]
+    return told + sorted(record.model_extra or {})
 
 
 def _check_same_base(variant: Model, found: VariantRecord, expected: VariantRecord) -> None:
@@ -125,24 +147,6 @@ def _is_same_file(variant_folder: Path, base_folder: Path, name: str) -> bool:
     """Whether both have a file with the same bytes; R1's index takes a second and tens of megabytes to parse."""
     ours, theirs = base_folder / name, variant_folder / name
     return ours.is_file() and theirs.is_file() and filecmp.cmp(ours, theirs, shallow=False)
-
-
-def _check_companions(variant: Model, base: Model) -> None:
-    """The other files must be the base's, and no further weights may lie about, since some runtimes load all they find."""
-    variant_folder, base_folder = variant.folder, base.folder
-    wanted, _ = base.other_files()
-    _, left = variant.other_files()
-    extra = [path for path in left if is_weights(path)]
-    if extra:
-        raise VerificationError(
-            f"{variant_folder / extra[0]}: holds weights that the index does not name, expected none: some runtimes would"
-            " load them"
-        )
-    for path in wanted:
-        if not (variant_folder / path).is_file():
-            raise VerificationError(f"{variant_folder / path}: no such file, but the base has it")
-        if not filecmp.cmp(base_folder / path, variant_folder / path, shallow=False):
-            raise VerificationError(f"{variant_folder / path}: differs from the base's, expected the same bytes")
 
 
 def _verify_shard(

@@ -34,6 +34,7 @@ CONFIG: dict[str, Any] = {
     "scoring_func": "sigmoid",
     "topk_method": "noaux_tc",
     "rms_norm_eps": 1e-06,
+    "auto_map": {"AutoModelForCausalLM": "modeling_custom.CustomForCausalLM"},
     "an_unknown_key": {"kept": [1, 2.50, None]},
 }
 NUM_SHARDS = 4

@@ -1,5 +1,6 @@
 """mote-verify: what it proves without reading, what it reads, and that no tampering gets past it."""
 
+import errno
 import json
 import os
 import shutil
@@ -245,6 +246,93 @@ def test_variant_of_a_variant(
     assert mote_verify(second, "--base", base).code == 1
     block = json.loads((second / "config.json").read_text())["mote"]
     assert block["base"]["behavior"] == "refusal" and block["base_folder"] == "out"
+
+
+def test_verdict_on_a_variant_of_a_variant_counts_the_first_edit(
+    base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command, mote_verify: Command
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert mote_rewrite("--model", base, "--suppress", refusal, "-o", first).code == 0
+
+    def verdict(*pairs: tuple[int, int], action: str = "--suppress") -> str:
+        more = write_set(tmp_path / "more.json", list(pairs))
+        options = ("-o", second, "--suppress-bias", "margin", "--overwrite")
+        assert mote_rewrite("--model", first, action, more, *options).code == 0
+        rows = json.loads(mote_verify(second, "--base", first, "--json").stdout)["runtimes"]
+        return next(row["verdict"] for row in rows if row["runtime"] == "llama.cpp (after conversion)")
+
+    assert verdict((2, 2)) == "not safe"
+    # The last word counts: the experts that were at -inf have finite biases now.
+    assert verdict((1, 3), (1, 8), (3, 0)) == "safe"
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_config.json", "chat_template.jinja", "modeling_deepseek.py", "additional/config.json"]
+)
+@pytest.mark.parametrize("full", [[], ["--full"]])
+def test_added_file_that_a_runtime_would_read(
+    base: Path, variant: Path, mote_verify: Command, name: str, full: list[str]
+) -> None:
+    (variant / name).parent.mkdir(exist_ok=True)
+    (variant / name).write_text("{}")
+    assert f"{variant / name}: the base has no such file" in mote_verify(variant, "--base", base, *full).error
+
+
+@pytest.mark.parametrize("name", [".hidden.safetensors", "sub/model.safetensors", ".cache/pytorch_model.bin"])
+def test_hidden_and_nested_weights(base: Path, variant: Path, mote_verify: Command, name: str) -> None:
+    (variant / name).parent.mkdir(exist_ok=True)
+    (variant / name).write_bytes(b"x")
+    assert f"{variant / name}: holds weights" in mote_verify(variant, "--base", base).error
+
+
+def test_linked_folder_and_unreadable_folder(
+    base: Path, variant: Path, tmp_path: Path, mote_verify: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (variant / "linked").symlink_to(tmp_path)
+    assert f"{variant / 'linked'}: is a link to a folder" in mote_verify(variant, "--base", base).error
+    (variant / "linked").unlink()
+    (variant / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert f"{variant / 'closed'}: cannot be read" in mote_verify(variant, "--base", base).error
+
+
+def test_what_is_compared_with_nothing_is_named(base: Path, variant: Path, mote_verify: Command) -> None:
+    (variant / ".gitattributes").write_text("x")
+    (variant / "mote-eval.md").write_text("x")
+    (variant / "README.md").write_text("edited by hand")
+    expected = [".gitattributes", "README.md", "mote-eval.md"]
+    told = ["tool_version of the mote block", "base_folder of the mote block", "expert_sets of the mote block"]
+    assert json.loads(mote_verify(variant, "--base", base, "--json").stdout)["not_compared"] == expected + told
+    assert "not compared with anything: .gitattributes, README.md, mote-eval.md, tool_version of" in (
+        mote_verify(variant, "--base", base).stdout
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"behavior": "kindness"},
+        {"renormalization": "nothing to see"},
+        {"suppress_bias": -20.0},
+        {"expert_sets": []},
+    ],
+)
+def test_texts_of_the_record_follow_from_it(
+    base: Path, variant: Path, mote_verify: Command, change: dict[str, Any]
+) -> None:
+    edit_json(variant / "config.json", lambda config: config | {"mote": config["mote"] | change})
+    outcome = mote_verify(variant, "--base", base)
+    if "expert_sets" in change:  # which sets the experts came from is told, not proven
+        assert outcome.code == 0 and "expert_sets of the mote block" not in outcome.stdout
+    else:
+        assert "of its mote block is not what its experts come to" in outcome.error
 
 
 def test_runtimes_that_a_variant_is_not_safe_on(
