@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -113,6 +113,9 @@ class Request:
     edit: PlannedEdit | None = None
 
 
+# Whether a response's text so far decides all that is wanted of it.
+Until = Callable[[str], bool]
+DECIDED = "decided"
 # One edit for all prompts, None for the base, or one of these for each prompt.
 Edits = RouterEdit | Iterable[RouterEdit | None] | None
 
@@ -205,18 +208,20 @@ class Engine:
         samples: int = 1,
         skip: Container[tuple[str, int]] = (),
         edit: Edits = None,
+        until: Until | None = None,
     ) -> Iterator[Generation]:
         """Run every prompt `samples` times, but for the (prompt_id, sample) in `skip`; yields responses as they finish.
 
         Prompts are taken from the iterable as there is room, so any number of them needs little memory. `edit` is one for
-        all of them or, as a list or another iterable, an edit or None for each prompt.
+        all of them or, as a list or another iterable, an edit or None for each prompt. A response ends, with the finish
+        reason "decided", when `until` of its text so far is true: where a label is wanted, the rest need not be written.
 
         Raises:
             EngineError: when a prompt does not fit into the model's context.
             InputError: when the engine was not started with live_edits, or there are not as many edits as prompts.
             MoteError: as plan_edit does, for an edit that the model cannot bear.
         """
-        for finished in self.generate_by_step(prompts, sampling, samples, skip, edit):
+        for finished in self.generate_by_step(prompts, sampling, samples, skip, edit, until):
             yield from finished
 
     def generate_by_step(
@@ -226,6 +231,7 @@ class Engine:
         samples: int = 1,
         skip: Container[tuple[str, int]] = (),
         edit: Edits = None,
+        until: Until | None = None,
     ) -> Iterator[list[Generation]]:
         """As generate, but the responses that finished in one step of the engine come together."""
         requests = (
@@ -233,14 +239,14 @@ class Engine:
                 (index, sample, prompt),
                 prompt.token_ids,
                 prompt.prompt_id,
-                sampling_params(sampling, prompt, sample),
+                sampling_params(sampling, prompt, sample, watched=until is not None),
                 planned,
             )
             for index, (prompt, planned) in enumerate(self._with_edits(prompts, edit))
             for sample in range(samples)
             if (prompt.prompt_id, sample) not in skip
         )
-        for finished in self._run(requests):
+        for finished in self._run(requests, until):
             yield [
                 Generation(
                     prompt=prompt,
@@ -248,7 +254,7 @@ class Engine:
                     sample=sample,
                     token_ids=list(output.outputs[0].token_ids),
                     text=output.outputs[0].text,
-                    finish_reason=output.outputs[0].finish_reason or "unknown",
+                    finish_reason=output.outputs[0].finish_reason or ("unknown" if output.finished else DECIDED),
                     experts=experts,
                 )
                 for (index, sample, prompt), output, experts in finished
@@ -338,8 +344,13 @@ class Engine:
                     f" by a bias of {value:g}, expected semantics drop or drop-renorm"
                 )
 
-    def _run(self, requests: Iterator[Request]) -> Iterator[list[tuple[Any, Any, Experts | None]]]:
-        """Feed requests and yield (label, output, experts) as they finish, those of one step together."""
+    def _run(
+        self, requests: Iterator[Request], until: Until | None = None
+    ) -> Iterator[list[tuple[Any, Any, Experts | None]]]:
+        """Feed requests and yield (label, output, experts) as they finish, those of one step together.
+
+        Outputs that `until` ends are yielded as they are, unfinished; vLLM is told to drop them.
+        """
         labels: dict[str, Any] = {}
         internal_ids: dict[str, str] = {}
         if self.capture == "router_hook":
@@ -353,10 +364,19 @@ class Engine:
                     labels[request_id] = request.label
                 if not labels:
                     return
-                finished = [output for output in self._step() if output.finished]
+                outputs = self._step()
+                finished = [output for output in outputs if output.finished]
+                decided = [
+                    output
+                    for output in outputs
+                    if until is not None and not output.finished and until(output.outputs[0].text)
+                ]
+                finished += decided
                 if not finished:
                     continue
                 rows = self._rows_of(finished, internal_ids)
+                if decided:
+                    self._llm.abort_request([output.request_id for output in decided])
                 for output in finished:
                     del internal_ids[output.request_id]
                 yield [
@@ -452,8 +472,11 @@ def stop_engine(llm: Any) -> None:
     gc.collect()
 
 
-def sampling_params(sampling: Sampling, prompt: RenderedPrompt, sample: int) -> Any:
-    """vLLM's parameters for one response; each has a seed of its own, so the order of requests changes nothing."""
+def sampling_params(sampling: Sampling, prompt: RenderedPrompt, sample: int, watched: bool = False) -> Any:
+    """vLLM's parameters for one response; each has a seed of its own, so the order of requests changes nothing.
+
+    A watched response is handed out after every step, with all of its text so far.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -469,7 +492,7 @@ def sampling_params(sampling: Sampling, prompt: RenderedPrompt, sample: int) -> 
         seed=seed,
         # <think> is a special token in some tokenizers, and the labels need it.
         skip_special_tokens=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
+        output_kind=RequestOutputKind.CUMULATIVE if watched else RequestOutputKind.FINAL_ONLY,
     )
 
 
