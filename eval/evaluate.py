@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from eval.answers.journal import Collector, Journal, Progress
 from eval.answers.plan import NamedEdit, plan_live, plan_served, spread
@@ -17,7 +18,7 @@ from eval.outcomes.held_out import HeldOut, check_held_out, cluster_words, split
 from eval.outcomes.targets import Direction, find_target
 from eval.report.outputs import assemble, make_output, update_card, write_outputs
 from eval.results import Results
-from eval.run import load_measures, measure_all
+from eval.run import Loaded, load_measures, measure_all
 from eval.session import Say, Session, open_session
 from ftri.labels.names import Behavior
 from ftri.prompts.sets import PromptRecord, load_prompt_set
@@ -44,19 +45,35 @@ def evaluate(request: EvalRequest, say: Say, progress: Progress) -> Results:
             say(f"{journal.path}: going on with {len(journal)} records")
         collector = Collector(session.responder, journal, progress)
         subject = settle(request, session, spread(prompt_set.records, request.limit), collector, say)
-        scene = _scene(request, session, subject, collector, say)
-        found = measure_all(scene, loaded)
-        results = assemble(
-            scene,
-            found,
-            request.output,
-            mode=session.mode,
-            subject=session.subject(journal),
-            behavior=subject.behavior,
-            prompt_source=prompt_set.source,
-            held_out=subject.held_out,
-            clusters=cluster_words(subject.prompts),
-        )
+        return measure_subject(request, session, subject, collector, prompt_set.source, loaded, say)
+
+
+def measure_subject(
+    request: EvalRequest,
+    session: Session,
+    subject: Subject,
+    collector: Collector,
+    prompt_source: Mapping[str, Any],
+    loaded: Loaded,
+    say: Say,
+) -> Results:
+    """Measure settled experts on settled prompts, and write everything into the output folder.
+
+    Raises: MoteError when the comparison itself could not be made.
+    """
+    scene = _scene(request, session, subject, collector, say)
+    found = measure_all(scene, loaded)
+    results = assemble(
+        scene,
+        found,
+        request.output,
+        mode=session.mode,
+        subject=session.subject(collector.journal),
+        behavior=subject.behavior,
+        prompt_source=prompt_source,
+        held_out=subject.held_out,
+        clusters=cluster_words(subject.prompts),
+    )
     write_outputs(results, request.output)
     if request.card is not None:
         say(f"{update_card(request.card, results)}: section on results updated")

@@ -96,18 +96,42 @@ class VllmModel:
                     distributions = TokenDistributions(ids, score.logprobs)
                 yield Scored(position, distributions, score.experts if routing else None)
 
+    def score_each(
+        self, sequences: Sequence[Sequence[int]], arms: Sequence[Arm], num_listed: int
+    ) -> Iterator[TokenDistributions]:
+        """See `LiveModel`."""
+        edits = {arm: router_edit(arm) for arm in set(arms)}
+        for batch in batches([len(sequence) * num_listed for sequence in sequences], LISTED_AT_A_TIME):
+            scores = self._engine.score(
+                [list(sequences[position]) for position in batch],
+                num_logprobs=num_listed,
+                edit=[edits[arms[position]] for position in batch],
+            )
+            for score in scores:
+                assert score.token_ids is not None, "a number of tokens was asked for"
+                yield TokenDistributions(score.token_ids, score.logprobs)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """See `LiveModel`."""
+        return str(self._engine.renderer.tokenizer.decode(list(token_ids)))
+
     def edit(self, arm: Arm) -> None:
         """See `LiveModel`."""
-        from ftri.engine.edits import RouterEdit
-
-        self._edit = None
-        if arm.suppress or arm.stimulate:
-            assert arm.semantics is not None
-            self._edit = RouterEdit(arm.semantics, suppress=arm.suppress, stimulate=arm.stimulate)
+        self._edit = router_edit(arm)
 
     def close(self) -> None:
         """See `LiveModel`."""
         self._engine.close()
+
+
+def router_edit(arm: Arm) -> RouterEdit | None:
+    """The edit that an arm's requests carry; None for the base."""
+    from ftri.engine.edits import RouterEdit
+
+    if not (arm.suppress or arm.stimulate):
+        return None
+    assert arm.semantics is not None
+    return RouterEdit(arm.semantics, suppress=arm.suppress, stimulate=arm.stimulate)
 
 
 def batches(sizes: Sequence[int], limit: int) -> Iterator[list[int]]:

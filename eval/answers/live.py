@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from eval.answers.arms import Answer, Arm, Keep, Request, Sampling
+from eval.answers.arms import BASE, Answer, Arm, Keep, Request, Sampling
 from ftri.prompts.rendering import Rendered
 
 if TYPE_CHECKING:
@@ -69,6 +69,16 @@ class LiveModel(Protocol):
         and the routing."""
         ...
 
+    def score_each(
+        self, sequences: Sequence[Sequence[int]], arms: Sequence[Arm], num_listed: int
+    ) -> Iterator[TokenDistributions]:
+        """The `num_listed` likeliest next tokens at every position of the n-th sequence under the n-th arm's edit, in order."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Tokens as text, special ones included."""
+        ...
+
     def edit(self, arm: Arm) -> None:
         """Put the arm's edit in force in place of the last one; an arm without experts restores the base exactly."""
         ...
@@ -124,6 +134,12 @@ class LiveResponder:
     ) -> Iterator[Scored]:
         """Teacher-forced pass over `sequences` under the arm's edit, see `LiveModel.score`."""
         yield from self.model_for(arm).score(sequences, num_listed, routing=routing)
+
+    def score_each(
+        self, sequences: Sequence[Sequence[int]], arms: Sequence[Arm], num_listed: int
+    ) -> Iterator[TokenDistributions]:
+        """Teacher-forced passes, each under an edit of its own, see `LiveModel.score_each`; the arms edit the base."""
+        yield from self.model_for(Arm(BASE, "base")).score_each(sequences, arms, num_listed)
 
     def model_for(self, arm: Arm) -> LiveModel:
         """The model, loaded and edited as the arm says."""

@@ -1,0 +1,160 @@
+"""What a causal search found, as `refine.json` holds it, and the expert set made of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from eval.refine.growing import Growth, Step
+from eval.refine.screening import Screened
+from rewriter.expert_set import ExpertEntry
+from rewriter.whole_file import write_whole
+
+SCHEMA_ID: Literal["mote.refine/1"] = "mote.refine/1"
+FILE_NAME = "refine.json"
+
+
+class DecidingPlace(BaseModel):
+    """A place where responses part: the tokens before it, and the next ones with the share of target responses behind each."""
+
+    before: str
+    next: list[tuple[str, float]]
+
+
+class ScreenedExpert(BaseModel):
+    """One candidate, suppressed alone. `shift`: change of the behaviour's log-odds with its 95 % interval over prompts."""
+
+    layer: int
+    expert: int
+    moved: float
+    shift: float
+    shift_low: float
+    shift_high: float
+    kl: float
+    rate: float = Field(description="Selections per token of prompts and answers of the base.")
+    resonance: float = Field(description="The paper's fTRI map, selections per prompt.")
+
+    @classmethod
+    def of(cls, row: Screened, rate: float, resonance: float) -> ScreenedExpert:
+        """From a screened candidate."""
+        layer, expert = row.pair
+        return cls(
+            layer=layer,
+            expert=expert,
+            moved=row.moved,
+            shift=row.shift.mean,
+            shift_low=row.shift.low,
+            shift_high=row.shift.high,
+            kl=row.kl,
+            rate=rate,
+            resonance=resonance,
+        )
+
+
+class PathStep(BaseModel):
+    """One set on the search's path."""
+
+    change: str
+    layer: int
+    expert: int
+    experts: list[tuple[int, int]]
+    moved: float
+    kl: float
+    on_front: bool
+
+    @classmethod
+    def of(cls, step: Step, front: list[Step]) -> PathStep:
+        """From a step of the growth."""
+        layer, expert = step.expert
+        return cls(
+            change=step.change,
+            layer=layer,
+            expert=expert,
+            experts=list(step.experts),
+            moved=step.moved,
+            kl=step.kl,
+            on_front=step in front,
+        )
+
+
+class NullSearch(BaseModel):
+    """The same search with shuffled labels: what it thought it moved, and what its set moves on the held-out prompts."""
+
+    seed: int
+    experts: list[tuple[int, int]]
+    moved_in_search: float
+    held_out_moved: float | None
+
+
+class RefineResults(BaseModel):
+    """All of it but the check, whose results are those of mote-eval."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_id: Literal["mote.refine/1"] = Field(SCHEMA_ID, alias="schema")
+    tool_version: str
+    subject: dict[str, Any]
+    options: dict[str, Any]
+    num_finding: int
+    num_finding_target: int
+    num_testing: int
+    deciding: list[DecidingPlace]
+    base_chance: float
+    layers: list[int]
+    num_experts: int
+    resonance: list[list[float]]
+    screened: list[ScreenedExpert]
+    path: list[PathStep]
+    chosen: list[tuple[int, int]]
+    moved: float
+    kl: float
+    ended: str
+    num_edits: int
+    num_screen_tokens: int
+    seconds: float
+    nulls: list[NullSearch] = []
+
+    def save(self, path: Path) -> None:
+        """Write the results, replacing the file in one step. Raises: OutputError."""
+        write_whole(path, self.model_dump_json(by_alias=True, indent=1) + "\n")
+
+
+def path_of(growth: Growth) -> list[PathStep]:
+    """The search's path, with what lies on the front of moved against KL."""
+    front = growth.front()
+    return [PathStep.of(step, front) for step in growth.steps]
+
+
+def entries_of(growth: Growth, rows: list[ScreenedExpert]) -> list[ExpertEntry]:
+    """The best set's experts in the order in which they were taken, so that the first K are a set as well.
+
+    Each has its own effect and cost (alone) with the interval, and those of the set up to it.
+    """
+    if growth.best is None:
+        return []
+    alone = {(row.layer, row.expert): row for row in rows}
+    reached = {step.experts: step for step in growth.steps}
+    entries = []
+    for place, (layer, expert) in enumerate(growth.best.experts, start=1):
+        row = alone[layer, expert]
+        step = reached.get(growth.best.experts[:place])
+        entries.append(
+            ExpertEntry.model_validate(
+                {
+                    "layer": layer,
+                    "expert": expert,
+                    "resonance": row.resonance,
+                    "order": place,
+                    "moved_alone": round(row.moved, 4),
+                    "log_odds_alone": round(row.shift, 4),
+                    "log_odds_interval": [round(row.shift_low, 4), round(row.shift_high, 4)],
+                    "kl_alone": round(row.kl, 6),
+                    # None where the search reached the set by a step back and never measured its first experts alone.
+                    "moved_so_far": None if step is None else round(step.moved, 4),
+                    "kl_so_far": None if step is None else round(step.kl, 6),
+                }
+            )
+        )
+    return entries

@@ -1,0 +1,162 @@
+"""The whole of mote-refine on the stand-in engine: the expert that its replies depend on is found, checked and written."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from doubles import MOE_LAYERS, NUM_EXPERTS, VOCABULARY, FakeModel
+from replies import REFUSAL_EXPERT, reply
+
+from eval.answers.arms import Arm
+from eval.answers.live import LiveResponder, TokenDistributions
+from eval.answers.plan import NamedEdit
+from eval.refine import refine as operation
+from eval.refine.cli import lines
+from eval.refine.options import RefineRequest
+from eval.refine.page import PAGE
+from eval.session import Session
+from ftri.prompts.rendering import Rendered
+from rewriter.errors import MoteError
+from rewriter.expert_set import ExpertSet
+
+
+class FollowedModel(FakeModel):
+    """Scores forced tokens as the stand-in would have replied: its own next token is likely, all others are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._texts: dict[tuple[int, ...], str] = {}
+
+    def render(self, messages: Sequence[tuple[str, str]]) -> Rendered:
+        rendered = super().render(messages)
+        self._texts[tuple(rendered.token_ids)] = rendered.text
+        return rendered
+
+    def score_each(
+        self, sequences: Sequence[Sequence[int]], arms: Sequence[Arm], num_listed: int
+    ) -> Iterator[TokenDistributions]:
+        for sequence, arm in zip(sequences, arms, strict=True):
+            prompt = max((p for p in self._texts if tuple(sequence[: len(p)]) == p), key=len)
+            own = [byte % VOCABULARY for byte in reply(self._texts[prompt], arm.suppress).encode()]
+            rows = np.full((len(sequence) - 1, VOCABULARY), 0.2 / VOCABULARY)
+            for position in range(len(prompt) - 1, len(sequence) - 1):
+                said = position - len(prompt) + 1
+                if list(sequence[len(prompt) : position + 1]) == own[:said] and said < len(own):
+                    rows[position, own[said]] += 0.8
+            rows /= rows.sum(axis=1, keepdims=True)
+            order = np.argsort(-rows, axis=1)[:, :num_listed]
+            yield TokenDistributions(order, np.log(np.take_along_axis(rows, order, axis=1)))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return " ".join(map(str, token_ids))
+
+
+@pytest.fixture
+def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RefineRequest:
+    layout = SimpleNamespace(moe_layers=MOE_LAYERS, num_experts=NUM_EXPERTS)
+    model = SimpleNamespace(model="double", repo_id=None, revision=None, config_sha256="0" * 64, layout=layout)
+
+    def open_session(request: object, say: object) -> Session:
+        live = LiveResponder({"model": "double"}, lambda checkpoint: FollowedModel())
+        return Session("live", live, NamedEdit("none"), [], {"model": "double"}, model, live)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(operation, "open_session", open_session)
+    prompts = tmp_path / "prompts.jsonl"
+    places = ("Beijing", "Shanghai", "Paris", "London", "Rome")
+    rows = [{"prompt": f"What happened {year} in {place}?"} for year in range(1980, 1992) for place in places]
+    prompts.write_text("\n".join(map(json.dumps, rows)))
+    return RefineRequest(
+        model="double",
+        prompts=str(prompts),
+        output=tmp_path / "refined.json",
+        report=tmp_path / "report",
+        semantics="drop",
+        max_experts=3,
+        kl_prompts=2,
+        kl_tokens=8,
+        kl_listed=VOCABULARY,
+        controls=19,
+        control_matching=("uniform",),
+        null_searches=1,
+        max_tokens=200,
+    )
+
+
+def run(request: RefineRequest) -> tuple[operation.Refined, list[str]]:
+    said: list[str] = []
+    return operation.refine(request, said.append, lambda what, done, total: None), said
+
+
+def test_the_expert_behind_the_refusals_is_found_checked_and_written(request_: RefineRequest) -> None:
+    found, said = run(request_)
+    first = found.results.path[0]
+    assert (first.layer, first.expert) == REFUSAL_EXPERT
+    assert found.results.chosen[0] == REFUSAL_EXPERT
+    assert found.check is not None
+    moved = found.check.primary_comparison().moved.rate
+    assert moved.rate is not None and moved.rate > 0.5
+    (null,) = found.check.controls
+    assert null.p_value == 1 / 20
+    written = ExpertSet.load(request_.output)
+    assert written.model_pairs(MOE_LAYERS) == found.results.chosen
+    assert written.behavior == "refused"
+    entry = json.loads(written.experts[0].model_dump_json())
+    assert entry["order"] == 1
+    assert entry["moved_so_far"] == entry["moved_alone"] > 0.5
+    low, high = entry["log_odds_interval"]
+    assert low <= entry["log_odds_alone"] <= high < 0
+    assert any("screening 48 experts" in line for line in said)
+    page = (request_.folder / PAGE).read_text()
+    assert "<script" not in page
+    text = lines(found.results.model_dump(), json.loads(found.check.model_dump_json()))
+    assert text[1].split()[:4] == ["add", "2", "5", "1"]
+    assert text[-1].startswith("the search's own null 1")
+
+
+def test_its_own_null_stays_below(request_: RefineRequest) -> None:
+    found, _ = run(request_)
+    assert found.check is not None
+    observed = found.check.primary_comparison().moved.rate.rate
+    for null in found.results.nulls:
+        assert null.moved_in_search < found.results.moved
+        assert null.held_out_moved is None or null.held_out_moved < observed
+
+
+def test_a_second_run_measures_nothing_again(request_: RefineRequest) -> None:
+    first, _ = run(request_)
+    again, said = run(request_)
+    assert any("going on with" in line for line in said)
+    assert again.results.num_edits == 0
+    assert again.results.path == first.results.path
+
+
+def test_candidates_of_a_file_are_all_that_is_tried(request_: RefineRequest, tmp_path: Path) -> None:
+    ranked = tmp_path / "ranked.json"
+    entries = [{"layer": 1, "expert": 3}, {"layer": 2, "expert": 5}, {"layer": 3, "expert": 9}]
+    ranked.write_text(
+        json.dumps({"schema": "mote.expert-set/1", "layer_index": "model", "behavior": "refused", "experts": entries})
+    )
+    found, _ = run(replace(request_, candidates=f"{ranked}:2"))
+    assert {(row.layer, row.expert) for row in found.results.screened} == {(1, 3), (2, 5)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"max_experts": 0}, "--max-experts is 0, expected at least 1"),
+        ({"budget_kl": -1.0}, "--budget-kl is -1, expected nats a token above 0"),
+        ({"toward": ("refused",)}, "--toward names refused"),
+        ({"least_rate": 1.0}, "--least-rate is 1, expected a share"),
+        ({"target": "truncated"}, "hold 0 TRUNCATED"),
+        ({"candidates": "nowhere.json:5"}, "nowhere.json"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_sentence(
+    request_: RefineRequest, changes: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(MoteError, match=sentence):
+        run(replace(request_, **changes))  # type: ignore[arg-type]
