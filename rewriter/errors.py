@@ -7,10 +7,16 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 NUM_LETTERS_SHOWN = 80
+NUM_LETTERS_OF_A_MESSAGE = 400
+_CUT = " [...] "
 
 
 class MoteError(Exception):
-    """Something the user asked for or supplied cannot be used; the message is shown as it is."""
+    """Something the user asked for or supplied cannot be used; the message is one line, whatever the file held that it quotes."""
+
+    def __init__(self, message: str = "") -> None:
+        """message: one sentence; characters that could do something to a terminal are escaped, and a long middle is cut."""
+        super().__init__(shortened(printable(message)))
 
 
 class InputError(MoteError):
@@ -62,6 +68,14 @@ def quoted(value: object) -> str:
 def printable(text: str) -> str:
     """Text with every character escaped that is not a letter, mark, number, sign or space to be seen."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def shortened(text: str) -> str:
+    """A message within its length: what is wrong stands at its start, what was expected at its end, so its middle goes."""
+    if len(text) <= NUM_LETTERS_OF_A_MESSAGE:
+        return text
+    kept = NUM_LETTERS_OF_A_MESSAGE - len(_CUT)
+    return f"{text[: kept // 2 + kept % 2]}{_CUT}{text[-(kept // 2) :]}"
 
 
 def first_problem(error: "ValidationError", of: str = "") -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rewriter.errors import ExpertSetError
+from rewriter.json_text import JsonError, read_json
 from rewriter.whole_file import write_whole
 
 SCHEMA_ID = "mote.expert-set/1"
@@ -54,8 +55,8 @@ class ExpertSet(BaseModel):
         """
         text, name = _read(path)
         try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            document = read_json(text)
+        except JsonError as error:
             raise ExpertSetError(f"{name}: not JSON ({error})") from None
         if isinstance(document, list):
             document = _document_of_pairs(document, name, model, layer_index)

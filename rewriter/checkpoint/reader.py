@@ -4,13 +4,14 @@ Only what is asked for is read, so that a 689 GB checkpoint costs its config, it
 from a ByteSource, so that a folder on disk and a repository on the Hub are read alike.
 """
 
-import json
 import os
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from math import prod
+from operator import mul
 from pathlib import Path
 from threading import Lock
 from typing import Any, ClassVar, Literal
@@ -19,9 +20,10 @@ from rewriter.checkpoint.edited_json import config_text
 from rewriter.checkpoint.other_files import CARD_NAME, companion_files
 from rewriter.checkpoint.shard_header import MARK, mark_header, unmarked
 from rewriter.checkpoint.source import ByteSource, LocalFolder, TensorEntry
-from rewriter.errors import CheckpointError, UnknownFamilyError
+from rewriter.errors import CheckpointError, UnknownFamilyError, quoted
 from rewriter.families.family import RouterLayout
 from rewriter.families.lookup import router_layout, rows_named_alike
+from rewriter.json_text import JsonError, read_json
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
@@ -30,6 +32,7 @@ SHARD_SUFFIX = ".safetensors"
 LENGTH_BYTES = 8  # the header's length, little-endian, before the header
 NUM_HEADERS_KEPT = 16  # work goes shard by shard; keeping all headers of R1 would take a hundred megabytes
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how the text starts that git-lfs keeps in a file's place
+MAX_NUMBER = 1 << 63  # what the runtimes count sizes with
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 
 # Bits per element of the format's data types (safetensors/src/tensor.rs).
@@ -189,7 +192,7 @@ class Checkpoint:
         size = self.shard_size(shard)
         length = int.from_bytes(self.source.read(shard, 0, LENGTH_BYTES), "little")
         try:
-            document = json.loads(self.source.read(shard, LENGTH_BYTES, min(length, size, MAX_HEADER_BYTES)))
+            document = read_json(self.source.read(shard, LENGTH_BYTES, min(length, size, MAX_HEADER_BYTES)))
             ends = [value["data_offsets"][1] for name, value in document.items() if name != "__metadata__"]
             is_whole = LENGTH_BYTES + length + max(ends, default=0) == size
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
@@ -274,8 +277,8 @@ class Checkpoint:
 
     def _object(self, file_name: str, text: str) -> dict[str, Any]:
         try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            document = read_json(text, finite=file_name != CONFIG_NAME)
+        except JsonError as error:
             raise CheckpointError(f"{self._path(file_name)}: not JSON ({error})") from None
         if not isinstance(document, dict):
             raise CheckpointError(
@@ -307,17 +310,15 @@ class Checkpoint:
                 f" {MAX_HEADER_BYTES}; it is truncated or not a safetensors file"
             )
         try:
-            document = json.loads(
-                self.source.read(shard, LENGTH_BYTES, length).decode("utf-8"), object_pairs_hook=_unique_keys
-            )
-        except (ValueError, RecursionError) as error:  # JSON, UTF-8 and duplicate keys alike
+            document = read_json(self.source.read(shard, LENGTH_BYTES, length), object_pairs_hook=_unique_keys)
+        except JsonError as error:
             raise CheckpointError(f"{path}: the header is not a safetensors header ({error})") from None
-        if not isinstance(document, dict):
+        if not isinstance(document, dict) or self.source.read(shard, LENGTH_BYTES, 1) != b"{":
             raise CheckpointError(f"{path}: the header is a JSON {type(document).__name__}, expected an object")
         metadata = document.get("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise CheckpointError(
-                f"{path}: the header's __metadata__ is {json.dumps(metadata)[:120]}, expected an object of strings"
+                f"{path}: the header's __metadata__ is {quoted(metadata)}, expected an object of strings"
             )
         tensors = {
             name: _entry(path, shard, name, value, LENGTH_BYTES + length)
@@ -342,7 +343,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(document) != len(pairs):
         seen: set[str] = set()
         duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {duplicate!r} stands twice")
+        raise JsonError(f"key {quoted(duplicate)} stands twice")
     return document
 
 
@@ -350,12 +351,14 @@ def _entry(path: str, shard: str, name: str, value: Any, body_offset: int) -> Te
     """One tensor's line of a header, checked."""
     try:
         dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-        if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        if not all(type(number) is int and 0 <= number < MAX_NUMBER for number in (*shape, begin, end)):
             raise ValueError("expected whole numbers")
+        if any(size >= MAX_NUMBER for size in accumulate(shape, mul)):  # also where a later one is zero
+            raise ValueError("expected a shape that can be counted")
         bits = DTYPE_BITS[dtype] * prod(shape)
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(
-            f"{path}: the header's line for {name} is {json.dumps(value)[:120]}, expected dtype, shape and data_offsets"
+            f"{path}: the header's line for {name} is {quoted(value)}, expected dtype, shape and data_offsets"
         ) from None
     if bits % 8 or end - begin != bits // 8:
         raise CheckpointError(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from rewriter.errors import CheckpointError, PlanError
+from rewriter.errors import CheckpointError, PlanError, quoted
+from rewriter.families.config_schema import MAX_EXPERTS, CheckedConfig
 from rewriter.families.layer_rules import Config, LayerRule
 
 Keys = str | tuple[str, ...]  # a config key, or alternatives of which the first that is present counts
@@ -146,7 +147,7 @@ def layout_of(family: Family, config: Config, where: str = "config.json") -> Rou
 
     Raises: CheckpointError when a key the row needs is missing or not a positive number.
     """
-    text = language_config(config, family)
+    text = CheckedConfig(language_config(config, family), where)
     layers = family.layers(text)
     if not layers:
         raise CheckpointError(
@@ -190,9 +191,9 @@ def _positive(config: Config, keys: Keys | None, family: Family, where: str, def
     value = next((config[name] for name in names if config.get(name) is not None), None)
     if value is None and default is not None:
         return default
-    if type(value) is not int or value < 1:
+    if type(value) is not int or not 1 <= value <= MAX_EXPERTS:
         raise CheckpointError(
-            f"{where}: {' or '.join(names)} is {value!r}, expected a positive whole number (family {family.name})"
+            f"{where}: {' or '.join(names)} is {quoted(value)}, expected a positive whole number (family {family.name})"
         )
     return value
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rewriter.errors import CheckpointError
+from rewriter.errors import CheckpointError, quoted
 
 Config = Mapping[str, Any]
 
@@ -105,7 +105,7 @@ def by_list(key: str, otherwise: LayerRule) -> LayerRule:
         try:
             layers = {int(item) for item in items if str(item).strip()}
         except (TypeError, ValueError):
-            raise CheckpointError(f"config.json: {key} is {listed!r}, expected a list of layer numbers") from None
+            raise CheckpointError(f"config.json: {key} is {quoted(listed)}, expected a list of layer numbers") from None
         return tuple(sorted(layer for layer in layers if layer < num_layers(config)))
 
     return LayerRule(f"listed in `{key}`; else {otherwise.text}", rule)
@@ -142,7 +142,7 @@ def by_pattern(key: str) -> LayerRule:
     def rule(config: Config) -> tuple[int, ...]:
         pattern = config.get(key)
         if not isinstance(pattern, str) or not pattern:
-            raise CheckpointError(f"config.json: {key} is {pattern!r}, expected a letter for each layer")
+            raise CheckpointError(f"config.json: {key} is {quoted(pattern)}, expected a letter for each layer")
         return tuple(layer for layer, letter in enumerate(pattern) if letter == EXPERTS_LETTER)
 
     return LayerRule(f"`{EXPERTS_LETTER}` in `{key}`", rule)
@@ -167,7 +167,7 @@ def _where(marks: list[Any], config: Config, has_experts: Callable[[Any], bool])
 def _positive(config: Config, key: str) -> int:
     value = config.get(key)
     if type(value) is not int or value < 1:
-        raise CheckpointError(f"config.json: {key} is {value!r}, expected a positive whole number")
+        raise CheckpointError(f"config.json: {key} is {quoted(value)}, expected a positive whole number")
     return value
 
 

@@ -12,6 +12,7 @@ from rewriter.checkpoint.reader import INDEX_NAME, SINGLE_NAME
 from rewriter.console import size_text
 from rewriter.errors import CheckpointError, HubError, InputError
 from rewriter.hub.errors import hub_errors, quiet_hub_logs, with_retries
+from rewriter.json_text import JsonError, read_json
 
 # Other formats of the same weights, and training leftovers: never read, never part of a variant.
 IGNORED_PATTERNS = (
@@ -151,21 +152,22 @@ def missing_files(folder: Path) -> list[str]:
     index = folder / INDEX_NAME
     if not index.is_file():
         return missing + ([] if (folder / SINGLE_NAME).is_file() else [SINGLE_NAME])
-    return missing + [name for name in shard_names(index.read_text(), index) if not (folder / name).is_file()]
+    return missing + [name for name in shard_names(index.read_bytes(), index) if not (folder / name).is_file()]
 
 
-def shard_names(index_text: str, index_name: str | Path) -> list[str]:
+def shard_names(index_text: str | bytes, index_name: str | Path) -> list[str]:
     """Return the sorted file names in an index's weight map.
 
     Raises:
         CheckpointError: the text is not an index.
     """
-    import json
-
     try:
-        return sorted(set(json.loads(index_text)["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index_name} is not a safetensors index: expected a weight_map of strings") from error
+        names = read_json(index_text)["weight_map"].values()
+    except (JsonError, KeyError, TypeError, AttributeError):
+        names = [None]
+    if not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{index_name}: is not a safetensors index, expected a weight_map of strings")
+    return sorted(set(names))
 
 
 def remote_tree(

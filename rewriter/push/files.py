@@ -12,6 +12,7 @@ from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.record import VariantRecord, read_record
 from rewriter.errors import InputError
 from rewriter.hub.models import RemoteTree, missing_files
+from rewriter.json_text import JsonError, read_json
 from rewriter.variant.shared_blocks import shared_ranges
 from rewriter.whole_file import write_whole
 
@@ -183,11 +184,11 @@ def is_same_data(one: Path, other: Path) -> bool:
 
 def _read_ledger(ledger: Path) -> dict[str, str]:
     try:
-        known = json.loads(ledger.read_text())
-    except (OSError, ValueError):
+        known = read_json(ledger.read_bytes())
+    except (OSError, JsonError):
         # A ledger that is not there or was damaged costs reading the files again, nothing else.
         return {}
-    return known if isinstance(known, dict) else {}
+    return known if isinstance(known, dict) and all(isinstance(value, str) for value in known.values()) else {}
 
 
 def _write_ledger(ledger: Path, known: Mapping[str, str]) -> None:
