@@ -22,7 +22,7 @@ from rewriter.edit.patches import EditOptions
 from rewriter.edit.plan import make_plan
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.families.lookup import router_layout
-from rewriter.variant.write import emit
+from rewriter.variant.write import write_variant
 
 
 def main() -> None:
@@ -67,7 +67,9 @@ def main() -> None:
         entries = [ExpertEntry(layer=layer, expert=expert) for layer, expert in sets[0]]
         expert_set = ExpertSet(layer_index="model", behavior="random", experts=entries)
         variant = Path(folder) / "variant"
-        emit(make_plan(checkpoint, expert_set, None, EditOptions(semantics="reroute")), arguments.model, variant)
+        write_variant(
+            make_plan(checkpoint, expert_set, None, EditOptions(semantics="reroute")), arguments.model, variant
+        )
         rewritten = load_model(str(variant), None, render, template, engine_arguments, live_edits=False)
         list(rewritten.generate(prompts, sampling))
         reload_seconds = time.monotonic() - started

@@ -21,7 +21,7 @@ from rewriter.semantics import AUTO, DROP, REROUTE, STIMULATE, SUPPRESS, AskedSe
 from rewriter.variant.copying import LinkMode, Progress
 from rewriter.variant.output_folder import check_target, check_target_is_free
 from rewriter.variant.preview import Preview, preview
-from rewriter.variant.write import EmitResult, emit
+from rewriter.variant.write import WriteResult, write_variant
 
 if TYPE_CHECKING:
     from rewriter.hub.remote import RemoteRepo
@@ -224,9 +224,9 @@ def read_edit(request: RewriteRequest) -> Edit:
 
 def execute(
     prepared: Prepared, *, progress: Callable[[int], AbstractContextManager[Progress]] | None = None
-) -> EmitResult:
-    """Write the variant; see emit."""
-    return emit(
+) -> WriteResult:
+    """Write the variant; see write_variant."""
+    return write_variant(
         prepared.plan,
         prepared.base,
         prepared.target,

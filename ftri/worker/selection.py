@@ -15,7 +15,7 @@ import torch
 
 @dataclass(frozen=True)
 class RoutingRule:
-    """How a router of vLLM's gets from logits to a selection (runtimes.md, "Selection")."""
+    """How a router of vLLM's gets from logits to a selection (docs/runtimes.md, "Selection")."""
 
     scoring: str  # "sigmoid", "softmax" or "sqrtsoftplus"
     top_k: int

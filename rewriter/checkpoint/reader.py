@@ -16,9 +16,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, ClassVar, Literal
 
-from rewriter.checkpoint.edited_json import config_text
+from rewriter.checkpoint.edited_json import MARK, config_text, mark_header, unmarked
 from rewriter.checkpoint.other_files import CARD_NAME, companion_files
-from rewriter.checkpoint.shard_header import MARK, mark_header, unmarked
 from rewriter.checkpoint.source import ByteSource, LocalFolder, TensorEntry
 from rewriter.errors import CheckpointError, UnknownFamilyError, quoted
 from rewriter.families.family import RouterLayout

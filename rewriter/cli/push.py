@@ -109,8 +109,7 @@ def push_variant(request: "PushRequest", message: str | None, *, yes: bool, dry_
     """Plan, show, ask and push; also what `mote-rewrite --push-to-hub` ends with."""
     from rewriter.push.execute import execute_push
     from rewriter.push.plan import describe_plan
-    from rewriter.push.prepare import full_repo_id, prepare_push, variant_files
-    from rewriter.push.recipe import recipe_files
+    from rewriter.push.prepare import full_repo_id, prepare_push, recipe_files, variant_files
 
     request = replace(request, repo_id=full_repo_id(request.repo_id))
     files, record = (recipe_files if request.recipe else variant_files)(request, say)

@@ -10,7 +10,7 @@ from rewriter.rewrite import Prepared, RemotePlan
 from rewriter.semantics import CENTROID, DROP, SUPPRESS
 from rewriter.variant.selections import Selection
 from rewriter.variant.verify import VerifyResult
-from rewriter.variant.write import EmitResult
+from rewriter.variant.write import WriteResult
 
 NUM_LAYERS_SHOWN = 60
 
@@ -130,7 +130,7 @@ def edit_lines(plan: Plan) -> list[str]:
     return [*lines, f"  tensors: {len(plan.patches)} patched, {size_text(plan.patched_bytes)}"]
 
 
-def result_lines(result: EmitResult, plan: Plan) -> list[str]:
+def result_lines(result: WriteResult, plan: Plan) -> list[str]:
     """The result for people."""
     shards = ", ".join(f"{count} {how}" for how, count in result.shards.items())
     lines = [

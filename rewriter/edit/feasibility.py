@@ -1,7 +1,7 @@
 """Pure: can the router of a layer still choose top-k experts after an edit, whatever its scores are?
 
 Group-limited routers keep `groups_kept` of G groups, by the sum of each group's two best choices, and choose top-k among
-them (runtimes.md, "Values that are safe"). Kernels that find fewer than top-k live experts return duplicates or read out of
+them (docs/runtimes.md, "Values that are safe"). Kernels that find fewer than top-k live experts return duplicates or read out of
 bounds, so a plan that could lead there is refused. Legend: E routed experts, G groups.
 """
 

@@ -24,7 +24,7 @@ BIAS_DTYPES: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True)
 class Margins:
-    """Finite bias values that decide selection whatever the scores are (runtimes.md, "Values that are safe")."""
+    """Finite bias values that decide selection whatever the scores are (docs/runtimes.md, "Values that are safe")."""
 
     suppress: float  # bmin - (D + 2R + 1)
     suppress_bound: float  # bmin - (D + 2R): a suppressed bias must lie below this

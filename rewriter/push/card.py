@@ -12,6 +12,7 @@ from rewriter.variant.card import (
     CARRIED_KEYS,
     find_block,
     join_card,
+    replace_block,
     replace_results,
     replace_safety,
     replace_serve_line,
@@ -21,6 +22,12 @@ from rewriter.variant.card import (
 CARD_NAME = "README.md"
 RESULTS_NAME = "mote-eval.md"
 SAFETY_NAME = "mote-safety.md"
+
+
+NO_WEIGHTS = (
+    "This repo holds a recipe, no weights: the experts, the values and the hashes of the base's tensors. MoTE applies it "
+    "to the base that you have, and refuses any other base."
+)
 
 
 def pushed_card(
@@ -47,6 +54,19 @@ def pushed_card(
     except ValueError as error:
         raise InputError(f"'{path}' is no valid model card: {' '.join(str(error).split())}") from error
     return file_in_memory(CARD_NAME, text.encode())
+
+
+def recipe_card(card: str, repo_id: str, revision: str) -> str:
+    """Return a variant's card turned into its recipe's, for a branch of a repo."""
+    data, body = split_card(card)
+    tags = [*data.get("tags", []), "mote-recipe"]
+    data |= {"tags": list(dict.fromkeys(tags)), "library_name": "mote"}
+    folder = repo_id.rsplit("/", 1)[-1]
+    branch = "" if revision == "main" else f"@{revision}"
+    rewrite = shlex.join(["mote-rewrite", "--recipe", f"{repo_id}{branch}", "-o", f"./{folder}"])
+    commands = f"{rewrite}\n{shlex.join(['vllm', 'serve', f'./{folder}'])}"
+    text = join_card(data, body)
+    return replace_block(text, "mote-serve", f"{NO_WEIGHTS}\n\n```bash\n{commands}\n```", "Use it")
 
 
 def serve_line_for(present: str | None, repo_id: str, branch: str) -> str:

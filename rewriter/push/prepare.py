@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewriter.console import size_text
-from rewriter.edit.record import VariantRecord
+from rewriter.edit.record import Recipe, VariantRecord, expert_set_of
 from rewriter.errors import HubError, InputError
 from rewriter.hub.errors import AccessError, hub_errors, quiet_hub_logs, with_retries
 from rewriter.hub.models import RemoteTree, find_in_cache, remote_tree
-from rewriter.push.card import pushed_card
+from rewriter.hub.recipe import RECIPE_NAME
+from rewriter.push.card import CARD_NAME, pushed_card, recipe_card
 from rewriter.push.files import (
     BY_MOTE_BLOCK,
+    SMALL_FILE_BYTES,
     LocalFile,
+    file_in_memory,
     hash_files,
     ledger_path,
     list_files,
@@ -21,6 +24,7 @@ from rewriter.push.files import (
     with_base_hashes,
 )
 from rewriter.push.plan import PushPlan, needs_hash, plan_actions
+from rewriter.semantics import ACTIONS
 
 Say = Callable[[str], None]
 MAX_BRANCHES_LISTED = 10
@@ -129,8 +133,34 @@ def variant_files(request: PushRequest, say: Say) -> tuple[list[LocalFile], Vari
         InputError: the folder is no complete variant, or its card is not valid.
     """
     record = read_variant(request.folder)
-    files = [file for file in list_files(request.folder, record) if file.path != "README.md"]
+    files = [file for file in list_files(request.folder, record) if file.path != CARD_NAME]
     return [*files, pushed_card(request.folder, record, request.repo_id, request.branch, say)], record
+
+
+def recipe_files(request: PushRequest, say: Say) -> tuple[list[LocalFile], VariantRecord]:
+    """Return the files of a recipe repo made from a variant's folder, and the variant's record.
+
+    Raises:
+        InputError: the folder is no complete variant.
+    """
+    record = read_variant(request.folder)
+    recipe = Recipe.of(record)
+    files = [file_in_memory(RECIPE_NAME, recipe.to_json().encode())]
+    for action in ACTIONS:
+        expert_set = expert_set_of(recipe, action)
+        if expert_set is not None:
+            files.append(file_in_memory(f"{action}.json", expert_set.to_json().encode()))
+    files += [
+        file
+        for file in list_files(request.folder, record)
+        if file.path.startswith("mote-") and file.path != RECIPE_NAME and file.size_bytes <= SMALL_FILE_BYTES
+    ]
+    card = pushed_card(request.folder, record, request.repo_id, request.branch, say)
+    assert card.content is not None
+    files.append(
+        file_in_memory(CARD_NAME, recipe_card(card.content.decode(), request.repo_id, request.branch).encode())
+    )
+    return files, record
 
 
 def _base_trees(request: PushRequest, record: VariantRecord, say: Say) -> tuple[RemoteTree | None, RemoteTree | None]:

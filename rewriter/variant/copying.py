@@ -1,7 +1,7 @@
 """Getting a file into the output folder with as little work as the filesystem allows, never touching the source.
 
 The kernel does the copying: reflink (FICLONERANGE) where the filesystem shares blocks, else copy_file_range over the parts of
-the file that hold data, so that holes stay holes. Measured ways: storage.md, "Copying".
+the file that hold data, so that holes stay holes.
 """
 
 import ctypes

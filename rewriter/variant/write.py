@@ -19,6 +19,7 @@ from rewriter.checkpoint.other_files import CARD_NAME
 from rewriter.edit.plan import Plan
 from rewriter.errors import CheckpointError, OutputError
 from rewriter.variant.base_state import BaseState
+from rewriter.variant.card import serve_line, variant_card
 from rewriter.variant.copying import (
     BLOCK_BYTES,
     PLAIN_CHUNK_BYTES,
@@ -34,11 +35,10 @@ from rewriter.variant.copying import (
 )
 from rewriter.variant.output_folder import OutputFolder
 from rewriter.variant.preview import preview
-from rewriter.variant.variant_card import serve_line, variant_card
 
 
 @dataclass
-class EmitResult:
+class WriteResult:
     """What was done, for people and for scripts."""
 
     folder: str
@@ -62,7 +62,7 @@ class EmitResult:
         return asdict(self)
 
 
-def emit(
+def write_variant(
     plan: Plan,
     base: Path,
     target: Path,
@@ -70,7 +70,7 @@ def emit(
     link: LinkMode = "auto",
     overwrite: bool = False,
     progress: Callable[[int], AbstractContextManager[Progress]] | None = None,
-) -> EmitResult:
+) -> WriteResult:
     """Write the variant folder; it appears complete and checked, or not at all.
 
     base: what the plan was made from, a folder or a GGUF file, never opened for writing. progress: given the bytes in all, a
@@ -137,10 +137,10 @@ def _ignore(count: int) -> None:
     """A progress report that nobody watches."""
 
 
-def _new_result(plan: Plan, checkpoint: Model, base: Path, target: Path) -> EmitResult:
+def _new_result(plan: Plan, checkpoint: Model, base: Path, target: Path) -> WriteResult:
     shown = os.path.relpath(target)
     shown = str(target) if shown.startswith("..") else f"./{shown}"
-    return EmitResult(
+    return WriteResult(
         folder=str(target),
         base=str(base),
         behavior=plan.record.behavior,
@@ -158,7 +158,7 @@ def _write_shards(
     checkpoint: Model,
     folder: Path,
     link: LinkMode,
-    result: EmitResult,
+    result: WriteResult,
     report: Progress,
 ) -> None:
     """Put all shards into the folder, the edited ones patched."""
@@ -246,7 +246,7 @@ def _sha256_of_range(descriptor: int, offset: int, size: int) -> str:
     return digest.hexdigest()
 
 
-def _write_companions(plan: Plan, checkpoint: Model, folder: Path, target: Path, result: EmitResult) -> None:
+def _write_companions(plan: Plan, checkpoint: Model, folder: Path, target: Path, result: WriteResult) -> None:
     """Write the other files, the card and, last, the config or record."""
     base = checkpoint.folder
     taken, left = checkpoint.other_files()

@@ -92,10 +92,10 @@ def build_variant(
     """Write a variant of a base, as mote-rewrite does."""
     from rewriter.checkpoint.reader import Checkpoint
     from rewriter.edit.plan import make_plan
-    from rewriter.variant.write import emit
+    from rewriter.variant.write import write_variant
 
     chosen = ExpertSet.load(expert_file(target.parent, pairs))
     checkpoint = Checkpoint.open(base)
     plan = make_plan(checkpoint, chosen, None, EditOptions(), base_model=base_model, base_revision=base_revision)
-    emit(plan, base, target)
+    write_variant(plan, base, target)
     return target

@@ -32,7 +32,7 @@ def evaluated(tmp_path_factory):
     from rewriter.edit.patches import EditOptions
     from rewriter.edit.plan import make_plan
     from rewriter.expert_set import ExpertSet
-    from rewriter.variant.write import emit
+    from rewriter.variant.write import write_variant
 
     folder = tmp_path_factory.mktemp("live")
     model = build_tiny_r1(folder / "base", moe_intermediate_size=512)
@@ -41,7 +41,7 @@ def evaluated(tmp_path_factory):
     document = {"schema": "mote.expert-set/1", "layer_index": "model", "behavior": "ALIGNED", "experts": experts}
     source.write_text(json.dumps(document))
     plan = make_plan(Checkpoint.open(model), ExpertSet.load(source), None, EditOptions(semantics="reroute"))
-    emit(plan, model, folder / "rewritten")
+    write_variant(plan, model, folder / "rewritten")
     loads = []
     request = EvalRequest(
         prompts="what-happened:listed",

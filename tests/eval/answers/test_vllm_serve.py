@@ -27,7 +27,7 @@ def models(tmp_path_factory):
     from rewriter.edit.patches import EditOptions
     from rewriter.edit.plan import make_plan
     from rewriter.expert_set import ExpertSet
-    from rewriter.variant.write import emit
+    from rewriter.variant.write import write_variant
 
     folder = tmp_path_factory.mktemp("served")
     base = build_tiny_r1(folder / "base", moe_intermediate_size=512)
@@ -39,7 +39,7 @@ def models(tmp_path_factory):
     }
     (folder / "set.json").write_text(json.dumps(document))
     plan = make_plan(Checkpoint.open(base), ExpertSet.load(folder / "set.json"), None, EditOptions(semantics="reroute"))
-    emit(plan, base, folder / "variant")
+    write_variant(plan, base, folder / "variant")
     return folder
 
 

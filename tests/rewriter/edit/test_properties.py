@@ -34,7 +34,7 @@ from rewriter.edit.tensors import round_toward
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.variant.copying import LinkMode
 from rewriter.variant.verify import verify
-from rewriter.variant.write import emit
+from rewriter.variant.write import write_variant
 
 NUM_EXPERTS, NUM_LAYERS, TOP_K = 8, 3, 3
 DTYPES = ["F32", "BF16", "F16"]
@@ -96,7 +96,7 @@ def test_only_planned_bytes_change_and_the_inverse_gives_the_base_back(case: Cas
         plan = make_plan(
             Checkpoint.open(base), as_set(case.suppressed), as_set(case.stimulated), case.options, base_folder="base"
         )
-        emit(plan, base, target, link=case.link)
+        write_variant(plan, base, target, link=case.link)
         assert tree_state(base) == before
         result = verify(target, base)
         assert result.num_patches == len(plan.patches)
@@ -147,7 +147,7 @@ def test_stacked_experts_lose_their_row_and_nothing_else(data: st.DataObject) ->
         write_json(base / "config.json", config)
         suppress = as_set([(0, expert) for expert in sorted(chosen)])
         plan = make_plan(Checkpoint.open(base), suppress, None, EditOptions(semantics="drop"), base_folder="base")
-        emit(plan, base, target)
+        write_variant(plan, base, target)
         verify(target, base, full=True)
         found = read_tensors(target)
         for name in (stacked, output_bias):

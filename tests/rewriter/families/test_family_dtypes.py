@@ -21,7 +21,7 @@ from rewriter.edit.plan import make_plan
 from rewriter.errors import CheckpointError, ExpertSetError, PlanError
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.variant.verify import verify
-from rewriter.variant.write import emit
+from rewriter.variant.write import write_variant
 
 BLOCK = 16  # fp8 scales stand for blocks of this size here; R1's stand for 128 by 128
 LAYER = 1
@@ -47,7 +47,7 @@ def rewrite(
         expert_set("stimulated", *stimulate) if stimulate else None,
         EditOptions(**options),
     )
-    emit(plan, folder, target)
+    write_variant(plan, folder, target)
     verify(target, folder, full=True)
 
 

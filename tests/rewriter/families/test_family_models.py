@@ -24,7 +24,7 @@ from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.families.family import RouterLayout
 from rewriter.families.lookup import FAMILIES
 from rewriter.variant.verify import verify
-from rewriter.variant.write import emit
+from rewriter.variant.write import write_variant
 
 Pairs = list[tuple[int, int]]  # (model layer, expert)
 
@@ -87,7 +87,7 @@ def rewrite(folder: Path, target: Path, suppress: Pairs, stimulate: Pairs, **opt
         expert_set("stimulated", stimulate) if stimulate else None,
         EditOptions(**options),
     )
-    emit(plan, folder, target)
+    write_variant(plan, folder, target)
     verify(target, folder, full=True)
     return plan
 

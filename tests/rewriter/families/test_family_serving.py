@@ -24,7 +24,7 @@ from rewriter.edit.patches import EditOptions
 from rewriter.edit.plan import make_plan
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.families.family import RouterLayout
-from rewriter.variant.write import emit
+from rewriter.variant.write import write_variant
 from tests.tiny_models import write_tiny_tokenizer
 
 Pairs = Sequence[tuple[int, int]]  # (model layer, expert)
@@ -83,7 +83,7 @@ class Built:
             EditOptions(**options),
         )
         target = self.folder.with_name(name)
-        emit(plan, self.folder, target)
+        write_variant(plan, self.folder, target)
         return target
 
 

@@ -29,8 +29,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewriter import rewrite
+from rewriter.checkpoint.edited_json import HEADER_GROWTH_BYTES, mark_header, unmarked
 from rewriter.checkpoint.reader import Checkpoint
-from rewriter.checkpoint.shard_header import HEADER_GROWTH_BYTES, mark_header, unmarked
 from rewriter.variant import copying, write
 from rewriter.variant.copying import copy_range, data_ranges
 from rewriter.variant.shared_blocks import Extent, _matching
@@ -144,7 +144,7 @@ def test_base_that_changes_between_plan_and_copy(
     base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another download replaces a shard meanwhile: what would be patched is no longer what was planned on."""
-    original = rewrite.emit
+    original = rewrite.write_variant
 
     def late(plan: Any, *arguments: Any, **keywords: Any) -> Any:
         shard = shard_of(base, bias_name(1))
@@ -154,7 +154,7 @@ def test_base_that_changes_between_plan_and_copy(
         shard.write_bytes(data)
         return original(plan, *arguments, **keywords)
 
-    monkeypatch.setattr(rewrite, "emit", late)
+    monkeypatch.setattr(rewrite, "write_variant", late)
     sentence = mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "out").error
     assert f"{bias_name(1)} changed since it was planned on" in sentence and not (tmp_path / "out").exists()
 

@@ -124,8 +124,8 @@ def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
         "import os, signal, sys\n"
         # A shell that runs the tests in the background hands down SIGINT ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import rewriter.variant.write as emit, rewriter.cli.rewrite as cli\n"
-        "emit.check_patched = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "import rewriter.variant.write as write, rewriter.cli.rewrite as cli\n"
+        "write.check_patched = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
         "cli.main()\n"
     )
     command = [sys.executable, "-c", script, "--model", str(base), "--suppress", str(chosen), "-o", str(tmp_path / "o")]

@@ -11,7 +11,7 @@ from commands import Command
 
 from rewriter.checkpoint.kinds import open_model
 from rewriter.push.card import serve_line_for
-from rewriter.variant.variant_card import serve_line
+from rewriter.variant.card import serve_line
 
 HOSTILE = "my model; touch $(x) 'y' \"z\""
 
