@@ -309,10 +309,11 @@ class Checkpoint:
                 f" {MAX_HEADER_BYTES}; it is truncated or not a safetensors file"
             )
         try:
-            document = read_json(self.source.read(shard, LENGTH_BYTES, length), object_pairs_hook=_unique_keys)
+            text = self.source.read(shard, LENGTH_BYTES, length)
+            document = read_json(text, object_pairs_hook=_unique_keys)
         except JsonError as error:
             raise CheckpointError(f"{path}: the header is not a safetensors header ({error})") from None
-        if not isinstance(document, dict) or self.source.read(shard, LENGTH_BYTES, 1) != b"{":
+        if not isinstance(document, dict) or not text.startswith(b"{"):
             raise CheckpointError(f"{path}: the header is a JSON {type(document).__name__}, expected an object")
         metadata = document.get("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
