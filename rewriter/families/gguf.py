@@ -165,7 +165,8 @@ def gguf_layout(config: Config, where: str) -> RouterLayout:
             f" {', '.join(sorted(BY_ARCHITECTURE))}; to add it, append a row with its tensor names to"
             " rewriter/families/gguf.py"
         )
-    if row.bias and config.get(GATING_KEY) in SCORES:
+    # gpt-oss's loader reads no such key: its bias is one of logits.
+    if row.bias and row.score != "logit" and config.get(GATING_KEY) in SCORES:
         row = replace(row, score=SCORES[config[GATING_KEY]])
     top_k = config.get("expert_used_count")
     if isinstance(top_k, list) and top_k:  # one a layer: what is safe for the largest is safe for all
