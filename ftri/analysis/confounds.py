@@ -58,7 +58,8 @@ def token_share(
     resonance = resonance[:, 0] - resonance[:, 1]
     strongest = predicted.argmax(axis=1)
     rows = np.arange(len(predicted))
-    return _share(predicted.sum(axis=1), resonance), strongest, _share(predicted[rows, strongest], resonance)
+    shares = _share(predicted.sum(axis=1), resonance), _share(predicted[rows, strongest], resonance)
+    return shares[0], study.token_ids()[strongest], shares[1]
 
 
 def _share(part: FloatArray, whole: FloatArray) -> FloatArray:

@@ -21,7 +21,8 @@ from ftri.analysis.findings import Findings, FindOptions, FoundExpert
 from ftri.analysis.tokens import TokenStudy, study_tokens
 from ftri.labels import contrast
 from ftri.labels.think_formats import ThinkFormat, format_of_family, think_format
-from ftri.traces.reader import INDEX_NAME, MANIFEST_NAME, TraceReader
+from ftri.traces.reader import TraceReader, check_one_model
+from ftri.traces.schema import INDEX_NAME, MANIFEST_NAME
 from rewriter.errors import InputError
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -31,23 +32,16 @@ StepProgress = Callable[[str, int], statistics.Progress]
 MIN_RESPONSES_PER_CLASS = 2
 # How many experts are shown and looked at token by token: the top k, and at least this many to see the gap at k.
 MIN_SHOWN = 20
-# Traces whose manifests differ in these cannot be one analysis.
-SAME_MODEL_KEYS = ("config_sha256", "moe_layers", "num_experts", "top_k", "template_sha256")
 
 
 def open_traces(folders: Sequence[str | Path]) -> list[TraceReader]:
     """The readers of one or several folders.
 
     Raises:
-        InputError: they are not of one model and template.
-        TraceError: one of them is no trace folder.
+        TraceError: one of them is no trace folder, or they are not of one model and template.
     """
     readers = [TraceReader(folder) for folder in folders]
-    for reader in readers[1:]:
-        for key in SAME_MODEL_KEYS:
-            first, other = readers[0].manifest.get(key), reader.manifest.get(key)
-            if first != other:
-                raise InputError(f"{reader.folder} has {key} {other}, expected {first} as in {readers[0].folder}")
+    check_one_model(readers)
     return readers
 
 

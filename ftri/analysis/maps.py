@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ftri.labels.contrast import Contrast, Labeller, ResponseKey
+from ftri.traces.reader import Responses
 from rewriter.errors import InputError
 
 if TYPE_CHECKING:
@@ -136,7 +137,9 @@ class ActivationMaps:
     """The maps of all responses that take part, and what was left out.
 
     `counts` [P, L * E] tokens; `num_tokens` [P] tokens that counted; `dropped` label -> number of responses left out;
-    `prompt_digests` SHA-256 of the distinct prompts' texts, by which a later test can tell that it reuses one.
+    `prompt_digests` SHA-256 of the distinct prompts' texts, by which a later test can tell that it reuses one;
+    `num_other_choices` ids behind the E experts that routers select too (zero-computation experts), which are not counted;
+    `num_repeated` responses that another folder holds as well.
     """
 
     counts: MapStore
@@ -149,6 +152,8 @@ class ActivationMaps:
     shared: SharedTokens
     dropped: dict[str, int] = field(default_factory=dict)
     prompt_digests: Set[bytes] = frozenset()
+    num_other_choices: int = 0
+    num_repeated: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -205,22 +210,25 @@ def counted_span(num_prompt: int, num_rows: int, positions: str, shared: SharedT
     }[positions]
 
 
-def count_selections(experts: npt.NDArray[Any], num_experts: int) -> npt.NDArray[np.int64]:
+def count_selections(experts: npt.NDArray[Any], num_experts: int, num_other_choices: int = 0) -> npt.NDArray[np.int64]:
     """How many tokens selected each expert: experts [T, L, K] ids -> [L * E] tokens.
 
+    num_other_choices: ids from E on that a router selects too (zero-computation experts); they are passed over.
+
     Raises:
-        InputError: an id that is not below `num_experts`.
+        InputError: an id that is not below the sum of both.
     """
     num_tokens, num_layers, num_selected = experts.shape
+    num_choices = num_experts + num_other_choices
     # One long row per token: adding along K alone would be loops of eight.
-    offsets = np.repeat(np.arange(num_layers) * num_experts, num_selected)
-    counts = np.zeros(num_layers * num_experts, np.int64)
-    if experts.size and num_experts <= np.iinfo(experts.dtype).max and int(experts.max()) >= num_experts:
-        raise InputError(f"the trace holds the expert id {int(experts.max())}, expected ids below {num_experts}")
+    offsets = np.repeat(np.arange(num_layers) * num_choices, num_selected)
+    counts = np.zeros(num_layers * num_choices, np.int64)
+    if experts.size and num_choices <= np.iinfo(experts.dtype).max and int(experts.max()) >= num_choices:
+        raise InputError(f"the trace holds the expert id {int(experts.max())}, expected ids below {num_choices}")
     for start in range(0, num_tokens, BLOCK_TOKENS):
         block = experts[start : start + BLOCK_TOKENS].reshape(-1, offsets.size) + offsets
         counts += np.bincount(block.ravel(), minlength=counts.size)
-    return counts
+    return counts.reshape(num_layers, num_choices)[:, :num_experts].reshape(-1)
 
 
 def read_maps(
@@ -232,9 +240,10 @@ def read_maps(
         InputError: no responses, or none with tokens at these positions.
         TraceError: a damaged folder.
     """
+    responses = Responses(readers)
     shared = shared_tokens(record.prompt_token_ids for reader in readers for record in reader.metadata())
-    manifest = readers[0].manifest
-    num_experts, moe_layers = int(manifest["num_experts"]), tuple(manifest["moe_layers"])
+    facts = readers[0].facts
+    num_experts, moe_layers = facts.num_experts, tuple(facts.moe_layers)
     counts = MapStore(len(moe_layers) * num_experts)
     observations: list[Observation] = []
     num_tokens = array("q")
@@ -242,28 +251,22 @@ def read_maps(
     digests: set[bytes] = set()
     # Labels and factors repeat: one object for each serves all the responses that have it.
     same: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
-    for reader in readers:
-        for record in reader:
-            label = labeller(record)
-            group = contrast.group(label)
-            if group is None:
-                dropped[label] = dropped.get(label, 0) + 1
-                continue
-            rows = counted_rows(record, positions, shared)
-            counts.append(count_selections(rows, num_experts))
-            num_tokens.append(len(rows))
-            digests.add(hashlib.sha256(record.prompt.encode()).digest())
-            factors = same.setdefault(tuple(sorted(record.factors.items())), record.factors)
-            observations.append(
-                Observation(
-                    record.prompt_id,
-                    record.sample,
-                    sys.intern(label),
-                    group,
-                    factors,
-                    len(record.prompt_token_ids),
-                )
+    for record in responses:
+        label = labeller(record)
+        group = contrast.group(label)
+        if group is None:
+            dropped[label] = dropped.get(label, 0) + 1
+            continue
+        rows = counted_rows(record, positions, shared)
+        counts.append(count_selections(rows, num_experts, facts.num_other_choices))
+        num_tokens.append(len(rows))
+        digests.add(hashlib.sha256(record.prompt.encode()).digest())
+        factors = same.setdefault(tuple(sorted(record.factors.items())), record.factors)
+        observations.append(
+            Observation(
+                record.prompt_id, record.sample, sys.intern(label), group, factors, len(record.prompt_token_ids)
             )
+        )
     if not observations and not dropped:
         raise InputError(f"{', '.join(str(reader.folder) for reader in readers)}: the traces hold no response")
     if observations and not any(num_tokens):
@@ -274,11 +277,13 @@ def read_maps(
         observations,
         moe_layers,
         num_experts,
-        int(manifest["top_k"]),
+        facts.top_k,
         positions,
         shared,
         dropped,
         digests,
+        facts.num_other_choices,
+        responses.num_repeated,
     )
 
 

@@ -78,13 +78,16 @@ def _mean_difference(groups: Sequence[GroupSums], setting: Setting) -> FloatArra
 def _class_mean_difference(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
     """m(A) - (m(B_1) + ... + m(B_n)) / n over the n other classes: [N, L * E] tokens per response.
 
-    The other reading of the paper's "fTRI map": a rare class weighs as much as a frequent one.
+    The other reading of the paper's "fTRI map": a rare class weighs as much as a frequent one. A replicate without responses
+    of a class leaves it out.
     """
     target, *others = groups
-    mean_of_means: FloatArray = sum(
-        (other.counts / other.num_responses for other in others[1:]), others[0].counts / others[0].num_responses
-    ) / len(others)
-    return target.counts / target.num_responses - mean_of_means
+    total, num_present = np.zeros_like(target.counts), np.zeros_like(target.num_responses)
+    for other in others:
+        is_present = other.num_responses > 0
+        total += other.counts / np.where(is_present, other.num_responses, 1)
+        num_present += is_present
+    return target.counts / target.num_responses - total / num_present
 
 
 def _rate_difference(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:

@@ -137,9 +137,9 @@ def _fast_type(maps: ActivationMaps) -> type[np.floating[Any]]:
 
 def shuffled_groups(
     groups: IntArray, clusters: Sequence[IntArray], count: int, generator: np.random.Generator
-) -> npt.NDArray[np.int8]:
+) -> npt.NDArray[np.integer[Any]]:
     """`count` shufflings [count, P] of the groups among prompts; the responses of a prompt move together."""
-    shuffled = np.empty((count, len(groups)), np.int8)
+    shuffled = np.empty((count, len(groups)), np.min_scalar_type(int(groups.max(initial=0))))
     for rows in clusters:
         order = generator.permuted(np.tile(np.arange(len(rows)), (count, 1)), axis=1)
         shuffled[:, rows.reshape(-1)] = groups[rows][order].reshape(count, -1)
@@ -186,25 +186,43 @@ def permutation_test(
 def benjamini_hochberg(maps: ActivationMaps, fallback: FloatArray) -> tuple[FloatArray, FloatArray]:
     """(p, q) [L * E]: one-sided Welch p-values of the counts, class against pooled others, and their false discovery rates.
 
+    The unit is the prompt: samples of one prompt in the same class share its tokens and count as one, with their mean map.
     Where Welch's t has no variance to work with, the p-value is `fallback`, the permutation's.
     """
     from scipy import stats
 
-    first, second = (
-        sums_of_weights(maps, Statistic("", "", _no_scores, needs_squares=True), mask[None], np.float64)
-        for mask in (maps.groups == 0, maps.groups > 0)
-    )
-    moments = []
-    for group in (first, second):
-        number = float(group.num_responses[0, 0])
-        mean = group.counts[0] / number
-        assert group.squares is not None
-        variance = np.maximum(group.squares[0] / number - mean * mean, 0) * number / max(number - 1, 1)
-        moments += [mean, np.sqrt(variance), number]
+    moments = [moment for mask in (maps.groups == 0, maps.groups > 0) for moment in _prompt_moments(maps, mask)]
     with np.errstate(divide="ignore", invalid="ignore"):
         p_value = stats.ttest_ind_from_stats(*moments, equal_var=False, alternative="greater").pvalue
     p_value = np.where((moments[1] + moments[4] > 0) & np.isfinite(p_value), p_value, fallback)
     return p_value, stats.false_discovery_control(p_value)
+
+
+def _prompt_moments(maps: ActivationMaps, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray, float]:
+    """Mean [L * E], standard deviation [L * E] and number of a group's prompts, each with the mean of its responses' maps."""
+    rows_of: dict[str, list[int]] = {}
+    for row in np.flatnonzero(mask).tolist():
+        rows_of.setdefault(maps.observations[row].prompt_id, []).append(row)
+    number = float(len(rows_of))
+    if len(rows_of) == int(mask.sum()):
+        statistic = Statistic("", "", _no_scores, needs_squares=True)
+        sums = sums_of_weights(maps, statistic, mask[None], np.float64)
+        assert sums.squares is not None
+        total, squares = sums.counts[0], sums.squares[0]
+    else:
+        total, squares = np.zeros((2, maps.counts.num_columns))
+        prompts = list(rows_of.values())
+        for start in range(0, len(prompts), CHUNK_REPLICATES):
+            chunk = prompts[start : start + CHUNK_REPLICATES]
+            weights = np.zeros((len(chunk), len(maps.counts)))
+            for unit, rows in enumerate(chunk):
+                weights[unit, rows] = 1 / len(rows)
+            means = maps.counts.weighted_sums(weights)
+            total += means.sum(axis=0)
+            squares += (means * means).sum(axis=0)
+    mean = total / number
+    variance = np.maximum(squares / number - mean * mean, 0) * number / max(number - 1, 1)
+    return mean, np.sqrt(variance), number
 
 
 def _no_scores(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
@@ -222,7 +240,8 @@ def bootstrap(
 ) -> Stability:
     """Resample prompts with replacement; how often each expert is in the top k, and intervals of some experts' scores.
 
-    Samples in which a class is missing are drawn again.
+    Samples without the class, or without any other, are drawn again. Where others are kept apart, one that a sample lacks
+    takes no part in it: with many small classes hardly any sample has them all.
     """
     generator, clusters, dtype = np.random.default_rng([seed, 1]), prompt_clusters(maps), _fast_type(maps)
     masks = group_masks(maps.groups, statistic)
@@ -232,7 +251,8 @@ def bootstrap(
     while done < num_samples:
         count = min(CHUNK_REPLICATES, num_samples - done)
         weights = _resampled(clusters, len(maps.counts), count, generator)
-        weights = weights[(weights @ masks.T.astype(np.int64) > 0).all(axis=1)]
+        present = weights @ masks.T.astype(np.int64) > 0
+        weights = weights[present[:, 0] & present[:, 1:].any(axis=1)]
         if not len(weights):
             continue
         scores = _weighted_scores(maps, statistic, masks, weights, dtype)

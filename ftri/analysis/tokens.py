@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ftri.analysis.maps import SharedTokens, counted_span
 from ftri.labels.contrast import Contrast, Labeller
+from ftri.traces.reader import Responses
 
 if TYPE_CHECKING:
     from ftri.traces.reader import TraceReader, TraceRecord
@@ -22,6 +23,8 @@ CONTEXT_TOKENS = 12
 MAX_CONTEXTS_PER_TOKEN = 6
 MAX_CONTEXTS_KEPT = 600
 MIN_OCCURRENCES = 3
+# Ids below it have the column of their number, as those of every vocabulary in use; others get one when they occur.
+DENSE_IDS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,33 @@ class TokenStudy:
     """Counts over the tokens that `positions` counts.
 
     `num_tokens` [2, V] occurrences of each token id in the class and in the others; `num_selected` [M, 2, V] how many of them
-    selected the expert; `contexts` M lists.
+    selected the expert; `contexts` M lists. A column is the token id itself, or one of `far_columns` (id -> column).
     """
 
     experts: tuple[tuple[int, int], ...]
     num_tokens: npt.NDArray[np.int64]
     num_selected: npt.NDArray[np.int64]
     contexts: list[list[Context]] = field(default_factory=list)
+    far_columns: dict[int, int] = field(default_factory=dict)
+
+    def columns(self, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The columns [T] of token ids [T], new ones for ids far out: a table up to the largest id could fill the memory."""
+        far = token_ids >= DENSE_IDS
+        if not far.any():
+            return token_ids
+        columns = token_ids.copy()
+        columns[far] = [
+            self.far_columns.setdefault(token_id, DENSE_IDS + len(self.far_columns))
+            for token_id in token_ids[far].tolist()
+        ]
+        return columns
+
+    def token_ids(self) -> npt.NDArray[np.int64]:
+        """The token id [V] of each column."""
+        ids = np.arange(self.num_tokens.shape[1])
+        for token_id, column in self.far_columns.items():
+            ids[column] = token_id
+        return ids
 
     def base_rates(self) -> npt.NDArray[np.floating[Any]]:
         """[M]: the share of all tokens that selected each expert."""
@@ -74,8 +97,9 @@ class TokenStudy:
         rates = selected[often] / occurrences[often]
         bound = wilson_lower(rates, occurrences[often])
         order = np.argsort(-bound, kind="stable")
+        ids = self.token_ids()
         return [
-            TokenLift(int(often[i]), int(occurrences[often[i]]), float(rates[i]), base, float(rates[i] / base))
+            TokenLift(int(ids[often[i]]), int(occurrences[often[i]]), float(rates[i]), base, float(rates[i] / base))
             for i in order[:count]
             if bound[i] > base
         ]
@@ -113,12 +137,11 @@ def study_tokens(
         tuple(experts), np.zeros((2, 0), np.int64), np.zeros((len(experts), 2, 0), np.int64), [[] for _ in experts]
     )
     kept: list[dict[int, int]] = [{} for _ in experts]
-    for reader in readers:
-        for record in reader:
-            label = labeller(record)
-            group = contrast.group(label)
-            if group is not None:
-                _add(study, kept, record, label, min(group, 1), positions, shared)
+    for record in Responses(readers):
+        label = labeller(record)
+        group = contrast.group(label)
+        if group is not None:
+            _add(study, kept, record, label, min(group, 1), positions, shared)
     return study
 
 
@@ -141,12 +164,13 @@ def _add(
         counted[shared.prefix : num_prompt - shared.suffix] = False
     if not counted.any():
         return
-    _grow(study, int(token_ids.max()) + 1)
+    columns = study.columns(token_ids)
+    _grow(study, int(columns.max()) + 1)
     layers, numbers = np.array(study.experts).reshape(-1, 2).T
     selected = (rows[:, layers, :] == numbers[None, :, None]).any(axis=2) & counted[:, None]
-    np.add.at(study.num_tokens[side], token_ids[counted], 1)
+    np.add.at(study.num_tokens[side], columns[counted], 1)
     tokens, hits = np.nonzero(selected)
-    np.add.at(study.num_selected[:, side], (hits, token_ids[tokens]), 1)
+    np.add.at(study.num_selected[:, side], (hits, columns[tokens]), 1)
     for token, hit in zip(tokens.tolist(), hits.tolist(), strict=True):
         token_id = int(token_ids[token])
         seen = kept[hit].get(token_id, 0)

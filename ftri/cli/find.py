@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from rewriter.console import make_app, run, say
+from rewriter.whole_file import make_folder
 
 if TYPE_CHECKING:
     from ftri.analysis.findings import Findings
@@ -194,7 +195,7 @@ def _find_by_counts(
 def _put_out(expert_set: ExpertSet, output: Path | None, json_output: bool) -> None:
     """Write the expert set where it was asked for, or print it."""
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(output.parent)
         expert_set.save(output)
         say(f"wrote {output}")
     if output is None or json_output:

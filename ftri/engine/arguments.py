@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from ftri.traces.rows import expert_dtype
 from rewriter.errors import InputError
 
 # Arguments of vLLM's engine that the parts above are built on; a user's value would be overwritten.
@@ -20,6 +21,8 @@ RESERVED_ARGUMENTS = ("model", "revision", "worker_extension_cls", "enable_retur
 PAIR_OPTION = "--engine-argument"
 SECRET = "<secret>"
 SECRET_WORDS = frozenset({"token", "secret", "password", "passwd", "key", "apikey", "credential", "credentials"})
+# What restores cached tokens into slots other than those they were computed in.
+CACHE_MOVING_ARGUMENTS = ("kv_transfer_config", "kv_offloading_size")
 # Without a word from the user vLLM takes nearly all of the machine's memory for the cache of a CPU engine.
 CPU_CACHE_SIZE_BYTES = 1 << 30
 
@@ -103,11 +106,29 @@ def editable_arguments(arguments: Mapping[str, Any], config: Mapping[str, Any]) 
     return {"hf_overrides": {**overrides, "architectures": [PREFIX + architectures[0]]}}
 
 
-def choose_capture(arguments: Mapping[str, Any]) -> str:
+def check_slots_stay(arguments: Mapping[str, Any]) -> None:
+    """Refuse, for the routing hook, what moves cached tokens between slots: the rows of a token lie by its slot.
+
+    Raises:
+        InputError: such an argument is given.
+    """
+    for name in CACHE_MOVING_ARGUMENTS:
+        if arguments.get(name):
+            raise InputError(
+                f"engine argument {name} moves cached tokens to other slots, so that their rows would be those of other"
+                " tokens; expected none of it while routing is recorded"
+            )
+
+
+def choose_capture(arguments: Mapping[str, Any], num_experts: int = 0, num_choices: int = 0) -> str:
     """How routing can be got out of an engine of these arguments: "routed_experts" where it takes the argument, else
-    "router_hook"."""
+    "router_hook". vLLM's own capture keeps ids as wide as its experts need, which `num_choices` may not fit."""
     from vllm import EngineArgs
 
+    fits = expert_dtype(num_choices) == expert_dtype(num_experts)
+    if not fits:
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+        return "router_hook"
     if "enable_return_routed_experts" in {field.name for field in dataclasses.fields(EngineArgs)}:
         try:
             EngineArgs(**arguments, enable_return_routed_experts=True).create_engine_config()

@@ -37,6 +37,7 @@ import numpy.typing as npt
 
 from ftri.engine.arguments import (
     check_arguments,
+    check_slots_stay,
     choose_arguments,
     choose_capture,
     editable_arguments,
@@ -45,7 +46,7 @@ from ftri.engine.arguments import (
 from ftri.engine.edits import PlannedEdit, RouterEdit, plan_edit
 from ftri.prompts.rendering import RenderedPrompt, Renderer, first_line
 from ftri.prompts.sets import PromptRecord
-from ftri.traces.reader import Experts, expert_dtype
+from ftri.traces.rows import REMEDY, Experts, expert_dtype, fault_of
 from ftri.worker.request import EDIT_ARGUMENT
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.errors import InputError, MoteError
@@ -147,13 +148,18 @@ class Engine:
         arguments = choose_arguments(given, str(self.folder))
         if live_edits:
             arguments |= editable_arguments(arguments, self._checkpoint.config)
-        self.capture = choose_capture(arguments) if record else None
+        num_experts, self._num_choices = (
+            self.layout.num_experts,
+            self.layout.num_experts + self.layout.num_other_choices,
+        )
+        self.capture = choose_capture(arguments, num_experts, self._num_choices) if record else None
         if live_edits or self.capture == "router_hook":
             arguments["worker_extension_cls"] = WORKER_EXTENSION
         if live_edits:
             # Compiled engines edit alike, but are minutes longer in starting: asked for by enforce_eager=False.
             arguments.setdefault("enforce_eager", True)
         if self.capture == "router_hook":
+            check_slots_stay(arguments)
             arguments["enforce_eager"] = True
             if given.get("enforce_eager") is False:
                 raise InputError(
@@ -180,7 +186,7 @@ class Engine:
 
     def _install(self) -> None:
         try:
-            ranks = self._llm.collective_rpc("mote_install", args=(self.capture == "router_hook",))
+            ranks = self._llm.collective_rpc("mote_install", args=(self.capture == "router_hook", self._num_choices))
         except (RuntimeError, ValueError, ImportError, AttributeError) as error:
             raise EngineError(f"this vLLM's routers cannot be hooked into ({first_line(error)})") from error
         self._rank_layers = [rank["layers"] for rank in ranks]
@@ -427,11 +433,17 @@ class Engine:
         else:
             rows = self._take_rows([internal_ids[output.request_id] for output in outputs], counts)
         # Kernels give the selected experts in an order of their own; as a set they are the same everywhere.
-        return [np.sort(one, axis=-1) for one in rows]
+        rows = [np.sort(one, axis=-1) for one in rows]
+        row_shape = (len(self.layout.moe_layers), self.layout.top_k)
+        for output, experts, count in zip(outputs, rows, counts, strict=True):
+            fault = fault_of(experts, count, row_shape, self._num_choices)
+            if fault is not None:
+                raise EngineError(f"request {output.request_id} came back with {fault}; {REMEDY}")
+        return rows
 
     def _take_rows(self, request_ids: list[str], counts: list[int]) -> list[Experts]:
         """Put the parts of all ranks together: each pipeline rank has its own layers, one data rank the request."""
-        dtype = expert_dtype(self.layout.num_experts + self.layout.num_other_choices)
+        dtype = expert_dtype(self._num_choices)
         position = {layer: number for number, layer in enumerate(self.layout.moe_layers)}
         rows = [np.zeros((count, len(position), self.layout.top_k), dtype) for count in counts]
         filled = [set[int]() for _ in counts]

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ftri.labels.behavior import label_parsed, language_of_thinking
 from ftri.labels.coverage import coverage_warning, uncovered_language
 from ftri.labels.names import PAPER_CLASSES, THINKING_CLASSES, Behavior, ThinkingLanguage
 from ftri.labels.think_formats import ThinkFormat, parse_response, starts_inside_think
-from ftri.prompts.tables import load_table
-from rewriter.errors import InputError
+from ftri.prompts.tables import column_names, load_table
+from rewriter.errors import InputError, quoted
 
 if TYPE_CHECKING:
     from ftri.traces.reader import TraceRecord
@@ -24,8 +26,25 @@ LABEL_COLUMNS = ("label", "behavior", "class")
 # What the labels leave out of the comparison: responses that no rule could place.
 UNLABELLED = "UNLABELLED"
 
+MAX_LABEL_LETTERS = 100
+MAX_CLASSES_SHOWN = 10
+
 ResponseKey = tuple[str, int]
 Labeller = Callable[["TraceRecord"], str]
+
+
+def _as_text(cell: object) -> object:
+    """A cell as text; an empty one as none, another kind as it is, which is then refused."""
+    if isinstance(cell, bool) or not isinstance(cell, str | int | float):
+        return cell
+    return str(cell).strip() or None
+
+
+def _shown(label: str) -> str:
+    """A class's name, which the report, the card and the terminal will show."""
+    if not label.isprintable():
+        raise ValueError("characters that cannot be shown")
+    return label
 
 
 @dataclass(frozen=True)
@@ -88,9 +107,13 @@ def _classes(side: str, known: tuple[str, ...], behavior: str) -> tuple[str, ...
             wanted if wanted in known else by_lower.get(wanted.lower().replace("-", "_"), by_lower.get(wanted.lower()))
         )
         if found is None:
-            raise InputError(f"--behavior {behavior}: no class {wanted!r}; the classes are {', '.join(known)}")
+            raise InputError(f"--behavior {behavior}: no class {wanted!r}; the classes are {_list(known)}")
         names.append(found)
     return tuple(dict.fromkeys(names))
+
+
+def _list(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:MAX_CLASSES_SHOWN]) + (", ..." if len(classes) > MAX_CLASSES_SHOWN else "")
 
 
 @dataclass
@@ -123,6 +146,23 @@ class RuleLabeller:
         return coverage_warning(Counter(self.uncovered.values()), self.num_seen)
 
 
+class LabelRow(BaseModel):
+    """A row of a label file; tables of numbers give ids and classes as numbers."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt_id: Annotated[str, BeforeValidator(_as_text)]
+    label: Annotated[
+        Annotated[str, Field(max_length=MAX_LABEL_LETTERS)], BeforeValidator(_as_text), AfterValidator(_shown)
+    ]
+    sample: Annotated[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")] | None, BeforeValidator(_as_text)] = None
+
+    @property
+    def key(self) -> ResponseKey | str:
+        """Which responses the row labels: one, or all of a prompt."""
+        return self.prompt_id if self.sample is None else (self.prompt_id, int(self.sample))
+
+
 def read_labels(spec: str) -> dict[ResponseKey | str, str]:
     """Labels by prompt id, or by (prompt id, sample) where the file has a `sample` column.
 
@@ -134,25 +174,33 @@ def read_labels(spec: str) -> dict[ResponseKey | str, str]:
     column = next((name for name in LABEL_COLUMNS if name in first), None)
     if "prompt_id" not in first or column is None:
         raise InputError(
-            f"{table.name}: expected the columns prompt_id and one of {', '.join(LABEL_COLUMNS)}, found {', '.join(first)}"
+            f"{table.name}: expected the columns prompt_id and one of {', '.join(LABEL_COLUMNS)},"
+            f" found {column_names(first)}"
         )
     labels: dict[ResponseKey | str, str] = {}
-    for number, row in enumerate(table.rows, start=1):
-        label = str(row.get(column) or "").strip()
-        if not label:
-            raise InputError(f"{table.name}: row {number} has no {column}")
-        prompt_id, sample = str(row["prompt_id"]), row.get("sample")
-        key = prompt_id if sample in (None, "") else (prompt_id, _sample_number(sample, table.name, number))
-        if labels.setdefault(key, label) != label:
-            raise InputError(f"{table.name}: row {number} labels {prompt_id!r} {label}, an earlier row {labels[key]}")
+    for number, cells in enumerate(table.rows, start=1):
+        try:
+            row = LabelRow.model_validate(
+                {"prompt_id": cells.get("prompt_id"), "label": cells.get(column), "sample": cells.get("sample")}
+            )
+        except ValidationError as error:
+            raise InputError(f"{table.name}: row {number} {_row_problem(error, column)}") from None
+        known = labels.setdefault(row.key, row.label)
+        if known != row.label:
+            raise InputError(
+                f"{table.name}: row {number} labels {row.prompt_id[:80]!r} {row.label}, an earlier row {known}"
+            )
     return labels
 
 
-def _sample_number(sample: object, name: str, number: int) -> int:
-    text = str(sample)
-    if not text.isdecimal():
-        raise InputError(f"{name}: row {number} has the sample {text!r}, expected a number from 0")
-    return int(text)
+def _row_problem(error: ValidationError, column: str) -> str:
+    problem = error.errors(include_url=False)[0]
+    name, found = str(problem["loc"][0]), problem["input"]
+    if found is None or (isinstance(found, str) and not found.strip()):
+        return f"has no {column if name == 'label' else name}"
+    if name == "sample":
+        return f"has the sample {quoted(found).replace(chr(34), chr(39))}, expected a number from 0"
+    return f"has the {column if name == 'label' else name} {quoted(found)}, expected a short text on one line"
 
 
 def file_labeller(labels: Mapping[ResponseKey | str, str]) -> Labeller:
@@ -170,5 +218,7 @@ def check_labels_known(labels: Mapping[ResponseKey | str, str], keys: set[Respon
     unknown = [key for key in labels if (key not in keys if isinstance(key, tuple) else key not in prompt_ids)]
     if unknown:
         first = unknown[0]
-        shown = f"sample {first[1]} of prompt {first[0]!r}" if isinstance(first, tuple) else f"prompt {first!r}"
+        shown = (
+            f"sample {first[1]} of prompt {first[0][:80]!r}" if isinstance(first, tuple) else f"prompt {first[:80]!r}"
+        )
         raise InputError(f"{name}: labels {len(unknown)} responses that the traces do not hold, the first is {shown}")

@@ -115,7 +115,12 @@ def load_chat_template(path: Path) -> str:
     """
     if not path.is_file():
         raise InputError(f"{path} is no file, expected a chat template (Jinja text)")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}), expected a chat template") from None
 
 
 def load_tokenizer(folder: Path) -> Any:

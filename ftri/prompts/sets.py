@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftri.prompts.tables import Table, load_table
+from ftri.prompts.tables import Table, column_names, load_table
 from rewriter.errors import InputError
 
 PAPER = "paper"
@@ -168,7 +168,7 @@ def records_from_table(table: Table, column: str | None = None) -> list[PromptRe
     if text_column is None or text_column not in first_row:
         wanted = repr(column) if column else "one of " + ", ".join(TEXT_COLUMNS)
         raise InputError(
-            f"{table.name}: no column {wanted} for the prompt's text; the columns are {', '.join(first_row)}"
+            f"{table.name}: no column {wanted} for the prompt's text; the columns are {column_names(first_row)}"
         )
     id_column = next((name for name in ID_COLUMNS if name in first_row and name != text_column), None)
     stem = Path(table.name).stem
@@ -180,7 +180,7 @@ def records_from_table(table: Table, column: str | None = None) -> list[PromptRe
             raise InputError(f"{table.name}: row {number} has no text in column {text_column!r}")
         prompt_id = str(row[id_column]) if id_column and row.get(id_column) is not None else f"{stem}/{number:05d}"
         if prompt_id in seen:
-            raise InputError(f"{table.name}: row {number} repeats the prompt id {prompt_id!r}; ids must be unique")
+            raise InputError(f"{table.name}: row {number} repeats the prompt id {prompt_id[:80]!r}; ids must be unique")
         seen.add(prompt_id)
         records.append(PromptRecord(prompt_id, text, _factors(row, {text_column, id_column})))
     return records

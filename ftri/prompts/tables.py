@@ -5,19 +5,26 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rewriter.errors import HubError, InputError
+from rewriter.errors import HubError, InputError, printable
+from rewriter.hub.errors import hub_errors
 
+MAX_NAMES_SHOWN = 8
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 HUB_SPEC = re.compile(
     r"hub:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/:]+))?(?:/(?P<file>[^:]+))?(?::(?P<column>.+))?"
 )
+
+
+class NoSuchFileError(HubError):
+    """A dataset lacks the file that is asked for, or it is unclear which is meant; the cache would not know better."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +64,22 @@ def download_dataset_file(repo: str, revision: str | None, file_name: str | None
     Raises:
         HubError: the dataset, its revision or a data file in it cannot be had, nor a copy of it in the local cache.
     """
-    import httpx
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     asked = f"dataset {repo}" + (f" at revision {revision}" if revision else "")
     try:
-        info = HfApi().dataset_info(repo, revision=revision)
-        commit = info.sha or revision or "main"
-        file_names = [sibling.rfilename for sibling in info.siblings or []]
-        chosen = choose_data_file(repo, file_names, file_name)
-        return Path(hf_hub_download(repo, chosen, repo_type="dataset", revision=commit)), commit, chosen
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        with hub_errors(repo, transfer=True):
+            info = HfApi().dataset_info(repo, revision=revision)
+            commit = info.sha or revision or "main"
+            chosen = choose_data_file(repo, [sibling.rfilename for sibling in info.siblings or []], file_name)
+            return Path(hf_hub_download(repo, chosen, repo_type="dataset", revision=commit)), commit, chosen
+    except NoSuchFileError:
+        raise
+    except HubError as error:
         cached = _cached_dataset_file(repo, revision, file_name)
         if cached is not None:
             return cached
-        raise HubError(f"cannot read {asked}: {_first_line(error)}") from error
+        raise HubError(f"cannot read {asked}: {error}") from error
 
 
 def choose_data_file(repo: str, file_names: list[str], wanted: str | None) -> str:
@@ -84,23 +91,27 @@ def choose_data_file(repo: str, file_names: list[str], wanted: str | None) -> st
     tables = [name for name in file_names if name.endswith(TABLE_SUFFIXES) and Path(name).name != "dataset_infos.json"]
     if wanted is not None:
         if wanted not in file_names:
-            raise HubError(f"dataset {repo} has no file {wanted!r}; it has {', '.join(tables) or 'no data file'}")
+            raise NoSuchFileError(
+                f"dataset {repo} has no file {wanted!r}; it has {', '.join(tables) or 'no data file'}"
+            )
         return wanted
     if not tables:
-        raise HubError(f"dataset {repo} has no .jsonl, .json, .csv or .parquet file")
+        raise NoSuchFileError(f"dataset {repo} has no .jsonl, .json, .csv or .parquet file")
     if len(tables) > 1:
-        raise HubError(f"dataset {repo} has {len(tables)} data files; name one as hub:{repo}/FILE: {', '.join(tables)}")
+        raise NoSuchFileError(
+            f"dataset {repo} has {len(tables)} data files; name one as hub:{repo}/FILE: {', '.join(tables)}"
+        )
     return tables[0]
 
 
 def _cached_dataset_file(repo: str, revision: str | None, file_name: str | None) -> tuple[Path, str, str] | None:
     """The same file from the local Hub cache, for work without a network; None when it is not there or not clear."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
+        with hub_errors(repo, transfer=True):
+            folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
+    except HubError:
         return None
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     tables = [name for name in names if name.endswith(TABLE_SUFFIXES)]
@@ -112,6 +123,9 @@ def _cached_dataset_file(repo: str, revision: str | None, file_name: str | None)
 def _read_table(path: Path, name: str) -> Table:
     if path.suffix not in TABLE_SUFFIXES:
         raise InputError(f"{name}: expected a {', '.join(TABLE_SUFFIXES)} file, found {path.suffix or 'no suffix'!r}")
+    # A pipe would be waited for, and a device may never end.
+    if path.exists() and not path.is_file():
+        raise InputError(f"{name}: is no regular file, expected a {path.suffix} file")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -150,18 +164,30 @@ def _parse_csv(name: str, text: str) -> Iterator[dict[str, Any]]:
 
 
 def _parse_json(name: str, text: str, *, lines: bool) -> Iterator[dict[str, Any]]:
-    number = 0
+    if lines:
+        # Not splitlines(): it also breaks at U+2028 and U+0085, which JSON strings may hold.
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield _json_object(name, number, _load_json(name, line, number))
+    else:
+        for number, value in enumerate(_load_json(name, text), start=1):
+            yield _json_object(name, number, value)
+
+
+def _load_json(name: str, text: str, line: int | None = None) -> Any:
+    where = f"{name}: line {line}" if line else name
     try:
-        if lines:
-            # Not splitlines(): it also breaks at U+2028 and U+0085, which JSON strings may hold.
-            for number, line in enumerate(text.split("\n"), start=1):
-                if line.strip():
-                    yield _json_object(name, number, json.loads(line))
-        else:
-            for number, value in enumerate(json.loads(text), start=1):
-                yield _json_object(name, number, value)
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise InputError(f"{name}: line {number or error.lineno} is not JSON ({error.msg})") from error
+        raise InputError(f"{name}: line {line or error.lineno} is not JSON ({error.msg})") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{where} holds half a character (an escaped surrogate without its other half)") from None
+    except (ValueError, RecursionError) as error:
+        reason = "it nests too deeply" if isinstance(error, RecursionError) else "a number is too long"
+        raise InputError(f"{where} is not JSON that can be read ({reason})") from None
+    return value
 
 
 def _json_object(name: str, number: int, value: Any) -> dict[str, Any]:
@@ -176,8 +202,15 @@ def _parse_parquet(name: str, content: bytes) -> Iterator[dict[str, Any]]:
 
     try:
         yield from pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{name}: is not a Parquet file ({_first_line(error)})") from error
+    # Damage in a page or a type comes as an OSError, NotImplementedError or KeyError, which Arrow's own errors derive from.
+    except (pyarrow.ArrowException, ValueError, OSError, NotImplementedError, KeyError, MemoryError) as error:
+        raise InputError(f"{name}: is not a Parquet file ({printable(_first_line(error)[:160])})") from None
+
+
+def column_names(row: Mapping[str, Any]) -> str:
+    """A table's columns within a sentence."""
+    names = [printable(str(name)[:40]) for name in itertools.islice(row, MAX_NAMES_SHOWN)]
+    return ", ".join(names) + (", ..." if len(row) > MAX_NAMES_SHOWN else "")
 
 
 def _first_line(error: BaseException) -> str:

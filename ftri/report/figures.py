@@ -143,9 +143,9 @@ def draw_prompt_map(findings: Findings, example: Example) -> Figure:
     """How many tokens of one prompt selected each expert (paper, Fig. 2)."""
     from ftri.analysis.maps import count_selections
 
-    counts = count_selections(example.experts[: example.num_prompt], findings.maps.num_experts).reshape(
-        findings.maps.shape
-    )
+    counts = count_selections(
+        example.experts[: example.num_prompt], findings.maps.num_experts, findings.maps.num_other_choices
+    ).reshape(findings.maps.shape)
     figure, axes = _figure(13, 6)
     _heat(figure, axes, counts, findings.maps.moe_layers, max(1.0, float(counts.max())), False, "tokens of the prompt")
     axes.set_title(f"One prompt's map: {_plain(example.prompt, 90)} ({example.observation.label})")

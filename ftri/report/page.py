@@ -46,12 +46,15 @@ def write_report(findings: Findings, folders: Sequence[str | Path], output: Path
     if tokenizer is None:
         texts = TokenTexts(findings.manifest["model"], findings.manifest.get("revision"))
     else:
-        texts = TokenTexts(tokenizer, None, download=True)
+        texts = TokenTexts(tokenizer, None, is_told=True)
     labels = label_order(findings)
     chosen = example_data.load_examples(readers, findings.maps, example_data.typical_rows(findings.maps))
     plane = example_data.lay_out(readers, findings.maps, findings.options.seed)
     token = _telling_token(findings, chosen[0]) if chosen else 0
-    pictures = figures.write_figures(output, findings, labels, chosen[0] if chosen else None, token, plane, texts)
+    try:
+        pictures = figures.write_figures(output, findings, labels, chosen[0] if chosen else None, token, plane, texts)
+    except OSError as error:
+        raise OutputError(f"{output}: a picture cannot be written ({error.strerror or error})") from None
     page = render(findings, labels, chosen, token, plane, texts, [path.name for path in pictures])
     path = output / "report.html"
     write_whole(path, page)

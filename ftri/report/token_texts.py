@@ -6,15 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rewriter.errors import HubError, printable
+from rewriter.hub.errors import hub_errors
+
 TOKENIZER_NAME = "tokenizer.json"
+MAX_LETTERS = 200
 
 
 class TokenTexts:
     """Token ids as text, where the model's tokenizer can be had; otherwise as `#id`, and `problem` says why."""
 
-    def __init__(self, model: str, revision: str | None, download: bool = False) -> None:
-        """Read tokenizer.json of a local model folder or of the Hub cache; with `download` fetch that one file."""
-        self._tokenizer, self.problem = load_tokenizer(model, revision, download)
+    def __init__(self, model: str, revision: str | None, is_told: bool = False) -> None:
+        """Read one file of a model's tokenizer, see load_tokenizer."""
+        self._tokenizer, self.problem = load_tokenizer(model, revision, is_told)
 
     def __call__(self, token_id: int) -> str:
         """The token's text; a piece of a character, which has none, as the vocabulary writes it."""
@@ -26,37 +30,39 @@ class TokenTexts:
         return str(text)
 
 
-def load_tokenizer(model: str, revision: str | None, download: bool = False) -> tuple[Any, str | None]:
-    """The tokenizer of a local folder or a Hub model: (tokenizer, None), or (None, why it cannot be had).
+def load_tokenizer(model: str, revision: str | None, is_told: bool = False) -> tuple[Any, str | None]:
+    """The tokenizer of a model: (tokenizer, None), or (None, why it cannot be had).
 
-    Without `download` only the local Hub cache is looked at, so that a report never waits for a network.
+    A model that the user told is a local folder or a Hub model, of which the one file is downloaded. One that a trace names
+    is looked for in the local Hub cache alone: a report does not wait for a network, and no trace, which a stranger may have
+    made, decides which of the user's folders is read.
     """
     try:
         from tokenizers import Tokenizer
     except ImportError:
         return None, "the package tokenizers is not installed"
-    path = _find_file(model, revision, download)
+    shown = printable(model[:MAX_LETTERS])
+    path = _find_file(model, revision, is_told)
     if path is None:
-        return None, f"no {TOKENIZER_NAME} of {model} is on this machine (name a folder or Hub model with --tokenizer)"
+        return None, f"no {TOKENIZER_NAME} of {shown} is on this machine (name a folder or Hub model with --tokenizer)"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         document = None
     # The library raises a bare Exception for a malformed file, so what can go wrong is looked at first.
     if not isinstance(document, dict) or "model" not in document:
-        return None, f"{TOKENIZER_NAME} of {model} is not a tokenizer file"
+        return None, f"{TOKENIZER_NAME} of {shown} is not a tokenizer file"
     return Tokenizer.from_str(json.dumps(document)), None
 
 
-def _find_file(model: str, revision: str | None, download: bool) -> Path | None:
-    import httpx
+def _find_file(model: str, revision: str | None, is_told: bool) -> Path | None:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     path = Path(model) / TOKENIZER_NAME
-    if path.is_file():
+    if is_told and path.is_file():
         return path
     try:
-        return Path(hf_hub_download(model, TOKENIZER_NAME, revision=revision, local_files_only=not download))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError):
+        with hub_errors(model, transfer=True):
+            return Path(hf_hub_download(model, TOKENIZER_NAME, revision=revision, local_files_only=not is_told))
+    except HubError:
         return None

@@ -3,7 +3,7 @@
 Layout (schema `mote.traces/1`):
 
     manifest.json               the model, its MoE layers, the sampling, the engine: what must be equal to resume
-    index.jsonl                 a line per response: prompt, tokens, text, and where its rows lie
+    index.jsonl                 a line per response: prompt, tokens, text, where its rows lie, a checksum of the index so far
     chunk-00000.safetensors     one tensor `experts` [N, L, K], the rows of many responses one after the other;
                                 or `experts_zlib` [bytes], the same compressed, where that saves a quarter or more
     chunk-00001.part            the rows of the chunk being filled, raw
@@ -11,6 +11,9 @@ Layout (schema `mote.traces/1`):
 A response is durable when `TraceWriter.append` (ftri/traces/writer.py) returns: its rows are synced to the `.part` file
 first, then its index line. The index is the truth: rows it does not mention are cut off when writing resumes, so that a
 process killed at any moment loses only the responses it had not finished.
+
+What a folder holds was written by somebody else, perhaps: both JSON files have a type (ftri/traces/schema.py), no chunk is
+unpacked further than the index has tokens for, and rows are checked for what a router cannot have selected.
 
 Letters of shapes: T tokens of a response, N tokens of a chunk, L MoE layers, K selected experts per token.
 """
@@ -20,27 +23,31 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from rewriter.errors import InputError
+from ftri.traces.rows import REMEDY, Experts, expert_dtype, fault_of
+from ftri.traces.schema import (
+    INDEX_NAME,
+    IndexEntry,
+    Manifest,
+    TraceError,
+    identity_difference,
+    load_manifest,
+    num_rows_of,
+    parse_chunk_header,
+    parse_index_line,
+    shown,
+)
+from rewriter.errors import quoted
 
-SCHEMA = "mote.traces/1"
-MANIFEST_NAME = "manifest.json"
-INDEX_NAME = "index.jsonl"
-REQUIRED_KEYS = ("schema", "model", "config_sha256", "moe_layers", "num_experts", "top_k")
-PLACE_KEYS = frozenset({"prompt_id", "sample", "chunk", "start", "rows", "crc32"})
-
-Experts = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-
-
-class TraceError(InputError):
-    """A trace folder is damaged, in use, or does not fit what is asked of it."""
+# Compressed bytes handed over at a time.
+PACKED_BLOCK_BYTES = 1 << 20
+MAX_HEADER_BYTES = 1 << 20
 
 
 @dataclass
@@ -71,7 +78,7 @@ class TraceRecord:
     @property
     def num_rows(self) -> int:
         """How many tokens were run through the model."""
-        return len(self.prompt_token_ids) + max(len(self.completion_token_ids), 1) - 1
+        return num_rows_of(self.prompt_token_ids, self.completion_token_ids)
 
     def metadata(self) -> dict[str, Any]:
         """The record without its experts, as the index keeps it."""
@@ -95,11 +102,6 @@ class TraceRecord:
         return content.hexdigest()
 
 
-def expert_dtype(num_experts: int) -> np.dtype[Any]:
-    """The narrowest dtype that holds every expert id: uint8 up to 256 experts, else uint16 (little-endian)."""
-    return np.dtype(np.uint8) if num_experts <= 256 else np.dtype("<u2")
-
-
 def chunk_path(folder: Path, number: int) -> Path:
     """Where a finished chunk lies."""
     return folder / f"chunk-{number:05d}.safetensors"
@@ -110,98 +112,114 @@ def part_path(folder: Path, number: int) -> Path:
     return folder / f"chunk-{number:05d}.part"
 
 
-def load_manifest(folder: Path) -> dict[str, Any]:
-    """Read and check a trace folder's manifest.
-
-    Raises:
-        TraceError: the folder is none, or its manifest is malformed or of another schema.
-    """
-    path = folder / MANIFEST_NAME
-    if not path.is_file():
-        raise TraceError(f"{folder} is not a trace folder: it has no {MANIFEST_NAME} (mote-record writes one)")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TraceError(f"{path} is not JSON ({error}), expected the manifest of a trace folder") from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-        raise TraceError(f"{path} has schema {found!r}, expected {SCHEMA!r}")
-    missing = [key for key in REQUIRED_KEYS if key not in manifest]
-    if missing:
-        raise TraceError(f"{path} lacks {', '.join(missing)}, expected every one of {', '.join(REQUIRED_KEYS)}")
-    return manifest
-
-
-def read_chunk(path: Path) -> Experts:
+def read_chunk(
+    path: Path, num_rows: int, row_shape: tuple[int, int], dtype: np.dtype[Any], is_exact: bool = True
+) -> Experts:
     """The rows [N, L, K] of a finished chunk; a raw one is mapped, not read.
 
-    Raises:
-        TraceError: the file is shorter or longer than its header says, or cannot be decompressed.
-    """
-    size_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        header_length = int.from_bytes(file.read(8), "little")
-        if size_bytes < 8 + header_length:
-            raise TraceError(f"{path} is truncated: {size_bytes} bytes found, at least {8 + header_length} expected")
-        try:
-            header = json.loads(file.read(header_length))
-        except ValueError as error:
-            raise TraceError(f"{path} has no readable safetensors header ({error})") from error
-    metadata = header.pop("__metadata__", {})
-    name = "experts_zlib" if metadata.get("encoding") == "zlib" else "experts"
-    if name not in header:
-        raise TraceError(f"{path} holds {', '.join(header) or 'no tensor'}, expected {name}")
-    begin, end = header[name]["data_offsets"]
-    expected_bytes = 8 + header_length + end
-    if size_bytes != expected_bytes:
-        state = "truncated" if size_bytes < expected_bytes else "too long"
-        raise TraceError(f"{path} is {state}: {size_bytes} bytes found, {expected_bytes} expected")
-    if name == "experts":
-        dtype = np.dtype("<u2") if header[name]["dtype"] == "U16" else np.dtype(np.uint8)
-        shape = tuple(header[name]["shape"])
-        if begin == end:
-            return np.zeros(shape, dtype)
-        return np.memmap(path, dtype, "r", 8 + header_length + begin, shape)
-    with path.open("rb") as file:
-        file.seek(8 + header_length + begin)
-        try:
-            raw = zlib.decompress(file.read(end - begin))
-            return np.frombuffer(raw, np.dtype(metadata["dtype"])).reshape(json.loads(metadata["shape"]))
-        except (zlib.error, ValueError, KeyError) as error:
-            raise TraceError(f"{path} cannot be decompressed ({error})") from error
-
-
-def parse_index_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """One response's index entry.
+    num_rows: N, what the index has of the chunk; row_shape: (L, K); is_exact: whether the file holds no more than that.
 
     Raises:
-        TraceError: the line is not such an entry.
+        TraceError: the file is shorter or longer than its header says, holds other rows, or cannot be unpacked.
     """
+    shape = (num_rows, *row_shape)
     try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise TraceError(f"{path}, line {number}: not a trace entry ({error})") from error
-    missing = PLACE_KEYS - entry.keys() if isinstance(entry, dict) else PLACE_KEYS
-    if missing:
-        raise TraceError(f"{path}, line {number}: not a trace entry (it lacks {', '.join(sorted(missing))})")
-    return entry
+        size_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            header_length = int.from_bytes(file.read(8), "little")
+            if size_bytes < 8 + header_length:
+                raise TraceError(
+                    f"{path} is truncated: {size_bytes} bytes found, at least {8 + header_length} expected"
+                )
+            if header_length > MAX_HEADER_BYTES:
+                raise TraceError(f"{path}: its header has {header_length} bytes, expected {MAX_HEADER_BYTES} at most")
+            tensor, is_packed = parse_chunk_header(file.read(header_length), path)
+            expected_bytes = 8 + header_length + tensor.size_bytes
+            if size_bytes != expected_bytes:
+                state = "truncated" if size_bytes < expected_bytes else "too long"
+                raise TraceError(f"{path} is {state}: {size_bytes} bytes found, {expected_bytes} expected")
+            if is_packed:
+                return np.frombuffer(_unpack(file, path, shape, dtype, is_exact), dtype).reshape(shape)
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read ({error.strerror})") from None
+    is_enough = tensor.shape[0] == num_rows or (not is_exact and tensor.shape[0] > num_rows)
+    if not is_enough or tuple(tensor.shape[1:]) != row_shape or tensor.dtype != f"U{8 * dtype.itemsize}":
+        raise TraceError(
+            f"{path} holds rows of shape {tensor.shape} ({tensor.dtype}), expected {list(shape)} ({dtype}) by the index"
+        )
+    return np.memmap(path, dtype, "r", 8 + header_length, shape) if num_rows else np.zeros(shape, dtype)
 
 
-def iterate_index(folder: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """The index entries in the order they were written, each with the byte offset behind its line.
+def _unpack(
+    file: IO[bytes], path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], is_exact: bool
+) -> bytearray:
+    """The bytes of a compressed chunk, no more of them than `shape` takes: a few megabytes can unpack to gigabytes."""
+    expected_bytes = int(np.prod(shape)) * dtype.itemsize
+    raw, unpacker = bytearray(), zlib.decompressobj()
+    try:
+        while packed := unpacker.unconsumed_tail or file.read(PACKED_BLOCK_BYTES):
+            raw += unpacker.decompress(packed, expected_bytes + 1 - len(raw))
+            if len(raw) > expected_bytes or unpacker.eof:
+                break
+    except zlib.error as error:
+        raise TraceError(f"{path} cannot be decompressed ({error})") from None
+    is_over = len(raw) > expected_bytes or not unpacker.eof or bool(unpacker.unused_data or file.read(1))
+    if len(raw) < expected_bytes or (is_exact and is_over):
+        raise TraceError(
+            f"{path} does not unpack to the {expected_bytes} bytes that the {shape[0]} tokens of the index take"
+        )
+    return raw[:expected_bytes]
+
+
+@dataclass
+class IndexScan:
+    """Where a pass over the index is: bytes and lines read, their checksum, and whether lines carry one."""
+
+    end_bytes: int = 0
+    num_lines: int = 0
+    checksum: int = 0
+    is_summed: bool = False
+
+
+def iterate_index(folder: Path, scan: IndexScan | None = None) -> Iterator[IndexEntry]:
+    """The index entries in the order they were written; `scan` is kept up to date.
 
     A last line without its line end is a response that was being written when the recorder died; it is left out.
+
+    Raises:
+        TraceError: a line is no entry, was changed or cut out, or repeats a response, or its rows do not follow the last ones.
     """
-    path = folder / INDEX_NAME
-    if not path.is_file():
+    path, scan = folder / INDEX_NAME, scan or IndexScan()
+    if not path.exists():
         return
-    offset_bytes = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            offset_bytes += len(line)
-            yield parse_index_line(line, path, number), offset_bytes
+    # A pipe in its place would be waited for.
+    if not path.is_file():
+        raise TraceError(f"{path} is no regular file, expected the index of a trace folder")
+    seen: set[tuple[str, int]] = set()
+    chunk, end_row = 0, 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                entry, checksum = parse_index_line(line, scan.checksum, path, number, scan.is_summed)
+                if entry.key in seen:
+                    raise TraceError(
+                        f"{path}, line {number}: repeats sample {entry.sample} of prompt {shown(entry.prompt_id)}"
+                    )
+                seen.add(entry.key)
+                chunk, end_row = (chunk, end_row) if entry.chunk == chunk else (max(entry.chunk, chunk + 1), 0)
+                if (entry.chunk, entry.start) != (chunk, end_row):
+                    raise TraceError(
+                        f"{path}, line {number}: its rows are in chunk {entry.chunk} from row {entry.start}, expected them"
+                        f" from row {end_row} of chunk {chunk}, since they are written one after the other"
+                    )
+                end_row += entry.rows
+                scan.end_bytes, scan.num_lines, scan.checksum = scan.end_bytes + len(line), number, checksum
+                scan.is_summed = scan.is_summed or entry.line_crc32 is not None
+                yield entry
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 class TraceReader:
@@ -215,9 +233,8 @@ class TraceReader:
         """
         self.folder = Path(folder)
         self.manifest = load_manifest(self.folder)
-        self.row_shape = (len(self.manifest["moe_layers"]), int(self.manifest["top_k"]))
-        self.dtype = expert_dtype(int(self.manifest["num_experts"]))
-        self._open_chunk: tuple[Path, Experts] | None = None
+        self.facts = Manifest.model_validate(self.manifest)
+        self.dtype = expert_dtype(self.facts.num_choices)
 
     def __len__(self) -> int:
         """How many responses the folder holds."""
@@ -231,16 +248,24 @@ class TraceReader:
         """The responses in the order they finished, each with its experts [T, L, K].
 
         Raises:
-            TraceError: a chunk is missing, truncated or damaged.
+            TraceError: the index or a chunk is missing, truncated or damaged, or holds what no router selects.
         """
-        for entry, _ in iterate_index(self.folder):
-            record = record_from_entry(entry)
-            record.experts = self._rows(entry)
-            yield record
+        waiting: list[IndexEntry] = []
+        for entry in iterate_index(self.folder):
+            if waiting and entry.chunk != waiting[0].chunk:
+                yield from self._records(waiting)
+                waiting = []
+            waiting.append(entry)
+        if waiting:
+            yield from self._records(waiting)
 
     def metadata(self) -> Iterator[TraceRecord]:
-        """The responses without their experts, which are left empty: text only, no chunk is touched."""
-        for entry, _ in iterate_index(self.folder):
+        """The responses without their experts, which are left empty: text only, no chunk is touched.
+
+        Raises:
+            TraceError: the index is damaged.
+        """
+        for entry in iterate_index(self.folder):
             yield record_from_entry(entry)
 
     def content_digest(self) -> str:
@@ -248,49 +273,100 @@ class TraceReader:
         digests = sorted(record.digest() for record in self)
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
-    def _rows(self, entry: Mapping[str, Any]) -> Experts:
-        start, count = int(entry["start"]), int(entry["rows"])
-        chunk, path = self._chunk(int(entry["chunk"]))
-        rows = chunk[start : start + count]
-        if rows.shape != (count, *self.row_shape) or rows.dtype != self.dtype:
-            expected = (start + count, *self.row_shape)
-            raise TraceError(
-                f"{path} holds rows of shape {chunk.shape} ({chunk.dtype}), at least {expected} ({self.dtype}) expected"
-            )
-        found = zlib.crc32(rows.tobytes())
-        if found != entry["crc32"]:
-            raise TraceError(
-                f"{path}: the rows of prompt {entry['prompt_id']!r} have checksum {found}, {entry['crc32']} expected"
-            )
-        return rows
+    def _records(self, entries: list[IndexEntry]) -> Iterator[TraceRecord]:
+        """The responses of one chunk, all of its entries being known: what they add up to is what it must hold."""
+        # Before lines had checksums, a failed write could leave rows behind that no line names.
+        is_exact = entries[-1].line_crc32 is not None
+        chunk, path = self._chunk(entries[0].chunk, entries[-1].start + entries[-1].rows, is_exact)
+        for entry in entries:
+            rows = chunk[entry.start : entry.start + entry.rows]
+            found = zlib.crc32(rows.tobytes())
+            if found != entry.crc32:
+                raise TraceError(
+                    f"{path}: the rows of prompt {shown(entry.prompt_id)} have checksum {found}, {entry.crc32} expected"
+                )
+            fault = fault_of(rows, entry.rows, self.facts.row_shape, self.facts.num_choices)
+            if fault is not None:
+                raise TraceError(
+                    f"{path}: sample {entry.sample} of prompt {shown(entry.prompt_id)} has {fault}; {REMEDY}"
+                )
+            record = record_from_entry(entry)
+            record.experts = rows
+            yield record
 
-    def _chunk(self, number: int) -> tuple[Experts, Path]:
+    def _chunk(self, number: int, num_rows: int, is_exact: bool) -> tuple[Experts, Path]:
         finished, part = chunk_path(self.folder, number), part_path(self.folder, number)
-        if self._open_chunk is not None and self._open_chunk[0] == finished:
-            return self._open_chunk[1], finished
         if finished.is_file():
-            self._open_chunk = (finished, read_chunk(finished))
-            return self._open_chunk[1], finished
-        if part.is_file():
-            row_size_bytes = int(np.prod(self.row_shape)) * self.dtype.itemsize
-            num_rows = part.stat().st_size // row_size_bytes
-            if not num_rows:
-                return np.zeros((0, *self.row_shape), self.dtype), part
-            # Not kept open: it grows while a recorder runs.
-            return np.memmap(part, self.dtype, "r", 0, (num_rows, *self.row_shape)), part
-        raise TraceError(f"{finished} is missing, though {self.folder / INDEX_NAME} names it")
+            return read_chunk(finished, num_rows, self.facts.row_shape, self.dtype, is_exact), finished
+        if not part.is_file():
+            raise TraceError(f"{finished} is missing, though {self.folder / INDEX_NAME} names it")
+        shape = (num_rows, *self.facts.row_shape)
+        size_bytes = part.stat().st_size
+        expected_bytes = int(np.prod(shape)) * self.dtype.itemsize
+        if size_bytes < expected_bytes:
+            raise TraceError(f"{part} is truncated: {size_bytes} bytes found, at least {expected_bytes} expected")
+        return np.memmap(part, self.dtype, "r", 0, shape), part
 
 
-def record_from_entry(entry: Mapping[str, Any]) -> TraceRecord:
+def check_one_model(readers: Sequence[TraceReader]) -> None:
+    """See to it that folders can be one analysis or one folder.
+
+    Raises:
+        TraceError: they are of different models or chat templates.
+    """
+    for reader in readers[1:]:
+        difference = identity_difference(readers[0].facts, reader.facts)
+        if difference is not None:
+            key, expected, found = difference
+            raise TraceError(
+                f"{reader.folder} has {key} {quoted(found)}, expected {quoted(expected)} as in {readers[0].folder}"
+            )
+
+
+class Responses:
+    """The responses of one or several folders, each once, however many of the folders hold it."""
+
+    def __init__(self, readers: Sequence[TraceReader]) -> None:
+        """Iterate over `readers`; `num_repeated` counts what was passed over in the last pass."""
+        self.readers = readers
+        self.num_repeated = 0
+
+    def __iter__(self) -> Iterator[TraceRecord]:
+        """The responses with their experts, folder by folder.
+
+        Raises:
+            TraceError: a folder is damaged, or two hold different responses as the same sample of a prompt.
+        """
+        self.num_repeated = 0
+        known: dict[tuple[str, int], tuple[str, Path]] = {}
+        for reader in self.readers:
+            for record in reader:
+                if len(self.readers) > 1 and not self._is_new(record, reader.folder, known):
+                    self.num_repeated += 1
+                    continue
+                yield record
+
+    def _is_new(self, record: TraceRecord, folder: Path, known: dict[tuple[str, int], tuple[str, Path]]) -> bool:
+        digest = record.digest()
+        first, where = known.setdefault(record.key, (digest, folder))
+        if first != digest:
+            raise TraceError(
+                f"{folder} and {where} hold different responses as sample {record.sample} of prompt"
+                f" {shown(record.prompt_id)}, expected equal or separate ones"
+            )
+        return where is folder
+
+
+def record_from_entry(entry: IndexEntry) -> TraceRecord:
     """A record without experts from its index entry."""
     return TraceRecord(
-        prompt_id=entry["prompt_id"],
-        sample=int(entry["sample"]),
-        prompt=entry["prompt"],
-        rendered_prompt=entry["rendered_prompt"],
-        prompt_token_ids=entry["prompt_token_ids"],
-        completion_token_ids=entry["completion_token_ids"],
-        text=entry["text"],
-        finish_reason=entry["finish_reason"],
-        factors=entry.get("factors", {}),
+        prompt_id=entry.prompt_id,
+        sample=entry.sample,
+        prompt=entry.prompt,
+        rendered_prompt=entry.rendered_prompt,
+        prompt_token_ids=entry.prompt_token_ids,
+        completion_token_ids=entry.completion_token_ids,
+        text=entry.text,
+        finish_reason=entry.finish_reason,
+        factors=entry.factors,
     )

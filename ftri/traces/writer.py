@@ -9,27 +9,28 @@ import fcntl
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
 
-from ftri.traces.reader import (
+from ftri.traces.reader import IndexScan, TraceRecord, chunk_path, iterate_index, part_path
+from ftri.traces.rows import REMEDY, Experts, expert_dtype, fault_of
+from ftri.traces.schema import (
     INDEX_NAME,
     MANIFEST_NAME,
-    REQUIRED_KEYS,
     SCHEMA,
-    Experts,
+    Manifest,
     TraceError,
-    TraceRecord,
-    chunk_path,
-    expert_dtype,
-    iterate_index,
+    checksummed,
     load_manifest,
-    part_path,
+    shown,
 )
+from rewriter.errors import OutputError, printable, quoted
+from rewriter.hub.errors import redact
 from rewriter.whole_file import sync_file, sync_folder, write_whole
 
 LOCK_NAME = ".lock"
@@ -39,6 +40,7 @@ CHUNK_SIZE_BYTES = 32 * 1024 * 1024
 # Below this gain the raw tensor is kept: any safetensors reader can map it and no time goes into decompression.
 MAX_COMPRESSED_SHARE = 0.75
 ZLIB_LEVEL = 1
+NUM_DIFFERENCES_SHOWN = 4
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -52,12 +54,12 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def manifest_differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What keeps a run from continuing a folder, as "name is X there, Y now" phrases."""
+    """What keeps a run from continuing a folder, as "name is X there, Y now" phrases; secrets in values are left out."""
     there = flatten({key: value for key, value in found.items() if key not in UNCOMPARED_KEYS})
     now = flatten({key: value for key, value in wanted.items() if key not in UNCOMPARED_KEYS})
     # Compared as JSON, since that is what became of tuples and integer keys on disk.
     return [
-        f"{name} is {json.dumps(there.get(name))} there, {json.dumps(now.get(name))} now"
+        redact(f"{printable(name[:80])} is {quoted(there.get(name))} there, {quoted(now.get(name))} now")
         for name in sorted(there.keys() | now.keys())
         if json.dumps(there.get(name)) != json.dumps(now.get(name))
     ]
@@ -76,7 +78,11 @@ def encode_chunk(rows: Experts, compress: bool = True) -> bytes:
 
 
 class TraceWriter:
-    """Appends responses to a trace folder, creating it or continuing one of the same manifest."""
+    """Appends responses to a trace folder, creating it or continuing one of the same manifest.
+
+    After a failure, in a `with` block or in a write, the folder is let go as it is: what was appended is there, and the next
+    writer continues behind it.
+    """
 
     def __init__(
         self,
@@ -85,62 +91,85 @@ class TraceWriter:
         chunk_size_bytes: int = CHUNK_SIZE_BYTES,
         compress: bool = True,
     ) -> None:
-        """Create or resume `folder`; `manifest` needs the keys of REQUIRED_KEYS but for the schema.
+        """Create or resume `folder`; `manifest` is one of ftri/traces/schema.py but for the schema's name.
 
         Raises:
             TraceError: another process writes there, or the folder was recorded with other settings.
+            OutputError: the folder cannot be written.
         """
         self.folder = Path(folder)
         self.manifest: dict[str, Any] = {"schema": SCHEMA, **manifest}
-        missing = [key for key in REQUIRED_KEYS if key not in self.manifest]
-        assert not missing, f"a manifest needs {missing}"
-        self.row_shape = (len(self.manifest["moe_layers"]), int(self.manifest["top_k"]))
-        self.dtype = expert_dtype(int(self.manifest["num_experts"]))
-        self.row_size_bytes = int(np.prod(self.row_shape)) * self.dtype.itemsize
+        # As JSON has it: tuples become lists.
+        self.facts = Manifest.model_validate_json(json.dumps(self.manifest))
+        self.dtype = expert_dtype(self.facts.num_choices)
+        self.row_size_bytes = int(np.prod(self.facts.row_shape)) * self.dtype.itemsize
         self.chunk_size_bytes, self.compress = chunk_size_bytes, compress
         self.completed: set[tuple[str, int]] = set()
         self.raw_ids_bytes = 0  # of all rows in the folder, before any compression
-        self._chunk_number, self._num_rows = 0, 0
+        self._chunk_number, self._num_rows, self._checksum = 0, 0, 0
+        self._has_failed = False
         if self.folder.exists() and not self.folder.is_dir():
             raise TraceError(f"{self.folder} is a file, expected a folder to write traces to")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock_folder(self.folder)
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_folder(self.folder)
         try:
-            self._open_or_create()
+            with self._writing():
+                self._open_or_create()
         except BaseException:
             self._lock.close()
             raise
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn what the system refuses into a sentence, and see to it that nothing is made complete after it."""
+        try:
+            yield
+        except (OSError, OutputError) as error:
+            self._has_failed = True
+            what = f"{self.folder}: cannot be written ({error.strerror})" if isinstance(error, OSError) else str(error)
+            raise OutputError(f"{what}; what was recorded is kept, and the same command continues behind it") from None
 
     def _open_or_create(self) -> None:
         if (self.folder / MANIFEST_NAME).exists():
             found = load_manifest(self.folder)
             differences = manifest_differences(found, self.manifest)
             if differences:
-                raise TraceError(f"{self.folder} was recorded with other settings: {'; '.join(differences)}")
+                more = len(differences) - NUM_DIFFERENCES_SHOWN
+                sentence = "; ".join(differences[:NUM_DIFFERENCES_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+                raise TraceError(f"{self.folder} was recorded with other settings: {sentence}")
             self.manifest = found
         elif any(not path.name.startswith(".") for path in self.folder.iterdir()):
             raise TraceError(f"{self.folder} holds other files and no {MANIFEST_NAME}, expected an empty or new folder")
         else:
             write_whole(self.folder / MANIFEST_NAME, (json.dumps(self.manifest, indent=2) + "\n").encode())
-        end_bytes = 0
-        for entry, offset_bytes in iterate_index(self.folder):
-            self.completed.add((entry["prompt_id"], int(entry["sample"])))
-            self._chunk_number, self._num_rows = int(entry["chunk"]), int(entry["start"]) + int(entry["rows"])
-            self.raw_ids_bytes += int(entry["rows"]) * self.row_size_bytes
-            end_bytes = offset_bytes
+        scan = IndexScan()
+        for entry in iterate_index(self.folder, scan):
+            self.completed.add(entry.key)
+            self._chunk_number, self._num_rows = entry.chunk, entry.start + entry.rows
+            self.raw_ids_bytes += entry.rows * self.row_size_bytes
+        self._checksum = scan.checksum
         self._index = (self.folder / INDEX_NAME).open("ab")
-        self._index.truncate(end_bytes)
+        self._index.truncate(scan.end_bytes)
         if chunk_path(self.folder, self._chunk_number).exists():
             # Killed between giving the chunk its name and removing the raw rows, or properly closed.
             part_path(self.folder, self._chunk_number).unlink(missing_ok=True)
-            self._chunk_number, self._num_rows = self._chunk_number + 1, 0
+            self._num_rows = 0
+            # A chunk that the index does not name is nobody's to overwrite.
+            while chunk_path(self.folder, self._chunk_number).exists():
+                self._chunk_number += 1
         self._open_part()
 
     def note(self, **facts: Any) -> None:
-        """Write down what became known later; only what may differ between the runs that fill a folder."""
+        """Write down what became known later; only what may differ between the runs that fill a folder.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
         assert facts.keys() <= UNCOMPARED_KEYS, f"{facts.keys() - UNCOMPARED_KEYS} are compared on resume"
         self.manifest |= facts
-        write_whole(self.folder / MANIFEST_NAME, (json.dumps(self.manifest, indent=2) + "\n").encode())
+        with self._writing():
+            write_whole(self.folder / MANIFEST_NAME, (json.dumps(self.manifest, indent=2) + "\n").encode())
 
     def _open_part(self) -> None:
         path = part_path(self.folder, self._chunk_number)
@@ -156,38 +185,50 @@ class TraceWriter:
         """Add responses; when this returns they are on disk.
 
         Raises:
-            TraceError: a response is there already.
+            TraceError: a response is there already, or its rows are not what a router can have selected; then none is added.
+            OutputError: the folder cannot be written.
         """
-        lines: list[str] = []
-        for record in records:
-            if record.key in self.completed:
-                raise TraceError(f"{self.folder} already holds sample {record.sample} of prompt {record.prompt_id!r}")
-            expected = (record.num_rows, *self.row_shape)
-            assert record.experts.shape == expected, f"experts {record.experts.shape}, expected {expected}"
-            rows = np.ascontiguousarray(record.experts, self.dtype).tobytes()
-            self._part.write(rows)
-            place = {
-                "chunk": self._chunk_number,
-                "start": self._num_rows,
-                "rows": record.num_rows,
-                "crc32": zlib.crc32(rows),
-            }
-            lines.append(json.dumps(record.metadata() | place, ensure_ascii=False) + "\n")
-            self._num_rows += record.num_rows
-            self.raw_ids_bytes += len(rows)
-            self.completed.add(record.key)
-            if self._num_rows * self.row_size_bytes >= self.chunk_size_bytes:
-                self._sync_lines(lines)
-                self._finish_chunk()
-                self._chunk_number, self._num_rows = self._chunk_number + 1, 0
-                self._open_part()
-        self._sync_lines(lines)
+        self._check(records)
+        lines: list[bytes] = []
+        with self._writing():
+            for record in records:
+                rows = np.ascontiguousarray(record.experts, self.dtype).tobytes()
+                self._part.write(rows)
+                place = {
+                    "chunk": self._chunk_number,
+                    "start": self._num_rows,
+                    "rows": record.num_rows,
+                    "crc32": zlib.crc32(rows),
+                }
+                body = json.dumps(record.metadata() | place, ensure_ascii=False).encode()
+                line, self._checksum = checksummed(body, self._checksum)
+                lines.append(line)
+                self._num_rows += record.num_rows
+                self.raw_ids_bytes += len(rows)
+                self.completed.add(record.key)
+                if self._num_rows * self.row_size_bytes >= self.chunk_size_bytes:
+                    self._sync_lines(lines)
+                    self._finish_chunk()
+                    self._chunk_number, self._num_rows = self._chunk_number + 1, 0
+                    self._open_part()
+            self._sync_lines(lines)
 
-    def _sync_lines(self, lines: list[str]) -> None:
+    def _check(self, records: Iterable[TraceRecord]) -> None:
+        new: set[tuple[str, int]] = set()
+        for record in records:
+            name = f"sample {record.sample} of prompt {shown(record.prompt_id)}"
+            if record.key in self.completed or record.key in new:
+                raise TraceError(f"{self.folder} already holds {name}")
+            new.add(record.key)
+            fault = fault_of(record.experts, record.num_rows, self.facts.row_shape, self.facts.num_choices)
+            if fault is not None:
+                raise TraceError(f"{name} has {fault}; {REMEDY}")
+
+    def _sync_lines(self, lines: list[bytes]) -> None:
         """Bring the rows written so far onto the disk, then the index lines that name them; empties `lines`."""
         if lines:
             sync_file(self._part)
-            self._index.write("".join(lines).encode())
+            self._index.write(b"".join(lines))
             sync_file(self._index)
             lines.clear()
 
@@ -195,17 +236,33 @@ class TraceWriter:
         self._part.close()
         path = part_path(self.folder, self._chunk_number)
         if self._num_rows:
-            rows = np.fromfile(path, self.dtype).reshape(self._num_rows, *self.row_shape)
+            rows = np.fromfile(path, self.dtype).reshape(self._num_rows, *self.facts.row_shape)
             write_whole(chunk_path(self.folder, self._chunk_number), encode_chunk(rows, self.compress))
         path.unlink()
         sync_folder(self.folder)
 
     def close(self) -> None:
-        """Turn the rows of the chunk being filled into a finished one, and release the folder."""
-        if not self._lock.closed:
-            self._finish_chunk()
-            self._index.close()
-            self._lock.close()
+        """Turn the rows of the chunk being filled into a finished one, and release the folder.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        if self._lock.closed:
+            return
+        try:
+            if not self._has_failed:
+                with self._writing():
+                    self._finish_chunk()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let the folder go as it is, without another write; the next writer continues it."""
+        for file in (self._part, self._index):
+            # What a full disk has left in the buffer cannot be written, and no line names it.
+            with suppress(OSError):
+                file.close()
+        self._lock.close()
 
     def __enter__(self) -> Self:
         """The writer itself."""
@@ -214,8 +271,11 @@ class TraceWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close; all that was appended is complete, so a failure in the block changes nothing about it."""
-        self.close()
+        """Close; after a failure in the block only let the folder go, so that its error is the one that is seen."""
+        if kind is None:
+            self.close()
+        else:
+            self.release()
 
 
 def lock_folder(folder: Path) -> IO[str]:
@@ -225,16 +285,22 @@ def lock_folder(folder: Path) -> IO[str]:
         TraceError: another process has it.
     """
     path = folder / LOCK_NAME
+    # A pipe in its place would be waited for.
+    if path.exists() and not path.is_file():
+        raise TraceError(f"{path} is no regular file, expected the lock of a trace folder")
     file = path.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError:
         file.seek(0)
-        holder = file.read().strip() or "unknown"
+        holder = printable(file.read(80).strip()) or "unknown"
         file.close()
         raise TraceError(
             f"{folder} is being written by another process ({holder}), expected to be the only one"
-        ) from error
+        ) from None
+    except OSError:
+        file.close()
+        raise
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()

@@ -12,8 +12,8 @@ from typing import Any
 class MoteWorkerExtension:
     """Methods added to a vLLM worker; all names begin with `mote_`, as they share the worker's namespace."""
 
-    def mote_install(self, record: bool) -> dict[str, Any]:
-        """Attach, when `record`, the recorder; tells what this rank holds."""
+    def mote_install(self, record: bool, num_choices: int) -> dict[str, Any]:
+        """Attach, when `record`, the recorder; tells what this rank holds. `num_choices`: the ids that a router chooses from."""
         from ftri.worker.routers import describe
 
         worker: Any = self
@@ -22,7 +22,7 @@ class MoteWorkerExtension:
         if record:
             from ftri.worker.record import RoutingRecorder
 
-            worker.mote_recorder = RoutingRecorder(worker.model_runner, worker.vllm_config)
+            worker.mote_recorder = RoutingRecorder(worker.model_runner, worker.vllm_config, num_choices)
             answer |= {"table_size_bytes": worker.mote_recorder.table.nbytes}
         return answer
 

@@ -13,13 +13,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+
+from ftri.traces.rows import expert_dtype
 
 
 class RoutingRecorder:
     """The slot table of one worker, fed by vLLM's own capture buffer after each step."""
 
-    def __init__(self, runner: Any, vllm_config: Any) -> None:
+    def __init__(self, runner: Any, vllm_config: Any, num_choices: int) -> None:
         """Attach vLLM's capture to the routers of `runner`'s model and allocate the table [S, L, K].
+
+        num_choices: the ids that a router chooses from, which may be more than the experts that vLLM counts.
 
         Raises RuntimeError where the model runner is not the one this was written for, ValueError where vLLM cannot
         capture a layer's routing.
@@ -42,7 +47,9 @@ class RoutingRecorder:
         self.group, self.block_size = full_attention_group(runner.kv_cache_config)
         num_slots = runner.kv_cache_config.num_blocks * self.block_size
         top_k = self.capturer.shape_per_token[1]
-        dtype = np.dtype(self.capturer.output_dtype_name)
+        # vLLM goes by the experts alone, so that ids of zero-computation experts beside 256 of them would wrap in a byte.
+        dtype = expert_dtype(num_choices)
+        self.capturer.output_dtype_name, self.capturer.output_dtype = dtype.name, getattr(torch, dtype.name)
         self.table = np.zeros((num_slots, len(self.layers), top_k), dtype)
         # Rows of finished requests nobody has asked for yet, and requests asked for before the engine let go of them.
         self.finished: dict[str, np.ndarray] = {}

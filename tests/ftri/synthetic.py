@@ -130,7 +130,7 @@ def _plant(
             order[layer, expert] = 3
 
 
-def make_maps(counts, groups, num_tokens=None, samples=None, factors=None, max_memory_bytes=1 << 28):
+def make_maps(counts, groups, num_tokens=None, samples=None, factors=None, max_memory_bytes=1 << 28, labels=None):
     """ActivationMaps of counts [P, L, E] for tests."""
     store = MapStore(counts.shape[1] * counts.shape[2], max_memory_bytes)
     for row in counts.reshape(len(counts), -1):
@@ -139,7 +139,7 @@ def make_maps(counts, groups, num_tokens=None, samples=None, factors=None, max_m
         Observation(
             prompt_id=str(row // (samples or 1)),
             sample=row % (samples or 1),
-            label="ABC"[group],
+            label=labels[row] if labels else "ABC"[group],
             group=int(group),
             factors={} if factors is None else {"place": factors[row]},
             num_prompt_tokens=4,

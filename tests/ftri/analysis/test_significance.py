@@ -117,3 +117,41 @@ def test_large_sums_leave_float32():
     maps = make_maps(np.full((4, 1, 2), 2**23), np.array([0, 0, 1, 1]), num_tokens=[2**23] * 4)
     found = statistics.permutation_test(maps, PAPER, 99)
     assert (found.p_value == 1).all()
+
+
+def test_more_samples_of_a_prompt_make_no_p_value_smaller(counts):
+    """Ten equal samples of every prompt say no more than one of each."""
+    groups = np.repeat([0, 1], [4, 5])
+    once = make_maps(counts, groups)
+    often = make_maps(np.repeat(counts, 10, axis=0), np.repeat(groups, 10), samples=10)
+    fallback = np.full(8, 0.5)
+    np.testing.assert_allclose(
+        statistics.benjamini_hochberg(often, fallback)[0], statistics.benjamini_hochberg(once, fallback)[0], rtol=1e-9
+    )
+
+
+def test_uneven_samples_count_as_their_prompts_means():
+    generator = np.random.default_rng(3)
+    counts = generator.poisson(3.0, (12, 1, 5))
+    groups = np.repeat([0, 1], 6)
+    maps = make_maps(counts, groups, samples=3)
+    means = counts.reshape(4, 3, 5).mean(axis=1)
+    expected = stats.ttest_ind(means[:2], means[2:], equal_var=False, alternative="greater").pvalue
+    np.testing.assert_allclose(statistics.benjamini_hochberg(maps, np.ones(5))[0], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("num_classes", [60, 200])
+def test_many_small_classes_end_and_do_not_wrap(num_classes):
+    """Hardly a sample has all of them, and their numbers do not fit into a signed byte."""
+    class_mean = resonance.STATISTICS["class-mean"]
+    groups = np.concatenate([np.zeros(20, int), np.repeat(np.arange(1, num_classes), 2)])
+    counts = np.random.default_rng(0).poisson(2.0, (len(groups), 1, 6)).astype(float)
+    counts[groups == 0, 0, 3] += 6
+    maps = make_maps(counts, groups, labels=[str(group) for group in groups])
+    observed = statistics.observed_scores(maps, class_mean)
+    by_hand = np.mean([counts[groups == group].mean(axis=0)[0] for group in range(1, num_classes)], axis=0)
+    np.testing.assert_allclose(observed, counts[groups == 0].mean(axis=0)[0] - by_hand)
+    found = statistics.bootstrap(maps, class_mean, 1, resonance.rank(observed)[:2], 50)
+    assert found.in_top[3] == 1 and found.low[0] < observed[3] < found.high[0]
+    shuffled = statistics.shuffled_groups(groups, statistics.prompt_clusters(maps), 20, np.random.default_rng(0))
+    assert (np.sort(shuffled, axis=1) == np.sort(groups)).all()

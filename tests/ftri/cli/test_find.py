@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import synthetic
 from running import run_main
@@ -130,6 +131,54 @@ def test_several_folders_and_their_merger_give_the_same_ranking(traces, plan, tm
     assert results[0] == results[1] == results[2]
 
 
+def test_a_response_that_two_folders_hold_counts_once(traces, plan, tmp_path):
+    """All of them twice: each p-value stays what it was."""
+    records = list(synthetic.records(plan))
+    write_traces(tmp_path / "again", synthetic.manifest(plan), reversed(records))
+    once = mote_ftri(traces, "--behavior", "refused", *QUICK)
+    twice = mote_ftri(traces, tmp_path / "again", "--behavior", "refused", *QUICK)
+    assert json.loads(twice.stdout)["experts"] == json.loads(once.stdout)["experts"]
+    assert "80 responses stand in more than one folder and are counted once" in twice.stderr
+    records[3].text += "?"
+    write_traces(tmp_path / "other", synthetic.manifest(plan), records[3:4])
+    sentence = sentence_of(mote_ftri(traces, tmp_path / "other", "--behavior", "refused"))
+    assert "hold different responses as sample 0 of prompt" in sentence
+
+
+def test_zero_computation_experts_are_selected_but_not_ranked(plan, tmp_path):
+    """256 experts and 64 choices behind them: ids above 255 neither wrap nor count."""
+    plan = synthetic.Plan(num_experts=256, times=("1990", "1991", "1992"), places=("in Paris", "in Beijing"))
+    records = list(synthetic.records(plan))
+    for record in records:
+        record.experts = record.experts.astype(np.uint16)
+        record.experts[:, :, -1] = 256 + np.arange(len(record.experts))[:, None] % 64
+    manifest = synthetic.manifest(plan, num_other_choices=64)
+    write_traces(tmp_path / "t", manifest, records)
+    groups = {record.prompt_id: "a" if number % 2 else "b" for number, record in enumerate(records)}
+    rows = [{"prompt_id": prompt_id, "label": label} for prompt_id, label in groups.items()]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = FindOptions("a", 3, labels=str(tmp_path / "labels.jsonl"), num_permutations=99, num_bootstraps=10)
+    findings = find([tmp_path / "t"], options)
+    means = np.zeros((2, 6, 256))
+    for record in records:
+        side = 0 if groups[record.prompt_id] == "a" else 1
+        for token in record.experts[: len(record.prompt_token_ids), :, :-1]:
+            for layer, experts in enumerate(token):
+                means[side, layer, experts] += 1 / list(groups.values()).count("ab"[side])
+    np.testing.assert_allclose(findings.means, means, atol=1e-9)
+
+
+def test_token_ids_far_out_take_no_table_up_to_them(plan, tmp_path):
+    records = list(synthetic.records(plan))
+    for record in records:
+        record.prompt_token_ids = [token if token != synthetic.MARK else 2**31 - 1 for token in record.prompt_token_ids]
+    write_traces(tmp_path / "far", synthetic.manifest(plan), records)
+    far = find([tmp_path / "far"], FindOptions("refused", 4, num_permutations=99, num_bootstraps=10))
+    assert far.study.num_tokens.shape[1] < 2**20 and 2**31 - 1 in far.study.token_ids()
+    lifts = [lift.token_id for number in range(4) for lift in far.study.lifts(number)]
+    assert all(token < 2000 or token == 2**31 - 1 for token in lifts)
+
+
 def test_comparing_with_another_set_of_the_model(traces, expert_set):
     result = mote_ftri(traces, "--behavior", "refused", "-k", 4, "--compare", expert_set, *QUICK)
     assert json.loads(result.stdout)["provenance"]["compared_with"]["jaccard"] == 1.0
@@ -220,7 +269,7 @@ class TestBadInput:
     def test_folders_of_different_models(self, traces, plan, tmp_path):
         write_traces(tmp_path / "t", synthetic.manifest(plan, config_sha256="f" * 64), synthetic.records(plan))
         sentence = sentence_of(mote_ftri(traces, tmp_path / "t", "--behavior", "refused"))
-        assert f"has config_sha256 {'f' * 64}, expected {'c' * 64}" in sentence
+        assert f'has config_sha256 "{"f" * 64}", expected "{"c" * 64}"' in sentence
         assert "config_sha256" in sentence_of(mote_ftri("merge", traces, tmp_path / "t", "-o", tmp_path / "m"))
 
 

@@ -3,7 +3,8 @@
 import pytest
 from vllm.platforms import current_platform
 
-from ftri.engine.arguments import choose_arguments
+from ftri.engine.arguments import check_slots_stay, choose_arguments, choose_capture
+from rewriter.errors import InputError
 
 on_cpu = pytest.mark.skipif(not current_platform.is_cpu(), reason="a default for CPU engines")
 
@@ -23,3 +24,17 @@ def test_other_engines_keep_vllms_choice(given):
 def test_what_the_user_gives_wins():
     given = {"dtype": "float32", "attention_backend": "AMX_MLA", "seed": 7}
     assert choose_arguments(given, "folder") == choose_arguments(given, "folder") | given | {"model": "folder"}
+
+
+@pytest.mark.parametrize("name", ["kv_transfer_config", "kv_offloading_size"])
+def test_what_moves_cached_tokens_is_refused_with_the_hook(name):
+    """Rows lie by cache slot: keys and values restored into another slot would bring another token's rows."""
+    with pytest.raises(InputError, match=f"engine argument {name} moves cached tokens"):
+        check_slots_stay({name: 4.0})
+    check_slots_stay({name: None, "kv_offloading_backend": "native"})
+
+
+def test_ids_that_do_not_fit_vllms_own_capture_go_by_the_hook(monkeypatch):
+    """256 experts fit a byte, the zero-computation experts behind them do not."""
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    assert choose_capture({}, num_experts=256, num_choices=384) == "router_hook"

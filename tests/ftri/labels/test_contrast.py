@@ -73,6 +73,9 @@ def test_labels_by_prompt_and_by_sample(tmp_path):
         ("prompt_id,label\na,\n", "row 1 has no label"),
         ("prompt_id,label\na,x\na,y\n", "row 2 labels 'a' y, an earlier row x"),
         ("prompt_id,sample,label\na,one,x\n", "row 1 has the sample 'one'"),
+        ("prompt_id,label\n,x\n", "row 1 has no prompt_id"),
+        ("prompt_id,label\na,\x1b[31mred\n", 'row 1 has the label "\\u001b'),
+        (f"prompt_id,label\na,{'x' * 200}\n", "expected a short text on one line"),
     ],
 )
 def test_bad_label_files(tmp_path, content, sentence):

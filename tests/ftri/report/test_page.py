@@ -53,8 +53,16 @@ def traces(plan, tmp_path_factory):
 def output(traces):
     folder = traces.parent / "report"
     options = FindOptions("refused", 4, num_permutations=99, num_bootstraps=20)
-    assert report.write_report(find([traces], options), [traces], folder) == folder / "report.html"
+    path = report.write_report(find([traces], options), [traces], folder, str(traces.parent / "model"))
+    assert path == folder / "report.html"
     return folder
+
+
+def test_a_trace_does_not_decide_which_folder_is_read(traces, tmp_path):
+    """The manifest names the folder of a tokenizer; it is a stranger's, perhaps, and the folder is the user's."""
+    options = FindOptions("refused", 4, num_permutations=99, num_bootstraps=20)
+    text = report.write_report(find([traces], options), [traces], tmp_path / "r").read_text(encoding="utf-8")
+    assert "Tokens are shown as ids, since no tokenizer.json of" in text
 
 
 @pytest.fixture(scope="module")

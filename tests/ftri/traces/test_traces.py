@@ -1,5 +1,6 @@
 """Trace folders: what is appended stays, whatever happens to the process, and damage is named."""
 
+import errno
 import json
 import os
 import signal
@@ -11,42 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_traces import MANIFEST, make_record
 
+import ftri.traces.writer as writer_module
 from ftri.traces.merge import merge_traces
 from ftri.traces.reader import TraceError, TraceReader, TraceRecord, chunk_path, part_path
 from ftri.traces.writer import TraceWriter
-from rewriter.errors import InputError
-
-MANIFEST: dict[str, Any] = {
-    "model": "tiny",
-    "revision": None,
-    "config_sha256": "0" * 64,
-    "moe_layers": [1, 2, 3],
-    "num_experts": 16,
-    "top_k": 4,
-    "template_sha256": "1" * 64,
-    "sampling": {"temperature": 0.0, "max_tokens": 8},
-    "versions": {"vllm": "0.32.0"},
-}
-
-
-def make_record(number: int, sample: int = 0, num_experts: int = 16, seed: int | None = None) -> TraceRecord:
-    generator = np.random.default_rng([number, sample] if seed is None else seed)
-    num_prompt, num_completion = int(generator.integers(1, 40)), int(generator.integers(1, 20))
-    rows = num_prompt + num_completion - 1
-    experts = generator.integers(0, num_experts, (rows, 3, 4)).astype(np.uint8 if num_experts <= 256 else np.uint16)
-    return TraceRecord(
-        prompt_id=f"p{number:04d}",
-        sample=sample,
-        prompt=f"What happened {number}?",
-        rendered_prompt=f"<user>What happened {number}?<assistant>",
-        prompt_token_ids=generator.integers(0, 500, num_prompt).tolist(),
-        completion_token_ids=generator.integers(0, 500, num_completion).tolist(),
-        text="北京 \n answer",
-        finish_reason="stop",
-        factors={"time": str(number)},
-        experts=experts,
-    )
+from rewriter.errors import InputError, OutputError
 
 
 def assert_equal(left: TraceRecord, right: TraceRecord) -> None:
@@ -92,7 +64,7 @@ def test_a_chunk_is_a_plain_safetensors_file_unless_compression_pays(tmp_path: P
     np.testing.assert_array_equal(load_file(chunk_path(tmp_path / "noise", 0))["experts"], noise.experts)
 
     calm = make_record(0)
-    calm.experts = np.zeros_like(calm.experts)
+    calm.experts = np.broadcast_to(np.arange(4, dtype=np.uint8), calm.experts.shape).copy()
     with TraceWriter(tmp_path / "calm", MANIFEST) as writer:
         writer.append(calm)
     assert list(load_file(chunk_path(tmp_path / "calm", 0))) == ["experts_zlib"]
@@ -168,7 +140,7 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_traces import MANIFEST, make_record
+from made_traces import MANIFEST, make_record
 from ftri.traces.writer import TraceWriter
 with TraceWriter(Path(sys.argv[1]), MANIFEST, chunk_size_bytes=3000) as writer:
     print("open", flush=True)
@@ -185,7 +157,7 @@ def test_kill_9_at_any_moment_and_run_again(tmp_path: Path) -> None:
         writer.append(*(make_record(number) for number in range(400)))
     expected = TraceReader(tmp_path / "whole").content_digest()
     folder = tmp_path / "t"
-    command = [sys.executable, "-c", KILLED, str(folder), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", KILLED, str(folder), str(Path(__file__).parents[1])]
     reported: set[int] = set()
     num_kills = 0
     for delay_seconds in (0.001, 0.01, 0.05, 0.1, 0.2, None):
@@ -314,3 +286,64 @@ def test_what_does_not_belong_together_is_not_merged(tmp_path: Path) -> None:
         merge_traces([first], first)
     with pytest.raises(InputError, match="no trace folders"):
         merge_traces([], tmp_path / "sum3")
+
+
+def test_a_failure_in_the_block_is_the_one_that_is_seen_and_nothing_is_made_complete(tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    with pytest.raises(ZeroDivisionError), TraceWriter(folder, MANIFEST) as writer:
+        writer.append(make_record(0))
+        raise ZeroDivisionError
+    assert part_path(folder, 0).is_file() and not chunk_path(folder, 0).exists()
+    with TraceWriter(folder, MANIFEST) as writer:
+        writer.append(make_record(1))
+    assert [record.prompt_id for record in TraceReader(folder)] == ["p0000", "p0001"]
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "t"
+    sync_file = writer_module.sync_file
+
+    def full(file: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    expected = pytest.raises(OutputError, match="No space left on device.*what was recorded is kept")
+    with expected as caught, TraceWriter(folder, MANIFEST) as writer:
+        writer.append(make_record(0))
+        monkeypatch.setattr(writer_module, "sync_file", full)
+        writer.append(make_record(1))
+    assert "\n" not in str(caught.value)
+    assert len(list(TraceReader(folder))) == 1 and not chunk_path(folder, 0).exists()
+    monkeypatch.setattr(writer_module, "sync_file", sync_file)
+    with TraceWriter(folder, MANIFEST) as writer:
+        assert writer.completed == {("p0000", 0)}
+        writer.append(make_record(1))
+    for read, number in zip(TraceReader(folder), range(2), strict=True):
+        assert_equal(read, make_record(number))
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file/t: cannot be written"):
+        TraceWriter(tmp_path / "file" / "t", MANIFEST)
+
+
+def test_secrets_stay_out_of_the_sentence_about_other_settings(tmp_path: Path) -> None:
+    token = "hf_" + "a" * 30
+    with TraceWriter(tmp_path / "t", MANIFEST | {"engine_arguments": {"hf_token": token}}):
+        pass
+    with pytest.raises(TraceError, match="engine_arguments.hf_token is ") as caught:
+        TraceWriter(tmp_path / "t", MANIFEST)
+    assert token not in str(caught.value)
+
+
+def test_other_weights_of_the_same_name_and_config_are_other_settings(tmp_path: Path) -> None:
+    with TraceWriter(tmp_path / "t", MANIFEST | {"content_sha256": "a" * 64}) as writer:
+        writer.append(make_record(0))
+    with pytest.raises(TraceError, match="content_sha256 is .aaa.* there, .bbb.* now"):
+        TraceWriter(tmp_path / "t", MANIFEST | {"content_sha256": "b" * 64})
+    other = write(tmp_path / "u", make_record(1), content_sha256="b" * 64)
+    with pytest.raises(TraceError, match="has content_sha256"):
+        merge_traces([tmp_path / "t", other], tmp_path / "sum")
+    # Traces from before it was kept are told by their config.
+    old = write(tmp_path / "old", make_record(2))
+    assert merge_traces([tmp_path / "t", old], tmp_path / "sum") == 2

@@ -1,0 +1,59 @@
+"""Recorded rows are checked, never believed: captures of runtimes that lost, repeated or misplaced rows have been published.
+
+What such a fault looks like (docs/recording.md): an expert twice within a token and layer, rows or tails of zeros, ids beyond
+the experts that there are, fewer or more rows than tokens.
+
+Letters of shapes: T tokens run through the model, L MoE layers, K selected experts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Experts = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+# With one expert a token, zeros are a valid choice; all layers of a token choosing expert 0 by chance is rarer than 2^-40.
+CHANCE_BITS = 40
+REMEDY = "the capture was at fault: record again with another kernel (vLLM's engine argument moe_backend)"
+
+
+def expert_dtype(num_choices: int) -> np.dtype[Any]:
+    """The narrowest dtype that holds every id a router chooses from: uint8 up to 256, else uint16 (little-endian)."""
+    return np.dtype(np.uint8) if num_choices <= 256 else np.dtype("<u2")
+
+
+def fault_of(experts: npt.NDArray[Any], num_rows: int, row_shape: tuple[int, int], num_choices: int) -> str | None:
+    """What is wrong with a response's rows, as the end of a sentence; None where they can be what a router selected.
+
+    experts: [T, L, K] ids, uint8 or uint16; num_rows: the T that the tokens need; row_shape: (L, K); num_choices: ids lie
+    below it.
+    """
+    if experts.shape != (num_rows, *row_shape):
+        return f"rows of shape {list(experts.shape)}, expected {[num_rows, *row_shape]} (tokens, layers, experts of a token)"
+    if not experts.size:
+        return None
+    if num_choices <= np.iinfo(experts.dtype).max and int(experts.max()) >= num_choices:
+        token, layer, _ = np.argwhere(experts >= num_choices)[0]
+        return f"expert {int(experts.max())} (token {token}, layer row {layer}), expected ids below {num_choices}"
+    # Ascending rows need no sort to show a repetition; others are sorted only to be told apart from one.
+    if row_shape[1] > 1 and (experts[..., 1:] <= experts[..., :-1]).any():
+        ordered = np.sort(experts, axis=-1)
+        repeated = ordered[..., 1:] == ordered[..., :-1]
+        if repeated.any():
+            token, layer, place = np.argwhere(repeated)[0]
+            rows = int(repeated.any(axis=(1, 2)).sum())
+            return (
+                f"expert {int(ordered[token, layer, place])} more than once in one token and layer (token {token}, layer row"
+                f" {layer}; {rows} of {num_rows} tokens), expected {row_shape[1]} different ones"
+            )
+    if row_shape[1] == 1 and row_shape[0] * math.log2(max(num_choices, 2)) >= CHANCE_BITS:
+        empty = ~experts.any(axis=(1, 2))
+        if empty.any():
+            return (
+                f"nothing but expert 0 in {int(empty.sum())} of {num_rows} tokens, as in rows that were never written"
+            )
+    return None
