@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ftri.engine.arguments import without_secrets
 from ftri.engine.engine import Engine, Generation, Sampling
 from ftri.prompts.rendering import RenderedPrompt, Renderer, load_chat_template, load_tokenizer
 from ftri.prompts.sets import PromptRecord, load_prompt_set
@@ -149,7 +150,7 @@ def plan_recording(options: RecordOptions, say: Callable[[str], None] = lambda m
         "prompts": {**prompt_set.source, "records_sha256": prompts_digest(prompt_set.records)},
         "samples": options.samples,
         "sampling": asdict(options.sampling),
-        "engine_arguments": {name: plain(value) for name, value in sorted(options.engine_arguments.items())},
+        "engine_arguments": dict(sorted(without_secrets(options.engine_arguments).items())),
     }
     return RecordPlan(options, resolved.folder, layout, prompt_set.records, renderer, num_prompt_tokens, manifest)
 
@@ -247,11 +248,6 @@ def prompts_digest(records: Sequence[PromptRecord]) -> str:
     """SHA-256 of ids, texts and factors, so that a changed prompt file is noticed on resume."""
     content = [[record.prompt_id, record.text, sorted(record.factors.items())] for record in records]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def plain(value: Any) -> Any:
-    """An engine argument as JSON has it; what JSON has no form for, as text."""
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def versions() -> dict[str, str]:

@@ -139,6 +139,69 @@ def test_a_folder_of_other_settings_or_in_use_is_refused_before_any_engine(tiny_
     assert "was recorded with other settings: sampling.temperature is 0.0 there, 0.6 now" in other.stderr
 
 
+def test_no_secret_is_written_down(tiny_r1: Path, tmp_path: Path) -> None:
+    from ftri.record import RecordOptions, plan_recording
+
+    secrets = {
+        "hf_token": "x" * 20,
+        "model_loader_extra_config": {"url": "https://user:word@host/x", "api_key": "word"},
+    }
+    plan = plan_recording(RecordOptions(str(tiny_r1), "language", tmp_path / "t", engine_arguments=secrets))
+    written = json.dumps(plan.manifest)
+    assert "x" * 20 not in written and "word" not in written
+    assert plan.manifest["engine_arguments"]["hf_token"] == "<secret>"
+
+
+def test_other_weights_do_not_continue_a_recording(tiny_r1: Path, tmp_path: Path) -> None:
+    """The same folder name and config.json; one byte of a router's weights differs."""
+    import shutil
+
+    from ftri.record import RecordOptions, plan_recording
+    from ftri.traces.writer import TraceWriter
+
+    with TraceWriter(tmp_path / "t", plan_recording(RecordOptions(str(tiny_r1), "language", tmp_path / "t")).manifest):
+        pass
+    other = tmp_path / tiny_r1.name
+    shutil.copytree(tiny_r1, other)
+    shard = sorted(other.glob("*.safetensors"))[0]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    changed = run_main(main, "mote-record", "--model", other, "--prompts", "language", "-o", tmp_path / "t")
+    assert changed.returncode == 1 and "was recorded with other settings: content_sha256 is" in changed.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "config.json"),
+        ("{", "config.json"),
+        ("[" * 5000, "config.json"),
+        ('{"num_hidden_layers": "x"}', "config.json"),
+    ],
+)
+def test_a_missing_or_broken_config_is_one_sentence(
+    tiny_r1: Path, tmp_path: Path, content: str | None, sentence: str
+) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_r1, broken)
+    (broken / "config.json").unlink()
+    if content is not None:
+        (broken / "config.json").write_text(content)
+    failed = run_main(main, "mote-record", "--model", broken, "--prompts", "language", "-o", tmp_path / "t")
+    assert failed.returncode == 1 and failed.stderr.count("error: ") == 1 and sentence in failed.stderr.splitlines()[-1]
+    assert not (tmp_path / "t").exists()
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(tiny_r1: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = ["--model", tiny_r1, "--prompts", "language", "-o", tmp_path / "file" / "t"]
+    failed = run_main(main, "mote-record", *arguments)
+    assert failed.returncode == 1 and "file/t: cannot be written (Not a directory)" in failed.stderr.splitlines()[-1]
+
+
 def test_a_model_without_template_needs_raw(tiny_r1: Path, tmp_path: Path) -> None:
     import shutil
 
