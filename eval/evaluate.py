@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from eval.answers.journal import Collector, Journal, Progress
 from eval.answers.plan import NamedEdit, plan_live, plan_served, spread
 from eval.errors import IncompleteError
-from eval.experts import check_live_edit, find_experts, is_routable, save_found
+from eval.experts import check_live_edit, find_experts, is_routable, save_found, semantics_for
 from eval.measures.measure import Scene
 from eval.options import EvalRequest
 from eval.outcomes.held_out import HeldOut, check_held_out, cluster_words, split_prompts
@@ -23,7 +23,7 @@ from eval.session import Say, Session, open_session
 from ftri.labels.names import Behavior
 from ftri.prompts.sets import PromptRecord, load_prompt_set
 from rewriter.expert_set import ExpertSet
-from rewriter.semantics import REROUTE
+from rewriter.semantics import CENTROID, REROUTE
 
 JOURNAL = "journal.jsonl"
 
@@ -147,7 +147,8 @@ def _found_on_split(
 def _scene(
     request: EvalRequest, session: Session, subject: Subject, collector: Collector, say: Callable[[str], None]
 ) -> Scene:
-    options, model = request.options, session.model
+    model = session.model
+    options = replace(request.options, semantics=semantics_for(model, request.options.semantics))
     plan = plan_served(options) if session.live is None else plan_live(options, subject.edit, session.others)
     scene = Scene(
         options=options,
@@ -159,6 +160,6 @@ def _scene(
         live=session.live,
         say=say,
     )
-    if model is not None and options.semantics[0] == REROUTE:
+    if model is not None and options.semantics[0] in (REROUTE, CENTROID):
         scene.is_feasible = partial(is_routable, model)
     return scene

@@ -16,16 +16,17 @@ from eval.answers.live import LiveResponder
 from eval.answers.plan import NamedEdit, VariantFolder, requests_for
 from eval.options import RunOptions
 from eval.outcomes.held_out import PROVENANCE_KEY, prompt_sha256
-from ftri.engine.edits import planned_biases
+from ftri.engine.edits import by_layer, planned_biases
 from ftri.labels.behavior import label_behavior, thinking_language
 from ftri.labels.contrast import parse_contrast
 from ftri.prompts.sets import PromptRecord
 from rewriter.checkpoint.identity import content_sha256
 from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.router_weight import check_survivors
 from rewriter.errors import InputError, PlanError
 from rewriter.expert_set import ExpertEntry, ExpertSet, LayerIndex
 from rewriter.families.family import RouterLayout
-from rewriter.semantics import REROUTE, Semantics
+from rewriter.semantics import BIAS_FREE_SEMANTICS, CENTROID, REROUTE, SEMANTICS, Semantics
 
 
 @dataclass(frozen=True)
@@ -116,14 +117,33 @@ def check_same_model(model: ModelUnderTest, expert_set: ExpertSet, name: str, *,
             )
 
 
+def semantics_for(model: ModelUnderTest | None, asked: tuple[Semantics, ...]) -> tuple[Semantics, ...]:
+    """The semantics to run: where nothing else was asked for, the one that a checkpoint without a bias holds is among them."""
+    is_bias_free = model is not None and not model.layout.has_bias
+    return BIAS_FREE_SEMANTICS if is_bias_free and asked == SEMANTICS else asked
+
+
 def check_live_edit(model: ModelUnderTest, edit: NamedEdit, semantics: Sequence[Semantics]) -> None:
     """Raise PlanError when the engine could not make this edit; asked before it is loaded."""
-    if REROUTE in semantics and edit.pairs:
+    if CENTROID in semantics and model.layout.has_bias:
+        raise PlanError(
+            f"family {model.layout.family.name} has a router bias, expected {REROUTE} in place of {CENTROID}"
+        )
+    if (REROUTE in semantics or CENTROID in semantics) and edit.pairs:
         check_routable(model, edit.suppress, edit.stimulate)
 
 
 def check_routable(model: ModelUnderTest, suppressed: Sequence[Pair], stimulated: Sequence[Pair]) -> None:
-    """Raise PlanError when the model's routers could not choose enough experts with the biases of this edit."""
+    """Raise PlanError when the model's routers could not choose enough experts with this edit, or not stimulate."""
+    if not model.layout.has_bias:
+        if stimulated:
+            raise PlanError(
+                f"family {model.layout.family.name} has no router bias, so a reroute stimulates nothing, expected"
+                " --semantics drop-renorm"
+            )
+        for layer, experts in by_layer(suppressed).items():
+            check_survivors(layer, model.layout, experts)
+        return
     planned_biases(Checkpoint.open(model.folder), suppressed, stimulated)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from rewriter.command import Option
 from rewriter.errors import InputError
-from rewriter.semantics import SEMANTICS, Semantics
+from rewriter.semantics import BIAS_FREE_SEMANTICS, SEMANTICS, Semantics
 
 Matching = Literal["uniform", "layer", "frequency"]
 MATCHINGS: tuple[Matching, ...] = get_args(Matching)
@@ -82,9 +82,10 @@ class RunOptions:
     semantics: Annotated[
         tuple[Semantics, ...],
         Option(
-            "Comma-separated; the first is the one that controls, sweep and safety are about.",
+            "Comma-separated; the first is the one that controls, sweep and safety are about. Where the routers have no bias,"
+            " 'reroute (centroid)', which a checkpoint can hold, is among them.",
             SUBJECT,
-            parse=choices(SEMANTICS),
+            parse=choices(BIAS_FREE_SEMANTICS),
         ),
     ] = SEMANTICS
     samples: Annotated[int, Option("Answers per prompt.", ANSWERS)] = 1

@@ -26,7 +26,7 @@ from eval.measures.measure import Found, Measure, Part, Scene, Shown
 from eval.options import EvalRequest
 from eval.outcomes.statistics import Interval
 from ftri.prompts.sets import PromptRecord, PromptSet, load_prompt_set
-from rewriter.semantics import DROP_RENORM, REROUTE, SEMANTICS, STIMULATE, SUPPRESS
+from rewriter.semantics import BIAS_FREE_SEMANTICS, CENTROID, DROP, DROP_RENORM, REROUTE, SEMANTICS, STIMULATE, SUPPRESS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +51,9 @@ class Divergence(BaseModel):
     answer_tokens: Interval
     all_tokens: Interval
     first_token: Interval
+    token_flips: float | None = Field(
+        default=None, description="Share of answer tokens whose likeliest next token differs between the two."
+    )
 
 
 class Fidelity(BaseModel):
@@ -165,7 +168,12 @@ def _divergence(
     everything = [kl_per_position(p, q) for p, q in zip(left_distributions, right_distributions, strict=True)]
     # Position n predicts token n + 1, so the answer's first token is predicted at the prompt's last position.
     answers = [values[start - 1 :] for values, start in zip(everything, answer_starts, strict=True)]
+    same = [
+        p.token_ids[:, 0] == q.token_ids[:, 0] for p, q in zip(left_distributions, right_distributions, strict=True)
+    ]
+    kept = [bool(one) for values, start in zip(same, answer_starts, strict=True) for one in values[start - 1 :]]
     return Divergence(
+        token_flips=kept.count(False) / len(kept) if kept else None,
         left=left,
         right=right,
         answer_tokens=pooled_kl(answers, seed=seed),
@@ -290,7 +298,8 @@ def fidelity(scene: Scene, live: LiveResponder, neutral: PromptSet) -> Found:
     for action, pairs in ((SUPPRESS, edit.suppress), (STIMULATE, edit.stimulate)):
         if not pairs:
             continue
-        semantics = SEMANTICS if action == SUPPRESS else (REROUTE, DROP_RENORM)
+        suppressing = SEMANTICS if live.model_for(scene.plan.base).has_bias else BIAS_FREE_SEMANTICS
+        semantics = suppressing if action == SUPPRESS else (REROUTE, DROP_RENORM)
         arms = [
             Arm(
                 name=f"fidelity-{action}-{one}",
@@ -328,6 +337,13 @@ def lines(found: Sequence[Fidelity], shown: Shown) -> list[str]:
         if to_paper:
             estimate = words.number(to_paper[0].answer_tokens.estimate)
             table.append(f"the checkpoint's reroute from the paper's own: {estimate}")
+        from_true = {each.right: each for each in one.divergences if each.left == REROUTE}
+        if CENTROID in from_true:
+            numbers = ", ".join(
+                f"{name} {from_true[name].answer_tokens.estimate:.2e} ({words.percent(from_true[name].token_flips, 2)} of tokens)"
+                for name in (CENTROID, DROP)
+            )
+            table.append(f"from the true reroute, KL per token and flips of the likeliest one: {numbers}")
         if one.touched is not None:
             table.append(
                 f"router slots held: {words.percent(one.touched.slot_share, 2)};"
@@ -351,7 +367,14 @@ def card(found: Sequence[Fidelity], shown: Shown) -> list[tuple[str, str]]:
 
 def figures(found: Sequence[Fidelity], shown: Shown) -> dict[str, Any]:
     """The function that makes a table of divergences."""
-    return {"divergence_table": divergence_table}
+    return {"divergence_table": divergence_table, "token_flips": token_flips}
+
+
+def token_flips(fidelity: Fidelity) -> list[tuple[str, float | None]]:
+    """By semantics, the share of tokens whose likeliest next token is not the true reroute's; empty with a router bias."""
+    from_true = [each for each in fidelity.divergences if each.left == REROUTE and each.right != BASE]
+    is_bias_free = any(each.right == CENTROID for each in from_true)
+    return [(each.right, each.token_flips) for each in from_true] if is_bias_free else []
 
 
 def divergence_table(fidelity: Fidelity) -> tuple[list[str], list[tuple[str, list[str]]]]:
@@ -374,6 +397,8 @@ REPORT = """\
 {% for name, cells in table[1] %}<tr><th>{{ name }}</th>{% for cell in cells %}<td class="n">{{ cell }}</td>{% endfor %}</tr>{% endfor %}
 </table>
 <p class="muted">Teacher-forced on {{ fidelity.num_answer_tokens }} tokens of the base's own answers to {{ fidelity.num_prompts }} neutral prompts{% if not fidelity.exact %}; from the {{ fidelity.listed_tokens }} likeliest tokens at each position, hence lower bounds{% endif %}. drop-renorm is the paper's edit; reroute is what a checkpoint's router bias does. Intervals resample prompts.</p>
+{% set flips = token_flips(fidelity) %}
+{% if flips %}<p>Answer tokens whose likeliest next token differs from the true reroute's: {% for name, share in flips %}{{ name }} {{ words.percent(share, 2) }}{{ ", " if not loop.last else "." }}{% endfor %} reroute (centroid) is what a checkpoint whose routers have no bias holds in the place of a reroute; it keeps an expert from the first place, not from being selected.</p>{% endif %}
 {% if fidelity.touched %}<p>The experts hold {{ words.percent(fidelity.touched.slot_share, 2) }} of the base's router slots ({{ fidelity.touched.slots_in_set }} of {{ fidelity.touched.num_slots }}) and take part in {{ words.percent(fidelity.touched.token_share) }} of its tokens.{% if fidelity.slots_changed %} Slots that no longer hold the base's expert:{% for name, share in fidelity.slots_changed.items() %} {{ name }} {{ words.percent(share, 2) }}{{ "," if not loop.last else "." }}{% endfor %}{% endif %}</p>{% endif %}
 {% endfor %}
 """  # noqa: E501

@@ -1,9 +1,11 @@
 """Edits of a running engine's routers: what they mean, and what of them a request carries to the workers.
 
-Three semantics (ftri.worker carries them out):
+Four semantics (ftri.worker carries them out):
 
 - reroute: the selection bias that `mote-rewrite` would write; the next-best expert steps in. Where the routers have no bias,
   as no checkpoint can: the expert is left out of the choice.
+- reroute (centroid): what a checkpoint without router biases holds in its place. The expert's logit is the mean of the
+  others', and its output is dropped where it is selected all the same.
 - drop: a suppressed expert keeps its place in the selection and its share, its output is dropped, as in a checkpoint
   with that expert's output zeroed.
 - drop-renorm: the paper's own (arXiv 2502.11096). A suppressed expert's weight becomes 0 and the others selected are
@@ -35,11 +37,12 @@ from rewriter.edit.feasibility import check_feasible
 from rewriter.edit.patches import EditOptions
 from rewriter.edit.plan import make_plan
 from rewriter.edit.record import BiasChoice
+from rewriter.edit.router_weight import check_survivors
 from rewriter.edit.tensors import decode_bias
 from rewriter.errors import ExpertSetError, InputError, PlanError
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.families.family import RouterLayout
-from rewriter.semantics import DROP, DROP_RENORM, REROUTE, SEMANTICS, Semantics
+from rewriter.semantics import BIAS_FREE_SEMANTICS, CENTROID, DROP, DROP_RENORM, REROUTE, SEMANTICS, Semantics
 
 Pair = tuple[int, int]  # (model layer, expert)
 Entry = tuple[int, int, float]  # (model layer, expert, value)
@@ -84,8 +87,11 @@ def plan_edit(edit: RouterEdit, checkpoint: Checkpoint, layout: RouterLayout) ->
         ExpertSetError: for experts the model lacks or that contradict each other.
         PlanError: where the router could not bear the edit.
     """
-    if edit.semantics not in SEMANTICS:
-        raise InputError(f"semantics {edit.semantics!r} is not known, expected one of {', '.join(SEMANTICS)}")
+    known = SEMANTICS if layout.has_bias else BIAS_FREE_SEMANTICS
+    if edit.semantics not in known:
+        raise InputError(
+            f"semantics {edit.semantics!r} is not known for family {layout.family.name}, expected one of {', '.join(known)}"
+        )
     if not 0 <= edit.strength <= 1:
         raise InputError(f"strength is {edit.strength}, expected a number of 0 to 1")
     check_pairs(edit, layout)
@@ -95,6 +101,8 @@ def plan_edit(edit: RouterEdit, checkpoint: Checkpoint, layout: RouterLayout) ->
     if edit.semantics == DROP_RENORM:
         stimulated = sorted(edit.stimulate)
         request = RequestEdit(factor=factor, stimulate=stimulated, renormalize=True, strength=edit.strength)
+    elif edit.semantics == CENTROID:
+        request = RequestEdit(factor=factor, centroid=centroid_entries(edit, layout))
     elif edit.semantics == DROP:
         request = RequestEdit(factor=factor, bias=bias_entries(edit, (), edit.stimulate, checkpoint, layout))
     else:
@@ -142,6 +150,17 @@ def masked_entries(
         check_feasible(layer, layout, dead=experts, stimulated=(), edited=[0.0] * layout.num_experts)
     value = float("-inf") if edit.strength == 1 else -edit.strength
     return [(layer, expert, value) for layer, expert in sorted(suppress)]
+
+
+def centroid_entries(edit: RouterEdit, layout: RouterLayout) -> list[Pair]:
+    """The experts whose logits become the mean of the others', checked as for a checkpoint."""
+    if edit.stimulate:
+        raise PlanError(f"{CENTROID} stimulates nothing, expected semantics drop-renorm")
+    if edit.strength != 1:
+        raise InputError(f"strength is {edit.strength}, expected 1 for {CENTROID}, of which there is no part")
+    for layer, experts in by_layer(edit.suppress).items():
+        check_survivors(layer, layout, experts)
+    return sorted(edit.suppress)
 
 
 def base_bias(checkpoint: Checkpoint, layout: RouterLayout, layer: int) -> np.ndarray:

@@ -16,6 +16,7 @@ class RequestEdit:
 
     bias: (model layer, expert, value): the selection bias that the expert gets; where the router has none, what is added to
     its score for the choice. factor: (model layer, expert, value): what its weight is multiplied with where it is selected.
+    centroid: (model layer, expert): its logit becomes the mean logit of the layer's others, as a checkpoint's row can make it.
     stimulate: (model layer, expert): added to the selection with the largest weight, times `strength`. `renormalize`: the
     weights of a token that was touched keep their sum.
     """
@@ -25,6 +26,7 @@ class RequestEdit:
     stimulate: Sequence[tuple[int, int]] = ()
     renormalize: bool = False
     strength: float = 1.0
+    centroid: Sequence[tuple[int, int]] = ()
 
     def as_plain(self) -> dict[str, Any]:
         """As vLLM's transports carry it."""
@@ -34,6 +36,7 @@ class RequestEdit:
             "stimulate": [list(entry) for entry in self.stimulate],
             "renormalize": self.renormalize,
             "strength": self.strength,
+            "centroid": [list(entry) for entry in self.centroid],
         }
 
     @classmethod
@@ -45,4 +48,5 @@ class RequestEdit:
             stimulate=[(layer, expert) for layer, expert in plain["stimulate"]],
             renormalize=plain["renormalize"],
             strength=plain["strength"],
+            centroid=[(layer, expert) for layer, expert in plain["centroid"]],
         )

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ftri.worker import internals
-from ftri.worker.selection import RoutingRule, select, stimulate, weigh
+from ftri.worker.selection import RoutingRule, select, stimulate, weigh, with_mean_logits
 from ftri.worker.tables import REROUTES, STIMULATES, WEIGHS, EditTables
 
 
@@ -60,12 +60,13 @@ def editable_class(router_class: Any) -> type:
         if self.mote_tables is None or not self.mote_tables.needed[self.mote_row]:
             return weights, ids
 
-        def reselect(bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def reselect(bias: torch.Tensor, is_centroid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = with_mean_logits(router_logits, is_centroid[:, : router_logits.shape[-1]])
             if self.mote_rule is not None:
                 own = self.e_score_correction_bias.float().view(1, -1) if self.mote_rule.has_bias else 0.0
-                return select(router_logits, torch.where(bias.isnan(), own, bias), self.mote_rule)
+                return select(logits, torch.where(bias.isnan(), own, bias), self.mote_rule)
             # A function of the model's own: it is asked again, with what it must not choose out of its reach.
-            masked = router_logits.masked_fill(bias == float("-inf"), float("-inf"))
+            masked = logits.masked_fill(bias == float("-inf"), float("-inf"))
             return router_class._compute_routing(self, hidden_states, masked, indices_type, **keywords)
 
         return edit_routing(weights, ids, self.mote_tables, self.mote_row, reselect)
@@ -94,7 +95,7 @@ def edit_routing(
 
     weights: [N, K and more] float32, ids: [N, K and more] int: the router's selection; behind the first K columns stand
     shared experts that some kernels run along, which stay. row: the layer's in the tables. reselect: per-token biases
-    [N, E] -> (weights [N, K], ids [N, K]). Returns both anew.
+    [N, E] and whose logit becomes the others' mean, bool [N, E] -> (weights [N, K], ids [N, K]). Returns both anew.
     """
     needed, top_k = tables.needed[row], tables.top_k
     slots = tables.slots[: ids.shape[0]]
@@ -102,7 +103,7 @@ def edit_routing(
     selected = ids[:, :top_k].to(torch.int64)
     edited, index = weights[:, :top_k], selected.clamp(min=0)
     if needed & REROUTES:
-        new_weights, new_ids = reselect(tables.bias[row][slots])
+        new_weights, new_ids = reselect(tables.bias[row][slots], tables.is_centroid[row][slots])
         is_rerouted = tables.is_rerouted[row][slots].unsqueeze(1)
         edited = torch.where(is_rerouted, new_weights[:, :top_k].to(edited.dtype), edited)
         index = torch.where(is_rerouted, new_ids[:, :top_k].to(torch.int64), index)

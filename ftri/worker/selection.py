@@ -62,6 +62,17 @@ def select(logits: torch.Tensor, bias: torch.Tensor, rule: RoutingRule) -> tuple
     return weights * rule.scale, ids
 
 
+def with_mean_logits(logits: torch.Tensor, is_centroid: torch.Tensor) -> torch.Tensor:
+    """Logits [N, E] in which those of each token's `is_centroid` experts, bool [N, E], are the mean of its others'.
+
+    What a router row that is the mean of the others' rows gives (rewriter/edit/router_rows.py). A token without such experts
+    keeps its bits.
+    """
+    kept = (~is_centroid).to(torch.float32)
+    mean = (logits.float() * kept).sum(dim=-1, keepdim=True) / kept.sum(dim=-1, keepdim=True)
+    return torch.where(is_centroid, mean.to(logits.dtype), logits)
+
+
 def stimulate(
     weights: torch.Tensor, ids: torch.Tensor, factor: torch.Tensor, stimulated: torch.Tensor, strength: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -37,6 +37,7 @@ class EditTables:
     is_eager: bool  # Python runs in every layer of every step, so that what no edit needs can be left out
     factor: torch.Tensor = field(init=False)  # [L, S, E] float32
     bias: torch.Tensor = field(init=False)  # [L, S, E] float32, NaN where the router's own stays
+    is_centroid: torch.Tensor = field(init=False)  # [L, S, E] bool, whose logit becomes the others' mean
     is_rerouted: torch.Tensor = field(init=False)  # [L, S] bool
     stimulated: torch.Tensor = field(init=False)  # [L, S, K] int64, -1 behind a layer's last
     strength: torch.Tensor = field(init=False)  # [S] float32, of stimulation
@@ -51,6 +52,7 @@ class EditTables:
         number = {"dtype": torch.float32, "device": device}
         self.factor = torch.ones(*by_slot, self.num_experts, **number)
         self.bias = torch.full((*by_slot, self.num_experts), float("nan"), **number)
+        self.is_centroid = torch.zeros(*by_slot, self.num_experts, dtype=torch.bool, device=device)
         self.is_rerouted = torch.zeros(by_slot, dtype=torch.bool, device=device)
         self.stimulated = torch.full((*by_slot, self.top_k), -1, dtype=torch.int64, device=device)
         self.strength = torch.ones(self.num_slots, **number)
@@ -113,6 +115,11 @@ class EditTables:
                 self.is_rerouted[where[0], slot] = True
             for row in rows:
                 needs[row] = needs.get(row, 0) | need
+        for layer, expert in edit.centroid:
+            if layer in self._row:
+                row = self._row[layer]
+                self.is_centroid[row, slot, expert] = self.is_rerouted[row, slot] = True
+                needs[row] = needs.get(row, 0) | REROUTES
         stimulated: dict[int, list[int]] = {}
         for layer, expert in edit.stimulate:
             if layer in self._row:
@@ -130,5 +137,6 @@ class EditTables:
             return
         self.factor[rows, slot] = 1.0
         self.bias[rows, slot] = float("nan")
+        self.is_centroid[rows, slot] = False
         self.is_rerouted[rows, slot] = False
         self.stimulated[rows, slot] = -1

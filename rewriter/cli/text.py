@@ -8,6 +8,7 @@ from rewriter.edit.plan import Plan, value_text
 from rewriter.edit.record import BLOCK_KEY, MEAN_ROW, SHIFTED_ROW, VariantRecord
 from rewriter.rewrite import Prepared, RemotePlan
 from rewriter.semantics import CENTROID, DROP, SUPPRESS
+from rewriter.variant.proof import Proof
 from rewriter.variant.selections import Selection
 from rewriter.variant.verify import VerifyResult
 from rewriter.variant.write import WriteResult
@@ -192,6 +193,13 @@ def verify_lines(result: VerifyResult, runtimes: list[dict[str, str]]) -> list[s
         reason = f" - {row['reason']}" if row["reason"] else ""
         lines.append(f"    {row['verdict']:8} {row['runtime']} ({row['evidence']}){reason}")
     return lines
+
+
+def proof_lines(proof: Proof) -> list[str]:
+    """What a variant's bytes prove of its suppressed experts, and what they do not, for people."""
+    return [f"  proved from the bytes: {sentence}" for sentence in proof.proved] + [
+        f"  not proved: {sentence}" for sentence in proof.not_proved
+    ]
 
 
 def selection_lines(selections: list[Selection]) -> list[str]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rewriter.errors import RecordError, first_problem, quoted
 from rewriter.expert_set import ExpertEntry, ExpertSet
-from rewriter.semantics import ACTIONS, Action, CheckpointSemantics
+from rewriter.semantics import ACTIONS, SUPPRESS, Action, CheckpointSemantics
 
 BLOCK_KEY: Final = "mote"
 """Where a variant's config.json holds the block."""
@@ -61,6 +61,11 @@ class ExpertRecord(_Record):
     def edits_row(self) -> bool:
         """Whether the edit is one of the router's row."""
         return self.value in (MEAN_ROW, SHIFTED_ROW)
+
+    @property
+    def rules_out_selection(self) -> bool:
+        """Whether no input makes the router select the expert."""
+        return self.action == SUPPRESS and (self.edits_bias or self.value == SHIFTED_ROW)
 
     @property
     def is_minus_inf(self) -> bool:

@@ -230,7 +230,10 @@ def test_a_preset_of_another_model(model, prompts, tmp_path):
         ((), "nothing to evaluate"),
         (("--base-url", "http://127.0.0.1:9"), "--base-url and --tuned-url belong together"),
         (("--model", "nowhere/at-all/x", "--suppress", "x.json"), "nowhere/at-all/x"),
-        (("--semantics", "remove"), "--semantics has 'remove', expected reroute, drop, drop-renorm"),
+        (
+            ("--semantics", "remove"),
+            "--semantics has 'remove', expected reroute, reroute (centroid), drop, drop-renorm",
+        ),
         (("--sweep-k", "1,many"), "--sweep-k has 'many'"),
         (("--samples", "3"), "--samples 3 at --temperature 0"),
         (("--engine-argument", "tensor_parallel_size"), "expected NAME=VALUE"),

@@ -110,7 +110,7 @@ def slow_edit(natural: dict[int, float], layer: int, edit: RequestEdit) -> dict[
 
 def random_edit(generator: np.random.Generator) -> RequestEdit:
     """Any mixture of what an edit can say, of both layers."""
-    factor, stimulate, bias = [], [], []
+    factor, stimulate, bias, centroid = [], [], [], []
     strength = float(generator.choice([1.0, 0.3]))
     for layer in (3, 7):
         experts = generator.permutation(NUM_EXPERTS).tolist()
@@ -118,10 +118,21 @@ def random_edit(generator: np.random.Generator) -> RequestEdit:
         if generator.random() < 0.5:
             values = [MINUS_INFINITY if generator.random() < 0.7 else float(generator.normal()) for _ in suppressed[:4]]
             bias += [(layer, expert, value) for expert, value in zip(suppressed[:4], values, strict=True)]
+        elif generator.random() < 0.3:
+            # One: the logits of several would be equal, and which of them is selected a matter of taste.
+            centroid += [(layer, expert) for expert in suppressed[:1]]
+            factor += [(layer, expert, 0.0) for expert in suppressed[:1]]
         else:
             factor += [(layer, expert, 1 - strength) for expert in suppressed]
             stimulate += [(layer, expert) for expert in stimulated]
-    return RequestEdit(bias, factor, stimulate, bool(generator.random() < 0.7), strength)
+    return RequestEdit(bias, factor, stimulate, bool(generator.random() < 0.7), strength, centroid)
+
+
+def with_means(logits: np.ndarray, layer: int, edit: RequestEdit) -> np.ndarray:
+    """One token's logits in which a centroid's is the mean of the others'."""
+    moved = [expert for at, expert in edit.centroid if at == layer]
+    others = [float(value) for expert, value in enumerate(logits) if expert not in moved]
+    return np.array([sum(others) / len(others) if expert in moved else value for expert, value in enumerate(logits)])
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -149,7 +160,7 @@ def test_every_token_gets_its_own_edit(name: str) -> None:
                     assert torch.equal(weights[token], base_weights[token]) and torch.equal(ids[token], base_ids[token])
                     continue
                 bias = {expert: value for at, expert, value in edit[1].bias if at == layer}
-                natural = slow_selection(logits[token].numpy(), kind, bias)
+                natural = slow_selection(with_means(logits[token].numpy(), layer, edit[1]), kind, bias)
                 expected = slow_edit(natural, layer, edit[1])
                 assert found.keys() == expected.keys()
                 for expert, weight in expected.items():
@@ -172,6 +183,7 @@ def test_slots_are_reused_when_edits_outnumber_them() -> None:
             for mine, other in (
                 (tables.factor[:, slot], fresh.factor[:, 1]),
                 (tables.stimulated[:, slot], fresh.stimulated[:, 1]),
+                (tables.is_centroid[:, slot], fresh.is_centroid[:, 1]),
                 (tables.is_rerouted[:, slot], fresh.is_rerouted[:, 1]),
                 (tables.bias[:, slot], fresh.bias[:, 1]),
                 (tables.renormalizes[slot], fresh.renormalizes[1]),
@@ -199,7 +211,7 @@ def test_shared_experts_behind_the_selection_stay() -> None:
     tables.write_step([("a", RequestEdit(factor=[(3, 1, 0.0)], renormalize=True))], [2])
     weights = torch.tensor([[0.4, 0.3, 0.2, 0.1, 1.0], [0.0, 0.0, 0.0, 0.0, 1.0]])
     ids = torch.tensor([[1, 2, 3, 4, 16], [-1, -1, -1, -1, 16]], dtype=torch.int32)
-    edited, selected = edit_routing(weights, ids, tables, 0, lambda bias: (weights[:, :4], ids[:, :4]))
+    edited, selected = edit_routing(weights, ids, tables, 0, lambda bias, is_centroid: (weights[:, :4], ids[:, :4]))
     assert torch.equal(selected, ids)
     np.testing.assert_allclose(edited[0], [0.0, 0.5, 1 / 3, 1 / 6, 1.0], rtol=1e-6)
     assert edited[1].tolist() == weights[1].tolist()

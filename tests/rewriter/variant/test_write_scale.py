@@ -165,7 +165,7 @@ def check_at_scale(base: Path, out: Path, suppress: str, num_edited: int) -> Non
         str(out),
         "--json",
     ]
-    verify = [sys.executable, "-m", "rewriter.cli.verify", str(out), "--base", str(base), "--json"]
+    verify = [sys.executable, "-m", "ftri.cli.verify", str(out), "--base", str(base), "--json"]
     results = []
     for command in (rewrite, verify):
         script = (
