@@ -95,7 +95,7 @@ class Endpoint:
 
     def redacted(self, text: str) -> str:
         """A server's words on one line of bounded length, without our key or the URL's credentials, which it may echo."""
-        from rewriter.hub.errors import redact
+        from rewriter.redaction import redact
 
         secrets = [os.environ.get(self.api_key_variable or "", "").strip(), *_credentials(self.url)]
         for secret in secrets:

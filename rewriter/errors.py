@@ -3,6 +3,8 @@
 import json
 from typing import TYPE_CHECKING
 
+from rewriter.redaction import redact
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
@@ -15,8 +17,9 @@ class MoteError(Exception):
     """Something the user asked for or supplied cannot be used; the message is one line, whatever the file held that it quotes."""
 
     def __init__(self, message: str = "") -> None:
-        """message: one sentence; characters that could do something to a terminal are escaped, and a long middle is cut."""
-        super().__init__(shortened(printable(message)))
+        """message: one sentence; secrets are taken out, characters that could do something to a terminal are escaped, and a
+        long middle is cut."""
+        super().__init__(shortened(printable(redact(message))))
 
 
 class InputError(MoteError):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from rewriter.errors import HubError
+from rewriter.redaction import redact
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -27,19 +28,6 @@ class ConflictError(HubError):
     """The repo changed, or came into being, between the plan and the commit."""
 
 
-def redact(text: str) -> str:
-    """Return text without secrets: the token in use, what looks like one, authorization headers, signed URLs' queries."""
-    from huggingface_hub.utils import get_token
-
-    token = get_token()
-    if token:
-        text = text.replace(token, "<token>")
-    text = re.sub(r"\b(hf|api|hf_oauth|hf_jwt)_[A-Za-z0-9._-]{8,}", "<token>", text)
-    text = re.sub(r"(?i)\bbearer\s+[^\s'\"]+", "Bearer <token>", text)
-    text = re.sub(r"://[^\s/@]+@", "://", text)
-    return re.sub(r"(https?://[^\s?]+)\?[^\s)\"']+", r"\1", text)
-
-
 def explain(error: Exception, repo_id: str) -> HubError:
     """Return the HubError whose one sentence says what happened with repo_id and what to do next.
 
@@ -56,8 +44,10 @@ def explain(error: Exception, repo_id: str) -> HubError:
         return AccessError(redact(denied))
     if status in (409, 412):
         return ConflictError(
-            f"'{repo_id}' was changed by somebody else meanwhile, or exists already ({status}){_server_words(error)}: "
-            "nothing was committed; run the command again to plan against its present state"
+            redact(
+                f"'{repo_id}' was changed by somebody else meanwhile, or exists already ({status}){_server_words(error)}: "
+                "nothing was committed; run the command again to plan against its present state"
+            )
         )
     elif status == 413:
         sentence = f"the Hub refused a file of '{repo_id}' as too large (413){_server_words(error)}"
@@ -86,6 +76,11 @@ def explain(error: Exception, repo_id: str) -> HubError:
     elif isinstance(error, OSError) and error.strerror:
         place = f" at {error.filename}" if error.filename else ""
         sentence = f"the transfer for '{repo_id}' failed ({error.strerror}{place})"
+    elif _is_malformed_answer(error):
+        sentence = (
+            f"{constants.ENDPOINT} gave an answer about '{repo_id}' that is not the Hub's ({type(error).__name__}):"
+            " expected its API there; see HF_ENDPOINT, or a proxy that asks for a log-in"
+        )
     else:
         sentence = f"the transfer for '{repo_id}' failed ({_first_line(error)}): run the command again; it resumes"
     return HubError(redact(sentence))
@@ -150,6 +145,28 @@ def hub_errors(repo_id: str, transfer: bool = False) -> Iterator[None]:
         yield
     except failures as error:
         raise explain(error, repo_id) from None
+    except MALFORMED as error:
+        if not _is_malformed_answer(error):
+            raise
+        raise explain(error, repo_id) from None
+
+
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
+"""What huggingface_hub stumbles with over an answer that is JSON of another shape, or no JSON."""
+
+
+def _is_malformed_answer(error: BaseException) -> bool:
+    """Whether one of MALFORMED was raised inside the Hub's client rather than here."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = str(trace.tb_frame.f_globals.get("__name__")) if trace is not None else ""
+    return isinstance(error, MALFORMED) and module.partition(".")[0] in (
+        "huggingface_hub",
+        "httpx2",
+        "json",
+        "datetime",
+    )
 
 
 def is_transient(error: BaseException) -> bool:

@@ -54,14 +54,12 @@ def execute_push(prepared: PreparedPush, message: str, say: Say) -> PushResult:
         start_commit = _create_repo(api, plan, say)
         operations = _operations(plan, prepared.files)
         _upload(api, plan, operations, say)
-        made_branch = _create_branch(api, plan, start_commit, say)
+        parent = _create_branch(api, plan, start_commit, say) if plan.create_branch else start_commit
         try:
-            commit = _commit(api, prepared, operations, start_commit, message, say)
+            commit = _commit(api, prepared, operations, parent, message, say)
         except BaseException:
-            if made_branch:
-                # The branch would otherwise stay, with the base's weights under the variant's name.
-                with suppress(HubError), hub_errors(plan.repo_id):
-                    api.delete_branch(plan.repo_id, branch=plan.branch)
+            if plan.create_branch:
+                _delete_branch(api, plan, parent)
             raise
     return _result(plan, commit, started)
 
@@ -142,11 +140,29 @@ def _upload(api: "HfApi", plan: PushPlan, operations: Sequence[Operation], say: 
             )
 
 
-def _create_branch(api: "HfApi", plan: PushPlan, start_commit: str | None, say: Say) -> bool:
-    if not plan.create_branch:
-        return False
+def _create_branch(api: "HfApi", plan: PushPlan, start_commit: str | None, say: Say) -> str:
+    """Make the branch; returns the commit that it stands at, which is the one to build on.
+
+    Raises: ConflictError when somebody made a branch of that name meanwhile and it holds something else.
+    """
     with_retries(lambda: api.create_branch(plan.repo_id, branch=plan.branch, revision=start_commit, exist_ok=True), say)
-    return True
+    head = str(with_retries(lambda: api.model_info(plan.repo_id, revision=plan.branch), say).sha)
+    if start_commit is not None and head != start_commit:
+        raise ConflictError(
+            f"'{plan.repo_id}': somebody made a branch {plan.branch} meanwhile ({head[:12]}): nothing was committed; run the"
+            " command again to plan against it"
+        )
+    return head
+
+
+def _delete_branch(api: "HfApi", plan: PushPlan, parent: str | None) -> None:
+    """Remove a branch made for a commit that failed: it would stay with the base's weights under the variant's name.
+
+    Only while it stands where it was made: another's commit on it is not ours to delete.
+    """
+    with suppress(HubError), hub_errors(plan.repo_id):
+        if api.model_info(plan.repo_id, revision=plan.branch).sha == parent:
+            api.delete_branch(plan.repo_id, branch=plan.branch)
 
 
 def _commit(

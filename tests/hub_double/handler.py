@@ -101,6 +101,9 @@ class Handler(BaseHTTPRequestHandler):
         if fault.get("lose_response"):
             self.lose_response = True  # carry the request out, then drop the answer
             return False
+        if "body" in fault:  # as a captive portal or a proxy would answer
+            self.reply_bytes(fault["body"].encode(), fault.get("status", 200), {"Content-Type": "text/html"})
+            return True
         if "status" in fault:
             headers = dict(fault.get("headers", {}))
             self.reply({"error": fault.get("message", "injected")}, fault["status"], headers)

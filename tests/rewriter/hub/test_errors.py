@@ -5,7 +5,8 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from rewriter.errors import HubError
-from rewriter.hub.errors import AccessError, ConflictError, explain, hub_errors, redact, wait_seconds, with_retries
+from rewriter.hub.errors import AccessError, ConflictError, explain, hub_errors, wait_seconds, with_retries
+from rewriter.redaction import redact
 
 
 def response(status: int, **headers: str) -> HfHubHTTPError:

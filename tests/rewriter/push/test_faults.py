@@ -46,6 +46,9 @@ FAILURES: list[tuple[str, dict[str, object], str]] = [
     ("POST .*/commit/", {"status": 503, "headers": {"Retry-After": "0"}}, "the Hub failed on 'alice/f6' (503)"),
     ("POST .*/commit/", {"drop_after_bytes": 10}, "the connection to http"),
     ("GET .*/xet-write-token", {"status": 403}, "403 Forbidden"),
+    ("POST /api/repos/create", {"body": "<html>log in</html>"}, "gave an answer about 'alice/f9' that is not the Hub's"),
+    ("GET /api/models/alice", {"body": "[]"}, "gave an answer about 'alice/f10' that is not the Hub's"),
+    ("POST .*/commit/", {"body": '{"a": 1}'}, "'alice/f11'"),
 ]  # fmt: skip
 
 
@@ -102,6 +105,33 @@ def test_failed_push_leaves_no_branch_behind(hub: Hub) -> None:
     hub.push(hub.variant, "alice/branches", "--revision", "tuned", "--yes", fails=True)
     repo = hub.double.repo("alice/branches")
     assert repo is not None and list(repo["branches"]) == ["main"]
+
+
+def test_another_commit_on_a_new_branch_is_not_deleted(hub: Hub) -> None:
+    """Somebody pushed to the branch between its making and our commit: it is theirs now."""
+    hub.push(hub.variant, "alice/new-branch", "--duplicate-base", "--yes")
+    hub.double.fault("POST .*/commit/tuned", foreign_commit="alice/new-branch", branch="tuned")
+    failed = hub.push(hub.variant, "alice/new-branch", "--revision", "tuned", "--yes", fails=True)
+    assert "got another commit" in hub.error(failed)
+    # The branch began where main stood before its own commit, and got the foreign one.
+    assert commits(hub, "alice/new-branch", "tuned") == commits(hub, "alice/new-branch")
+
+
+def test_a_commit_on_a_new_branch_is_tried_again(hub: Hub) -> None:
+    hub.push(hub.variant, "alice/retried", "--duplicate-base", "--yes")
+    (hub.variant / "notes.txt").write_text("more")
+    hub.double.fault("POST .*/commit/tuned", status=503, headers={"Retry-After": "0"})
+    hub.push(hub.variant, "alice/retried", "--revision", "tuned", "--yes")
+    assert "notes.txt" in hub.double.files("alice/retried", "tuned")
+    assert commits(hub, "alice/retried", "tuned") == commits(hub, "alice/retried")
+    (hub.variant / "notes.txt").unlink()
+
+
+@pytest.mark.parametrize("status", [403, 409, 412, 413])
+def test_no_refusal_repeats_the_token(hub: Hub, status: int) -> None:
+    hub.double.fault("POST .*/commit/", times=99, status=status, message=f"you sent {TOKEN}, https://me:{TOKEN}@host/x")
+    failed = hub.push(hub.variant, f"alice/echo-{status}", "--yes", fails=True)
+    assert TOKEN not in failed.stderr + failed.stdout and "you sent" in hub.error(failed)
 
 
 def test_upload_resumes_after_a_dropped_connection(hub: Hub, old: Path) -> None:
