@@ -174,6 +174,7 @@ class Engine:
         self.max_model_len: int = self._llm.model_config.max_model_len
         self._in_flight_limit = 2 * self._llm.vllm_config.scheduler_config.max_num_seqs
         self._next_request = 0
+        self._is_dead = False
         self._rank_layers: list[list[int]] = []
         self._own_function: set[int] = set()
         self._plans: dict[Any, PlannedEdit | None] = {}
@@ -390,8 +391,9 @@ class Engine:
                     for output, experts in zip(finished, rows, strict=True)
                 ]
         finally:
-            # The caller stopped early, or a request was refused.
-            if labels:
+            # The caller stopped early, or a request was refused; an engine that died can only fail again, and its second
+            # failure would hide the first.
+            if labels and not self._is_dead:
                 self._llm.abort_request(list(labels))
                 while self._llm.has_unfinished_requests():
                     self._llm.step()
@@ -417,6 +419,7 @@ class Engine:
         try:
             outputs: list[Any] = self._llm.step()
         except (RuntimeError, VLLMError) as error:
+            self._is_dead = True
             raise EngineError(f"vLLM failed while it ran: {first_line(error)}") from error
         return outputs
 
