@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from ftri.prompts.sets import PromptRecord
 from rewriter.checkpoint.identity import content_sha256
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.router_weight import check_survivors
-from rewriter.errors import InputError, PlanError
+from rewriter.errors import CheckpointError, InputError, PlanError
 from rewriter.expert_set import ExpertEntry, ExpertSet, LayerIndex
 from rewriter.families.family import RouterLayout
 from rewriter.semantics import BIAS_FREE_SEMANTICS, CENTROID, REROUTE, SEMANTICS, Semantics
@@ -148,9 +147,9 @@ def check_routable(model: ModelUnderTest, suppressed: Sequence[Pair], stimulated
 
 
 def is_routable(model: ModelUnderTest, suppressed: Sequence[Pair], stimulated: Sequence[Pair]) -> bool:
-    """Whether `check_routable` passes: random sets that do not are drawn again."""
+    """Whether a reroute passes: random sets that do not are drawn again."""
     try:
-        check_routable(model, suppressed, stimulated)
+        check_live_edit(model, NamedEdit("random", tuple(suppressed), tuple(stimulated)), (REROUTE,))
     except PlanError:
         return False
     return True
@@ -166,23 +165,22 @@ def load_others(
     others: list[NamedEdit | VariantFolder] = []
     for source in sources:
         if Path(source).is_dir():
-            if not (Path(source) / "config.json").is_file():
-                raise InputError(
-                    f"{source}: has no config.json, expected a checkpoint folder that mote-rewrite wrote, or an expert-set file"
-                )
-            config = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
-            if config.get("model_type") != _model_type(model):
-                raise InputError(
-                    f"{source}: is a {config.get('model_type')} model, expected {_model_type(model)} like {model.model}"
-                )
+            theirs, ours = (_model_type(folder) for folder in (Path(source), model.folder))
+            if theirs != ours:
+                raise InputError(f"{source}: is a {theirs} model, expected {ours} like {model.model}")
             others.append(VariantFolder(Path(source), content_sha256(source)))
         else:
             others.append(load_edit(model, source, None, layer_index=layer_index, any_model=any_model)[0])
     return others
 
 
-def _model_type(model: ModelUnderTest) -> str:
-    return str(json.loads((model.folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+def _model_type(folder: Path) -> str:
+    try:
+        return str(Checkpoint.open(folder).config.get("model_type"))
+    except CheckpointError as error:
+        raise InputError(
+            f"{error}; expected a checkpoint folder that mote-rewrite wrote, or an expert-set file"
+        ) from None
 
 
 def _is_hub_id(model: str) -> bool:

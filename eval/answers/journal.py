@@ -86,6 +86,9 @@ class Journal:
         self.subject = json.loads(json.dumps(subject or {}))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Reading a device or a pipe need not end.
+            if self.path.exists() and not self.path.is_file():
+                raise JournalError(f"{self.path}: is no regular file, expected a journal of {SCHEMA}, or nothing")
             self._file = self.path.open("a+b")
         except OSError as error:
             raise JournalError(f"{self.path}: cannot be opened ({error.strerror})") from None
