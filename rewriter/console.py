@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from rewriter.errors import MoteError
+from rewriter.errors import MoteError, printable
 
 Progress = Callable[[int], None]  # told of every run of bytes done
 
@@ -58,7 +58,8 @@ def run(app: Callable[[], Any]) -> None:
     try:
         app()
     except MoteError as error:
-        say(f"error: {error}")
+        # Names from files and words of servers are in it: nothing of them may steer a terminal.
+        say("\n".join(map(printable, f"error: {error}".splitlines())))
         sys.exit(1)
     except KeyboardInterrupt:
         say("interrupted")

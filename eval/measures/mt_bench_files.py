@@ -9,11 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from ftri.labels.think_formats import parse_response
 from ftri.prompts.tables import Table, load_table
-from rewriter.errors import InputError
+from rewriter.errors import InputError, first_problem
 
+Row = TypeVar("Row", bound=BaseModel)
 # FastChat's own choice: categories whose answers are checked against a reference, and how freely each category is answered.
 REFERENCE_CATEGORIES = frozenset({"math", "reasoning", "coding"})
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
@@ -52,6 +56,48 @@ class JudgePrompt:
     template: str
 
 
+Text = Annotated[str, Field(min_length=1)]
+Identifier = str | int
+
+
+class QuestionRow(BaseModel):
+    """A row of question.jsonl, or of a Hub set, whose columns are called prompt and prompt_id."""
+
+    model_config = ConfigDict(strict=True)
+
+    question_id: Annotated[Identifier, Field(validation_alias=AliasChoices("question_id", "prompt_id"))]
+    category: Text
+    turns: Annotated[list[Text], Field(validation_alias=AliasChoices("turns", "prompt"), min_length=2, max_length=2)]
+    reference: list[str] | str | None = None
+
+
+class ReferenceChoice(BaseModel):
+    """One reference answer, turn by turn."""
+
+    model_config = ConfigDict(strict=True)
+
+    turns: list[str]
+
+
+class ReferenceRow(BaseModel):
+    """A row of a file of reference answers."""
+
+    model_config = ConfigDict(strict=True)
+
+    question_id: Identifier
+    choices: Annotated[list[ReferenceChoice], Field(min_length=1)]
+
+
+class JudgePromptRow(BaseModel):
+    """A row of judge_prompts.jsonl."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    system_prompt: str = ""
+    prompt_template: Text
+
+
 def load_questions(spec: str, references: str | None = None) -> tuple[list[Question], Table]:
     """Read questions from a file or a Hub dataset (`turns` or `prompt` columns), with references from a second file where given.
 
@@ -60,48 +106,43 @@ def load_questions(spec: str, references: str | None = None) -> tuple[list[Quest
     table = load_table(spec)
     given = _load_references(references) if references else {}
     questions = []
-    for number, row in enumerate(table.rows, start=1):
-        turns = row.get("turns", row.get("prompt"))
-        identifier = row.get("question_id", row.get("prompt_id"))
-        if not (isinstance(turns, list | tuple) and len(turns) == 2 and all(isinstance(turn, str) for turn in turns)):
-            raise InputError(f"{table.name}: row {number} has no list of two turns in 'turns' or 'prompt'")
-        if identifier is None or not row.get("category"):
-            raise InputError(f"{table.name}: row {number} lacks question_id or category")
-        own = row.get("reference") or ()
-        chosen = given.get(str(identifier), tuple(own) if isinstance(own, list | tuple) else (str(own),))
-        questions.append(
-            Question(str(identifier), str(row["category"]), (turns[0], turns[1]), tuple(filter(None, chosen)))
-        )
+    for number, document in enumerate(table.rows, start=1):
+        row = _row(QuestionRow, document, table, number)
+        own = [row.reference] if isinstance(row.reference, str) else row.reference or []
+        chosen = given.get(str(row.question_id), tuple(own))
+        turns = (row.turns[0], row.turns[1])
+        questions.append(Question(str(row.question_id), row.category, turns, tuple(filter(None, chosen))))
     return questions, table
 
 
 def _load_references(spec: str) -> dict[str, tuple[str, ...]]:
     table = load_table(spec)
-    references = {}
-    for number, row in enumerate(table.rows, start=1):
-        try:
-            references[str(row["question_id"])] = tuple(map(str, row["choices"][0]["turns"]))
-        except (KeyError, IndexError, TypeError):
-            raise InputError(
-                f"{table.name}: row {number} lacks question_id or choices[0].turns, as reference answers have"
-            ) from None
-    return references
+    rows = [_row(ReferenceRow, document, table, number) for number, document in enumerate(table.rows, start=1)]
+    return {str(row.question_id): tuple(row.choices[0].turns) for row in rows}
 
 
 def load_judge_prompts(spec: str) -> tuple[dict[str, JudgePrompt], Table]:
     """Read the four `single-v1` prompts. Raises: InputError that names the ones that are missing."""
     table = load_table(spec)
-    prompts = {
-        str(row["name"]): JudgePrompt(str(row["name"]), str(row.get("system_prompt", "")), str(row["prompt_template"]))
-        for row in table.rows
-        if row.get("name") in JUDGE_PROMPTS.values() and row.get("prompt_template")
-    }
+    prompts = {}
+    for number, document in enumerate(table.rows, start=1):
+        if document.get("name") in JUDGE_PROMPTS.values():
+            row = _row(JudgePromptRow, document, table, number)
+            prompts[row.name] = JudgePrompt(row.name, row.system_prompt, row.prompt_template)
     lacking = [name for name in JUDGE_PROMPTS.values() if name not in prompts]
     if lacking:
         raise InputError(
             f"{table.name}: has no judge prompt named {', '.join(lacking)}, as FastChat's judge_prompts.jsonl has"
         )
     return prompts, table
+
+
+def _row(kind: type[Row], document: Mapping[str, Any], table: Table, number: int) -> Row:
+    """A row of a published file, checked."""
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise InputError(f"{table.name}: row {number}: {first_problem(error)}") from None
 
 
 def visible_answer(text: str, starts_inside_think: bool) -> str:
@@ -137,7 +178,9 @@ def fill(prompt: JudgePrompt, values: Mapping[str, str]) -> str:
 
     def put(match: re.Match[str]) -> str:
         if match[1] not in values:
-            raise InputError(f"judge prompt {prompt.name!r} has a place {{{match[1]}}} for which there is no value")
+            raise InputError(
+                f"judge prompt {prompt.name!r} has a place {{{match[1][:40]}}} for which there is no value"
+            )
         return values[match[1]]
 
     return re.sub(r"\{(\w+)\}", put, prompt.template)

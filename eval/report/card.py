@@ -7,19 +7,20 @@ from collections.abc import Sequence
 from eval.measures.safety import protection_rows
 from eval.report.shown import shown_measures
 from eval.results import Results
+from rewriter.variant.markdown import inline, inline_code
 
 
 def results_section(results: Results) -> str:
     """What changed, against chance, and what it cost; without heading, which the card has."""
     lines = [
         f"Measured by mote-eval {results.tool_version} on {results.prompts['num_prompts']} prompts"
-        f" (`{results.prompts['spec']}`): {results.edit_words()}. {results.held_out.sentence}",
+        f" ({inline_code(results.prompts['spec'])}): {inline(results.edit_words())}. {inline(results.held_out.sentence)}",
         "",
         "| what | result |",
         "|---|---|",
     ]
     lines += [row_of(row) for measure, found in shown_measures(results) for row in measure.card(found, results)]
-    lines += [f"\nNot measured: {one.part} ({one.reason})." for one in results.missing]
+    lines += [f"\nNot measured: {inline(one.part)} ({inline(one.reason)})." for one in results.missing]
     return "\n".join(lines) + "\n"
 
 
@@ -36,5 +37,5 @@ def safety_section(results: Results) -> str:
 
 
 def row_of(cells: Sequence[str]) -> str:
-    """A row of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
+    """A row of a Markdown table; a cell is text, in which no mark has an effect."""
+    return f"| {' | '.join(map(inline, cells))} |"

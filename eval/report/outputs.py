@@ -16,7 +16,7 @@ from eval.report.page import render_report
 from eval.report.transcripts import FILE_NAME as TRANSCRIPTS
 from eval.report.transcripts import choose_examples, write_transcripts
 from eval.results import FILE_NAME, SCHEMA_ID, Results
-from rewriter.errors import InputError, OutputError
+from rewriter.errors import InputError, OutputError, quoted
 from rewriter.variant.card import replace_results, replace_safety
 from rewriter.whole_file import write_whole
 
@@ -24,6 +24,7 @@ REPORT = "report.html"
 # The names under which mote-push looks for the sections in a variant's folder.
 CARD_SECTION = "mote-eval.md"
 SAFETY_SECTION = "mote-safety.md"
+SECTIONS = f"{CARD_SECTION} and {SAFETY_SECTION} of the output folder"
 
 
 def make_output(folder: Path) -> None:
@@ -32,6 +33,10 @@ def make_output(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror}), expected a folder for the results") from None
+    except ValueError as error:
+        raise OutputError(
+            f"{quoted(str(folder))}: cannot be made ({error}), expected a folder for the results"
+        ) from None
 
 
 def assemble(
@@ -95,12 +100,22 @@ def update_card(folder: Path, results: Results) -> Path:
     Raises: InputError when the folder has no card.
     """
     card = folder / "README.md"
+    # Reading a device or a pipe need not end.
+    if card.exists() and not card.is_file():
+        raise InputError(f"{card}: is no regular file, expected the model card of a variant")
     try:
         text = card.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{card}: cannot be read ({error.strerror}), expected the model card of a variant") from None
-    text = replace_results(text, results_section(results))
-    if results.safety:
-        text = replace_safety(text, safety_section(results))
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{card}: is not UTF-8 text (byte {error.start}), expected the model card of a variant"
+        ) from None
+    try:
+        text = replace_results(text, results_section(results))
+        if results.safety:
+            text = replace_safety(text, safety_section(results))
+    except ValueError as error:
+        raise InputError(f"{card}: {error}; the results are in {SECTIONS}, put them in by hand") from None
     write_whole(card, text)
     return card

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from eval.results import Results
 from eval.run import MEASURES
+from rewriter.errors import printable
 
 
 def one_screen(results: Results) -> str:
@@ -21,7 +22,8 @@ def one_screen(results: Results) -> str:
     lines += [line for measure, found in filled for line in measure.lines(found, results)]
     lines += [f"warning: {warning}" for warning in results.warnings]
     lines += [f"not measured: {one.part}: {one.reason}" for one in results.missing]
-    return "\n".join(lines) + "\n"
+    # Names of behaviours, prompt sets and judges come from files and servers: nothing of them may steer a terminal.
+    return "\n".join(map(printable, lines)) + "\n"
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -18,11 +18,18 @@ from rewriter import __version__
 from rewriter.checkpoint.kinds import Format, Model
 from rewriter.checkpoint.remote_code import names_remote_code
 from rewriter.edit.plan import Plan
+from rewriter.errors import printable
 from rewriter.semantics import MEANINGS, SUPPRESS, Action, Semantics
+from rewriter.variant.markdown import inline, inline_code, sentence
 
 RESULTS_BLOCK = "mote-eval"
 SAFETY_BLOCK = "mote-safety"
 SERVE_BLOCK = "mote-serve"
+
+# libyaml's where PyYAML was built with it: the front matter of some cards has megabytes of scores.
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MAX_FRONT_MATTER_CHARACTERS = 4_000_000
+MAX_FRONT_MATTER_DEPTH = 32
 
 NUM_TABLE_ROWS = 200
 """Experts listed one by one; the rest is counted, since config.json holds them all."""
@@ -149,15 +156,38 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
     match = re.match(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", text, flags=re.DOTALL | re.MULTILINE)
     if match is None:
         return {}, text
-    try:
-        data = yaml.safe_load(match.group(1))
-    except yaml.YAMLError as error:
-        raise ValueError(f"the card's front matter is not YAML: {error}") from error
+    data = _load_front_matter(match.group(1))
     if data is None:
         data = {}
     if not isinstance(data, dict):
         raise ValueError(f"the card's front matter is a {type(data).__name__}, expected a mapping")
     return data, text[match.end() :]
+
+
+def _load_front_matter(text: str) -> Any:
+    """The YAML of a card's front matter. It may be a stranger's, so what grows when it is read is refused before it is.
+
+    Raises: ValueError in one line, when it is not YAML, too long, nested deeply, or has aliases (which a few lines can make
+    gigabytes of).
+    """
+    if len(text) > MAX_FRONT_MATTER_CHARACTERS:
+        raise ValueError(
+            f"the card's front matter has {len(text)} characters, expected at most {MAX_FRONT_MATTER_CHARACTERS}"
+        )
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=YAML_LOADER):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("the card's front matter has a YAML alias, expected none")
+            if depth > MAX_FRONT_MATTER_DEPTH:
+                raise ValueError(f"the card's front matter is nested more than {MAX_FRONT_MATTER_DEPTH} deep")
+        return yaml.load(text, Loader=YAML_LOADER)  # both are safe loaders
+    except yaml.YAMLError as error:
+        words = printable(" ".join(str(error).split()))[:200]
+        raise ValueError(f"the card's front matter is not YAML: {words}") from None
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"the card's front matter has a value that YAML cannot give ({error})") from None
 
 
 def join_card(front_matter: Mapping[str, Any], body: str) -> str:
@@ -241,7 +271,7 @@ def build_card(
         block(RESULTS_BLOCK, results or RESULTS_NOT_MEASURED),
         "## Refusals that protect people",
         block(SAFETY_BLOCK, safety or SAFETY_NOT_MEASURED),
-        *(["## Notes", "\n".join(f"- {_one_line(note)}" for note in notes)] if notes else []),
+        *(["## Notes", "\n".join(f"- {sentence(note)}" for note in notes)] if notes else []),
         "## Licence and terms",
         _licence(facts, base_data),
     ]
@@ -288,8 +318,8 @@ def _summary(facts: CardFacts) -> str:
     num_suppressed = sum(expert.action == SUPPRESS for expert in facts.experts)
     counted = (("suppressed", num_suppressed), ("stimulated", len(facts.experts) - num_suppressed))
     counts = " and ".join(f"{action} {_experts(count)}" for action, count in counted if count)
-    behavior = f" The experts were chosen for the behavior `{facts.behavior}`." if facts.behavior else ""
-    provenance = f" {_one_line(facts.provenance)}" if facts.provenance else ""
+    behavior = f" The experts were chosen for the behavior {inline_code(facts.behavior)}." if facts.behavior else ""
+    provenance = f" {sentence(facts.provenance)}" if facts.provenance else ""
     return (
         f"A variant of {base} in which MoTE {facts.tool_version} {counts or 'changed no experts'}. Nothing was trained: "
         f"apart from the values below, every tensor is bit-identical to the base's.{behavior}{provenance}"
@@ -316,12 +346,12 @@ def _renormalization(renormalize: bool) -> str:
 def _licence(facts: CardFacts, base_data: Mapping[str, Any]) -> str:
     licence = base_data.get("license_name") or base_data.get("license")
     lines = [
-        f"The licence of the base ({licence}) applies to this variant."
+        f"The licence of the base ({inline(licence)}) applies to this variant."
         if licence
         else "The base's card names no licence; the terms of the base apply to this variant."
     ]
     if base_data.get("license_link"):
-        lines.append(f"Its text: {base_data['license_link']}.")
+        lines.append(f"Its text: {inline(base_data['license_link'])}.")
     if any(key.startswith("extra_gated") for key in base_data):
         lines.append("The base asks for agreement to terms of access; they are carried over in this card's metadata.")
     return " ".join(lines)
@@ -333,7 +363,3 @@ def _block_pattern(name: str) -> re.Pattern[str]:
 
 def _code(line: str) -> str:
     return f"```bash\n{line}\n```"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

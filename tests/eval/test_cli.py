@@ -14,7 +14,9 @@ from safetensors.numpy import save_file
 from tiny_models import TINY_R1_CONFIG, write_tiny_tokenizer
 
 from eval.cli import main
+from eval.report.outputs import make_output
 from eval.results import Results
+from rewriter.errors import OutputError
 
 PROMPT_ROWS = "".join(
     json.dumps({"prompt_id": p.prompt_id, "prompt": p.text, "place": p.factors["place"]}) + "\n" for p in PROMPTS
@@ -239,6 +241,23 @@ def test_a_preset_of_another_model(model, prompts, tmp_path):
         (("--engine-argument", "tensor_parallel_size"), "expected NAME=VALUE"),
         (("--extra-body", "[1]"), "--extra-body is a JSON list"),
         (("--layer-index", "both"), "--layer-index is 'both'"),
+        (("--controls", "-1"), "--controls is -1, expected at least 0"),
+        (("--control-others", "-1"), "--control-others is -1, expected at least 0"),
+        (("--neutral-limit", "0"), "--neutral-limit is 0, expected at least 1"),
+        (("--limit", "0"), "--limit is 0, expected at least 1"),
+        (("--concurrency", "0"), "--concurrency is 0, expected at least 1"),
+        (("--attempts", "0"), "--attempts is 0, expected at least 1"),
+        (("--timeout", "nan"), "--timeout is nan, expected seconds above 0"),
+        (("--temperature", "nan"), "--temperature is nan, expected 0 or more"),
+        (("--top-p", "0"), "--top-p is 0, expected more than 0"),
+        (("--api", "completions,chat"), "--api is 'completions,chat', expected completions or chat"),
+        (("--extra-body", "[" * 100_000), "--extra-body is nested too deeply"),
+        (
+            ("--base-url", "http://a", "--tuned-url", "http://b", "--api", "chat", "--supress", "x.json"),
+            "--supress is neither an option of mote-eval nor wanted beside --base-url, where no engine is started; did you"
+            " mean --suppress",
+        ),
+        (("stray",), "'stray' was not expected"),
         (
             ("--mt-bench", "x.jsonl", "--base-url", "http://a", "--tuned-url", "http://b", "--api", "chat"),
             "--mt-bench needs --judge-url",
@@ -264,3 +283,105 @@ def test_missing_prompts(tmp_path):
         "chat",
     )
     assert "none.jsonl" in sentence_of(result)
+
+
+def served(prompts, output, *more):
+    return compare_servers("http://127.0.0.1:9", "http://127.0.0.1:9", prompts, output, *more)
+
+
+def test_an_output_that_cannot_be_is_one_sentence(prompts, tmp_path):
+    (tmp_path / "file").write_text("here first")
+    for place in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+        assert "cannot be made" in sentence_of(served(prompts, place))
+    assert (tmp_path / "file").read_text() == "here first"
+    with pytest.raises(OutputError, match="cannot be made .embedded null byte"):
+        make_output(tmp_path / "a\0b")
+
+
+def test_a_damaged_journal_is_one_sentence(serve, prompts, tmp_path):
+    base, tuned = serve(name="base"), serve(name="tuned", tuned=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "journal.jsonl").write_text('{"kind": "header"}\n')
+    result = compare_servers(base.url, tuned.url, prompts, tmp_path / "out", "--target", "REFUSED")
+    assert "journal.jsonl: holds the answers of another subject" in sentence_of(result)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"root": "org/model"}, {"root": "org/other"}),
+        ({"template": [1, 2, 3]}, {"template": [1, 2, 4]}),
+    ],
+)
+def test_another_model_or_template_behind_the_same_name_is_another_subject(serve, prompts, tmp_path, before, after):
+    base, tuned = serve(name="base", **before), serve(name="tuned", tuned=True)
+    arguments = (base.url, tuned.url, prompts, tmp_path / "out", "--target", "REFUSED", "--limit", "8")
+    assert compare_servers(*arguments).returncode == 0
+    written = (tmp_path / "out" / "results.json").read_bytes()
+    base.process.kill()
+    base.process.wait()
+    changed = serve(port=int(base.url.rpartition(":")[2]), name="base", **after)
+    result = compare_servers(*arguments)
+    assert "holds the answers of another subject (servers" in sentence_of(result)
+    assert changed.seen()["completions"] == 0
+    assert (tmp_path / "out" / "results.json").read_bytes() == written
+
+
+def test_no_secret_is_written_down(serve, prompts, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOTE_TEST_KEY", "the-servers-key")
+    base = serve(name="base")
+    url = base.url.replace("http://", "http://user:KEY99@")
+    result = compare_servers(
+        url, url, prompts, tmp_path / "out", "--target", "REFUSED", "--limit", "8", "--api-key", "MOTE_TEST_KEY"
+    )
+    assert result.returncode == 0, result.stderr
+    for path in (tmp_path / "out").iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert "KEY99" not in text and "the-servers-key" not in text, path.name
+    assert "KEY99" not in result.stdout + result.stderr
+    assert Results.load(tmp_path / "out" / "results.json").subject["base_url"] == f"{base.url}/v1"
+
+
+def test_secrets_among_engine_arguments_are_not_recorded(model, tmp_path):
+    from eval.options import EvalRequest
+    from eval.session import open_session
+
+    write_tiny_tokenizer(model, 512)
+    arguments = {
+        "hf_token": "hf_plainsecret",
+        "max_num_batched_tokens": 64,
+        "speculative_config": {"model": "m", "api_key": "inner"},
+        "tokenizer": "https://user:pass@host.test/t",
+    }
+    request = EvalRequest(
+        prompts="what-happened:listed",
+        output=tmp_path,
+        model=str(model),
+        suppress=str(expert_set(tmp_path / "set.json")),
+        engine_arguments=arguments,
+    )
+    session = open_session(request, lambda message: None)
+    recorded = json.dumps([session.known, session.responder.identity()])
+    for secret in ("plainsecret", "inner", "user:pass"):
+        assert secret not in recorded
+    assert session.known["engine_arguments"]["max_num_batched_tokens"] == 64
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (b"<!-- mote-eval:start --> <!-- mote-eval:start -->", "has 2 start and 0 end markers of mote-eval"),
+    ],
+)
+def test_a_strangers_card_is_left_as_it_is(serve, prompts, tmp_path, content, sentence):
+    base, tuned = serve(name="base"), serve(name="tuned", tuned=True)
+    card = tmp_path / "variant"
+    card.mkdir()
+    (card / "README.md").write_bytes(content)
+    result = compare_servers(
+        base.url, tuned.url, prompts, tmp_path / "out", "--target", "REFUSED", "--limit", "8", "--card", card
+    )
+    assert sentence in sentence_of(result)
+    assert (card / "README.md").read_bytes() == content
+    assert (tmp_path / "out" / "results.json").exists()

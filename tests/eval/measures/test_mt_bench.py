@@ -101,9 +101,20 @@ def test_scores_by_hand(files):
 @pytest.mark.parametrize(
     ("name", "rows", "sentence"),
     [
-        ("question", [{"question_id": 1, "category": "x", "turns": ["only one"]}], "row 1 has no list of two turns"),
-        ("question", [{"category": "x", "turns": ["a", "b"]}], "row 1 lacks question_id"),
-        ("references", [{"question_id": 1}], "row 1 lacks question_id or choices"),
+        (
+            "question",
+            [{"question_id": 1, "category": "x", "turns": ["only one"]}],
+            "row 1: turns is .*at least 2 items",
+        ),
+        ("question", [{"category": "x", "turns": ["a", "b"]}], "row 1: question_id is missing"),
+        ("question", [{"question_id": 1, "category": ["x"], "turns": ["a", "b"]}], "row 1: category is"),
+        ("question", [{"question_id": 1, "category": "x", "turns": ["a", None]}], "row 1: turns.1 is null"),
+        ("question", [{"question_id": 1, "category": "x", "turns": ["a", "b"], "reference": [1]}], "row 1: reference"),
+        ("references", [{"question_id": 1}], "row 1: choices is missing"),
+        ("references", [{"question_id": 1, "choices": []}], "row 1: choices is"),
+        ("references", [{"question_id": 1, "choices": [{"turns": "47"}]}], "row 1: choices.0.turns is"),
+        ("judge", [JUDGE_PROMPTS[1] | {"system_prompt": None}], "row 1: system_prompt is null"),
+        ("judge", [JUDGE_PROMPTS[1] | {"prompt_template": 7}], "row 1: prompt_template is 7"),
         ("judge", JUDGE_PROMPTS[:3], "no judge prompt named single-v1-multi-turn, single-math-v1-multi-turn"),
     ],
 )

@@ -170,3 +170,37 @@ def test_broken_markers_are_refused(broken: str) -> None:
 def test_serving_line_is_replaced() -> None:
     card = replace_serve_line(build_card(facts()), "vllm serve alice/R1-mote --revision tuned")
     assert "vllm serve alice/R1-mote --revision tuned" in card and "./R1-mote" not in card
+
+
+BOMB = "---\na: &a [x, x, x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\n---\nbody"
+
+
+@pytest.mark.parametrize(
+    ("card", "sentence"),
+    [
+        (BOMB, "has a YAML alias"),
+        (f"---\na: {'[' * 100_000}\n---\n", "nested more than 32 deep|maximum nesting depth"),
+        (f"---\na: {'{b: ' * 5_000}\n---\n", "nested more than 32 deep"),
+        (f"---\na: {'x' * 5_000_000}\n---\n", "expected at most 4000000"),
+        ("---\na: [1\n---\n", "is not YAML"),
+        ("---\na: 2024-99-99\n---\n", "month must be in"),
+        ("---\n[a]: {b: [}\n---\n", "is not YAML"),
+        ("---\n? [a]\n: b\n---\n", "is not YAML"),
+        ("---\n- a\n---\n", "is a list, expected a mapping"),
+    ],
+)
+def test_a_strangers_front_matter_is_read_within_bounds(card: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as caught:
+        split_card(card)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    # A variant's card can be written all the same, and says that the base's could not be read.
+    assert "could not be read" in build_card(facts(), card)
+
+
+def test_a_behavior_cannot_write_into_the_card() -> None:
+    name = "x` |\n---\n<!-- mote-eval:start --> # Results\n<script>"
+    card = build_card(facts(behavior=name, provenance=name, notes=(name,)))
+    data, body = split_card(card)
+    assert data["license"] if "license" in data else data["tags"]
+    assert card.count("<!-- mote-eval:start -->") == 1 and "<script>" not in card
+    assert body.count("\n---") == 0
