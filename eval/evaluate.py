@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from eval.answers.journal import Collector, Journal, Progress
@@ -22,6 +23,7 @@ from eval.run import Loaded, load_measures, measure_all
 from eval.session import Say, Session, open_session
 from ftri.labels.names import Behavior
 from ftri.prompts.sets import PromptRecord, load_prompt_set
+from rewriter.errors import InputError
 from rewriter.expert_set import ExpertSet
 from rewriter.semantics import CENTROID, REROUTE
 
@@ -37,6 +39,7 @@ def evaluate(request: EvalRequest, say: Say, progress: Progress) -> Results:
     prompt_set = load_prompt_set(request.prompts, column=request.column)
     loaded = load_measures(request)
     make_output(request.output)
+    check_files(request)
     with (
         closing(open_session(request, say)) as session,
         Journal(request.output / JOURNAL, session.responder.identity()) as journal,
@@ -46,6 +49,19 @@ def evaluate(request: EvalRequest, say: Say, progress: Progress) -> Results:
         collector = Collector(session.responder, journal, progress)
         subject = settle(request, session, spread(prompt_set.records, request.limit), collector, say)
         return measure_subject(request, session, subject, collector, prompt_set.source, loaded, say)
+
+
+def check_files(request: EvalRequest) -> None:
+    """Look at the files that a request names, before a model is downloaded for them.
+
+    Raises: ExpertSetError for an expert set that is not one; InputError for --card without a card.
+    """
+    sets = [request.suppress, request.stimulate, *(one for one in request.variants if not Path(one).is_dir())]
+    for source in sets:
+        if source is not None:
+            ExpertSet.load(source, model=request.model, layer_index=request.layer_index)
+    if request.card is not None and not (request.card / "README.md").is_file():
+        raise InputError(f"{request.card / 'README.md'}: no such file, expected the model card of a variant for --card")
 
 
 def measure_subject(

@@ -4,7 +4,6 @@ A further semantics is a further word here (in `Semantics`, and in `CheckpointSe
 `MEANINGS` row; mypy then names the places that must know what to do with it.
 """
 
-from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 Semantics = Literal["reroute", "reroute (centroid)", "drop", "drop-renorm"]
@@ -22,7 +21,6 @@ DROP_RENORM: Final = "drop-renorm"
 SEMANTICS: tuple[Semantics, ...] = (REROUTE, DROP, DROP_RENORM)
 """What a running engine can do to any router: CENTROID stands for a reroute only where a checkpoint has no bias."""
 BIAS_FREE_SEMANTICS: tuple[Semantics, ...] = get_args(Semantics)
-CHECKPOINT_SEMANTICS: tuple[CheckpointSemantics, ...] = get_args(CheckpointSemantics)
 
 Action = Literal["suppress", "stimulate"]
 SUPPRESS: Final = "suppress"
@@ -30,40 +28,29 @@ STIMULATE: Final = "stimulate"
 ACTIONS: tuple[Action, ...] = get_args(Action)
 
 
-@dataclass(frozen=True)
-class Meaning:
-    """What a word says: `in_short` for help texts, `in_full` as Markdown for a model card."""
-
-    in_short: str
-    in_full: str
-
-
-MEANINGS: dict[Semantics, Meaning] = {
-    REROUTE: Meaning(
-        "the router's bias, the next-best expert steps in",
+# As Markdown for a model card.
+MEANINGS: dict[Semantics, str] = {
+    REROUTE: (
         "**Reroute.** The router's selection bias of the expert is changed, so a suppressed expert is never selected "
         "and the next-best expert of that layer takes its place; a stimulated expert is always selected and keeps the "
         "weight that the router gives it. This is not the suppression of the paper (arXiv 2502.11096), in which no "
-        "other expert takes the place.",
+        "other expert takes the place."
     ),
-    CENTROID: Meaning(
-        "the router's row becomes the others' mean, the output zeroed: hardly ever selected, and then adds nothing",
+    CENTROID: (
         "**Reroute (centroid).** The router has no bias, so the expert's row of the router's weight is the mean of the "
         "rows of the experts that are not suppressed, and its `down_proj` is zero. Its logit is then the mean logit of "
         "the others: on no input is it ranked first, its share of the softmax is at most one in the number of experts, "
         "and where it is selected all the same it adds nothing. That it is never selected is proved for routers that "
         "select one expert; for others it is a matter of measurement (`mote-verify --traces`). The next-best expert "
-        "steps in wherever it is not selected.",
+        "steps in wherever it is not selected."
     ),
-    DROP: Meaning(
-        "the output zeroed, the share kept",
+    DROP: (
         "**Drop.** The expert's `down_proj` is zero. The router still selects the expert and still gives it its share "
         "of the weight, but its output adds nothing; no other expert takes its place, and the others are not scaled "
-        "up. This is not the suppression of the paper (arXiv 2502.11096), which renormalises the remaining weights.",
+        "up. This is not the suppression of the paper (arXiv 2502.11096), which renormalises the remaining weights."
     ),
-    DROP_RENORM: Meaning(
-        "the weight zeroed, the others renormalised",
+    DROP_RENORM: (
         "**Drop-renorm.** The suppressed expert's weight is zero and the weights of the other selected experts are "
-        "renormalised; no other expert takes its place. This is the suppression of the paper (arXiv 2502.11096).",
+        "renormalised; no other expert takes its place. This is the suppression of the paper (arXiv 2502.11096)."
     ),
 }

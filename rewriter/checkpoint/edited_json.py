@@ -17,6 +17,8 @@ from rewriter.json_text import read_json
 
 HEADER_GROWTH_BYTES = 4096
 MARK = "mote"
+BLOCK_KEY = "mote"
+"""Where a config holds the record of the edit; what the record says is known to rewriter/edit/record.py alone."""
 
 
 class WrittenFloat(float):

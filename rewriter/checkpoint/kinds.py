@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from rewriter.checkpoint.edited_json import BLOCK_KEY
 from rewriter.checkpoint.gguf.files import RECORD_FILE, GgufSet, is_gguf
 from rewriter.checkpoint.reader import CONFIG_NAME, Checkpoint
 from rewriter.checkpoint.source import ByteSource, TensorEntry
@@ -166,6 +167,6 @@ def is_variant(folder: Path) -> bool:
     if not (folder / CONFIG_NAME).is_file() and not (folder / RECORD_FILE).is_file() and not is_gguf(folder):
         return False
     try:
-        return isinstance(open_model(folder).config.get("mote"), Mapping)
+        return isinstance(open_model(folder).config.get(BLOCK_KEY), Mapping)
     except MoteError:
         return False

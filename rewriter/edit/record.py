@@ -13,12 +13,11 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rewriter.checkpoint.edited_json import BLOCK_KEY
 from rewriter.errors import RecordError, first_problem, quoted
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.semantics import ACTIONS, SUPPRESS, Action, CheckpointSemantics
 
-BLOCK_KEY: Final = "mote"
-"""Where a variant's config.json holds the block."""
 VARIANT_SCHEMA: Final = "mote.variant/1"
 RECIPE_SCHEMA: Final = "mote.recipe/1"
 ZERO_OUTPUT: Final = "zero output"
@@ -200,11 +199,6 @@ def expert_set_of(record: VariantRecord | Recipe, action: Action) -> ExpertSet |
         experts=chosen,
         provenance=dict(known.provenance),
     )
-
-
-def has_record(config: object) -> bool:
-    """Whether a parsed config.json carries a mote block, be it one that can be read or not."""
-    return isinstance(config, Mapping) and isinstance(config.get(BLOCK_KEY), Mapping)
 
 
 def without_record(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -263,7 +263,7 @@ def build_card(
         expert_table(facts.experts),
         *([_renormalization(facts.renormalize)] if facts.renormalize is not None else []),
         "## What that means",
-        MEANINGS[facts.semantics].in_full,
+        MEANINGS[facts.semantics],
         "## Serve it",
         block(SERVE_BLOCK, _code(facts.serve_line)),
         "No plugin and no patched runtime is needed.",

@@ -231,7 +231,13 @@ def test_a_preset_of_another_model(model, prompts, tmp_path):
     [
         ((), "nothing to evaluate"),
         (("--base-url", "http://127.0.0.1:9"), "--base-url and --tuned-url belong together"),
-        (("--model", "nowhere/at-all/x", "--suppress", "x.json"), "nowhere/at-all/x"),
+        (("--model", "nowhere/at-all/x", "--suppress", "preset:r1-refusal"), "nowhere/at-all/x"),
+        # Before the model is looked for: it may have to be downloaded.
+        (("--model", "org/far-away", "--suppress", "none.json"), "none.json: cannot be read"),
+        (
+            ("--model", "org/far-away", "--suppress", "preset:r1-refusal", "--card", "none"),
+            "no such file, expected the model card",
+        ),
         (
             ("--semantics", "remove"),
             "--semantics has 'remove', expected reroute, reroute (centroid), drop, drop-renorm",

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from rewriter.checkpoint.edited_json import BLOCK_KEY
 from rewriter.checkpoint.gguf.header import GgufHeader, read_header
 from rewriter.checkpoint.gguf.stamp import FINGERPRINT_KEY, OWN_KEYS, RECORD_KEY, own_pairs_removed, stamped_head
 from rewriter.checkpoint.gguf.types import BOOL
@@ -116,7 +117,7 @@ class GgufSet:
         expert_layers, biased = self._layers(config)
         config |= {LAYERS_KEY: expert_layers, BIASED_KEY: biased}
         block = self._record_block()
-        return config if block is None else config | {"mote": block}
+        return config if block is None else config | {BLOCK_KEY: block}
 
     @cached_property
     def config_text(self) -> str:
@@ -179,7 +180,7 @@ class GgufSet:
         header = self.headers[shard]
         texts, flags = {FINGERPRINT_KEY: fingerprint}, {}
         if shard == self.shards[0]:
-            texts = {RECORD_KEY: json.dumps(config["mote"], ensure_ascii=False), **texts}
+            texts = {RECORD_KEY: json.dumps(config[BLOCK_KEY], ensure_ascii=False), **texts}
             if config.get(NORMALISE_TAIL[1:]) != self.config.get(NORMALISE_TAIL[1:]):
                 flags[f"{self.first.text(ARCHITECTURE_KEY)}{NORMALISE_TAIL}"] = bool(config[NORMALISE_TAIL[1:]])
         return stamped_head(header, self._head(shard), texts, flags)
@@ -198,7 +199,7 @@ class GgufSet:
 
     def side_file(self, config: Mapping[str, Any], stamped: bool) -> tuple[str, str] | None:
         """The record, where no file carries it."""
-        return None if stamped else (RECORD_FILE, json.dumps(config["mote"], indent=2, ensure_ascii=False) + "\n")
+        return None if stamped else (RECORD_FILE, json.dumps(config[BLOCK_KEY], indent=2, ensure_ascii=False) + "\n")
 
     def other_files(self) -> tuple[list[Path], list[Path]]:
         """None: the tokenizer and the chat template are in the file, and what else lies in its folder is not the model's."""

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from hub_double.models import build_base, build_variant
 
-from rewriter.edit.record import BLOCK_KEY, Recipe, find_record, has_record, read_record
+from rewriter.checkpoint.edited_json import BLOCK_KEY
+from rewriter.edit.record import Recipe, find_record, read_record
 from rewriter.errors import RecordError
 
 HASH = "0" * 64
@@ -110,7 +111,7 @@ def test_what_a_variant_carries_is_what_the_record_says(tmp_path: Path) -> None:
     record = read_record(config, str(variant))
     assert text_of(record.to_block()) == text_of(config["mote"])
     assert [(one.layer, one.expert, one.is_minus_inf, one.edits_bias) for one in record.experts] == [(2, 1, True, True)]
-    assert has_record(config) and not has_record(json.loads((base / "config.json").read_text()))
+    assert find_record(json.loads((base / "config.json").read_text()), str(base)) is None
     assert find_record({}, "model") is None
 
 
