@@ -47,6 +47,7 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/rewrite.py
+	$(BIN)/python benchmarks/rewrite_gguf.py
 	$(BIN)/python benchmarks/find.py
 	$(BIN)/python benchmarks/record.py
 	$(BIN)/python benchmarks/hub_push.py
