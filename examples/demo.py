@@ -1,5 +1,7 @@
 """The whole method on the embedded miniature: record, find, rewrite, verify, serve, look at the routing, measure. Offline.
 
+It ends with the same edit in a GGUF file, answered by llama.cpp.
+
 usage: python examples/demo.py [--model examples/tiny-r1] [--output demo-out] [--experts K] [--controls 30] [-v]
 
 Runs the project's own commands as a user would, prints each before it runs, and ends with a summary. Everything it writes goes
@@ -21,6 +23,7 @@ from pathlib import Path
 import httpx
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+MINIATURE = REPOSITORY / "examples" / "tiny-r1"
 PROMPTS = "what-happened:reconstructed-756"
 MAX_TOKENS = 64
 START_SECONDS = 300
@@ -30,7 +33,7 @@ MARK = ".mote-demo"  # in the output folder: made by a demo, so that the next on
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=REPOSITORY / "examples" / "tiny-r1")
+    parser.add_argument("--model", type=Path, default=MINIATURE)
     parser.add_argument("--output", type=Path, default=Path("demo-out"))
     parser.add_argument("--experts", type=int, default=6, metavar="K", help="how many experts to suppress")
     parser.add_argument("--controls", type=int, default=30, help="random expert sets to compare with")
@@ -83,6 +86,17 @@ def main() -> int:
         "--control-prompts", 60, "--control-others", 20, "--card", variant,
     )  # fmt: skip
 
+    heading("7. The same edit in a GGUF file, answered by unmodified llama.cpp")
+    base_gguf, variant_gguf = output / "gguf" / "tiny-r1.gguf", output / "variant-gguf"
+    convert(model, base_gguf)
+    run("mote-rewrite", "--model", base_gguf, "--suppress", expert_set, "-o", variant_gguf)
+    run("mote-verify", variant_gguf, "--base", base_gguf)
+    prompts = [prompt for prompt, _ in refused[:NUM_SHOWN]]
+    for prompt, before, after in zip(
+        prompts, ask_gguf(base_gguf, prompts), ask_gguf(variant_gguf / base_gguf.name, prompts), strict=True
+    ):
+        print(f"\nQ  {prompt}\nbase     {one_line(before)}\nvariant  {one_line(after)}")
+
     heading("Done")
     print(f"seconds: {time.monotonic() - started:.0f}")
     for name in ("refusal.json", "ftri-report/report.html", "variant/README.md", "results/report.html"):
@@ -117,6 +131,24 @@ def run(command: str, *arguments: object) -> None:
     finished = subprocess.run([str(Path(sys.executable).parent / command), *words])
     if finished.returncode:
         sys.exit(f"{command} ended with exit code {finished.returncode}")
+
+
+def convert(model: str, target: Path) -> None:
+    """Write a model of the miniature's make as GGUF."""
+    script = MINIATURE / "to_gguf.py"
+    print(f"$ python {script.relative_to(REPOSITORY)} --model {model} {target}", flush=True)
+    subprocess.run([sys.executable, str(script), "--model", model, str(target)], check=True)
+
+
+def ask_gguf(model: Path, prompts: list[str]) -> list[str]:
+    """Greedy answers of llama.cpp, whose log is left out, to prompts in the miniature's template."""
+    rendered = [f"<｜begin▁of▁sentence｜><｜User｜>{prompt}<｜Assistant｜>" for prompt in prompts]
+    command = [sys.executable, str(MINIATURE / "ask_gguf.py"), str(model)]
+    finished = subprocess.run(command, input=json.dumps(rendered), capture_output=True, text=True)
+    if finished.returncode:
+        sys.exit(f"llama.cpp ended with exit code {finished.returncode}: {finished.stderr[-500:]}")
+    answers: list[str] = json.loads(finished.stdout)
+    return answers
 
 
 def refused_prompts(traces: Path) -> list[tuple[str, str]]:

@@ -102,6 +102,7 @@ def demo_commands() -> list[list[str]]:
         "here = demo['main'].__globals__\n"
         "here |= {'run': lambda *words: ran.append([str(word) for word in words]),\n"
         "         'make_output': lambda folder: folder.mkdir(), 'refused_prompts': lambda traces: [],\n"
+        "         'convert': lambda *rest: None, 'ask_gguf': lambda *rest: [],\n"
         "         'show_routing': lambda *rest: None, 'served': lambda model: contextlib.nullcontext('')}\n"
         "sys.argv[1:] = ['--output', sys.argv[2]]\n"
         "with contextlib.redirect_stdout(sys.stderr):\n"

@@ -10,17 +10,18 @@ from typing import Any
 
 import pytest
 
-SCRIPTS = Path(__file__).parent / "llama_scripts"
+SELECTIONS = Path(__file__).parent / "llama_scripts" / "selections.py"
+ANSWERS = Path(__file__).parents[2] / "examples" / "tiny-r1" / "ask_gguf.py"
 
 
 def answers(model: Path, prompts: Sequence[str], package: Path | None = None) -> list[str]:
     """Greedy answers to rendered prompts. package: a folder that holds another release of xllamacpp."""
-    return _ask("answers.py", model, prompts, package)
+    return _ask(ANSWERS, model, prompts, package)
 
 
 def selections(model: Path, texts: Sequence[str], package: Path | None = None) -> dict[int, dict[int, int]]:
     """Tokens of the rendered texts that select an expert, by layer and expert."""
-    counted = _ask("selections.py", model, texts, package)
+    counted = _ask(SELECTIONS, model, texts, package)
     return {int(layer): {int(expert): count for expert, count in experts.items()} for layer, experts in counted.items()}
 
 
@@ -33,11 +34,11 @@ def install_release(version: str, folder: Path) -> Path:
     return folder
 
 
-def _ask(script: str, model: Path, texts: Sequence[str], package: Path | None) -> Any:
+def _ask(script: Path, model: Path, texts: Sequence[str], package: Path | None) -> Any:
     pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: pip install '.[llama-cpp]'")
     environment = {**os.environ, "PYTHONPATH": str(package)} if package else dict(os.environ)
     done = subprocess.run(
-        [sys.executable, str(SCRIPTS / script), str(model)],
+        [sys.executable, str(script), str(model)],
         input=json.dumps(list(texts)),
         capture_output=True,
         text=True,

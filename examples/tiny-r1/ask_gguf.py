@@ -1,6 +1,8 @@
-"""Prints the greedy answers of unmodified llama.cpp to rendered prompts, as JSON: answers.py MODEL < prompts.json > answers.json.
+"""Prints the greedy answers of unmodified llama.cpp to rendered prompts.
 
-Runs in a process of its own, so that a release other than the installed one can be asked.
+usage: python examples/tiny-r1/ask_gguf.py MODEL.gguf < prompts.json > answers.json
+
+Both are JSON lists of strings. Runs in a process of its own, so that a release other than the installed one can be asked.
 """
 
 import json
