@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from rewriter.command import PanelCommand
 from rewriter.console import make_app, run, say
 from rewriter.whole_file import make_folder
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rewriter.expert_set import ExpertSet
 
 DEFAULT_COMMAND = "find"
+CLASSES, RANKING, RESULT = "Classes", "Ranking", "Result"
 
 
 class DefaultCommandGroup(TyperGroup):
@@ -33,47 +35,68 @@ class DefaultCommandGroup(TyperGroup):
 app = make_app(cls=DefaultCommandGroup)
 
 
-@app.command(DEFAULT_COMMAND)
+@app.command(DEFAULT_COMMAND, cls=PanelCommand)
 def find_command(
     *,
     traces: Annotated[
-        list[Path] | None, typer.Argument(help="Trace folders that mote-record wrote.", show_default=False)
+        list[Path] | None,
+        typer.Argument(rich_help_panel="Traces", help="Trace folders that mote-record wrote.", show_default=False),
     ] = None,
     behavior: Annotated[
         str,
         typer.Option(
+            rich_help_panel=CLASSES,
             help="The class: refused, aligned, reasoned; thinking:english, thinking:chinese; A-vs-B; or a class of --labels.",
             show_default=False,
         ),
     ],
-    k: Annotated[int, typer.Option("-k", "--top", help="How many experts to name.", min=1)] = 10,
+    k: Annotated[
+        int, typer.Option("-k", "--top", rich_help_panel=RANKING, help="How many experts to name.", min=1)
+    ] = 10,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Write the expert set here instead of to stdout.", show_default=False),
+        typer.Option(
+            "-o",
+            "--output",
+            rich_help_panel=RESULT,
+            help="Write the expert set here instead of to stdout.",
+            show_default=False,
+        ),
     ] = None,
     statistic: Annotated[
         str | None,
         typer.Option(
+            rich_help_panel=RANKING,
             help="Ranking: paper, class-mean, rate, risk-difference, npmi, log-odds or welch [default: paper; with --imatrix"
-            " risk-difference]."
+            " risk-difference].",
         ),
     ] = None,
     positions: Annotated[
-        str, typer.Option(help="Tokens that count: prompt, completion, all, shared, varying or last.")
+        str,
+        typer.Option(
+            rich_help_panel=RANKING, help="Tokens that count: prompt, completion, all, shared, varying or last."
+        ),
     ] = "prompt",
     labels: Annotated[
         str | None,
         typer.Option(
+            rich_help_panel=CLASSES,
             help="Labels by any rule of yours: JSONL, CSV or Parquet with prompt_id, label (or behavior) and, if wanted, sample.",
             show_default=False,
         ),
     ] = None,
     label_cut: Annotated[
-        bool, typer.Option("--label-cut", help="Label responses that ran into the token limit by what is there.")
+        bool,
+        typer.Option(
+            "--label-cut",
+            rich_help_panel=CLASSES,
+            help="Label responses that ran into the token limit by what is there.",
+        ),
     ] = False,
     think_format: Annotated[
         str | None,
         typer.Option(
+            rich_help_panel=CLASSES,
             help="How the model marks its thinking (harmony, gemma4, mistral, think, ...); told by its family or the text.",
             show_default=False,
         ),
@@ -81,15 +104,22 @@ def find_command(
     compare_with: Annotated[
         Path | None,
         typer.Option(
-            "--compare", help="An expert set of the same model to compare the result with.", show_default=False
+            "--compare",
+            rich_help_panel=RESULT,
+            help="An expert set of the same model to compare the result with.",
+            show_default=False,
         ),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Write report.html and its pictures into this folder.", show_default=False)
+        Path | None,
+        typer.Option(
+            rich_help_panel=RESULT, help="Write report.html and its pictures into this folder.", show_default=False
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
+            rich_help_panel=RESULT,
             help="Folder or Hub model whose tokenizer.json shows the report's tokens as text; the traces' model if it is here.",
             show_default=False,
         ),
@@ -98,15 +128,23 @@ def find_command(
         list[str] | None,
         typer.Option(
             metavar="CLASS=FILE",
+            rich_help_panel=RANKING,
             help="Instead of traces: a class's counts by llama-imatrix, once for each class.",
             show_default=False,
         ),
     ] = None,
-    permutations: Annotated[int, typer.Option(help="Label shufflings for the p-values.", min=99)] = 10_000,
-    bootstraps: Annotated[int, typer.Option(help="Resamplings for stability and intervals.", min=10)] = 1_000,
-    seed: Annotated[int, typer.Option(help="Seed of both.")] = 0,
+    permutations: Annotated[
+        int, typer.Option(rich_help_panel=RANKING, help="Label shufflings for the p-values.", min=99)
+    ] = 10_000,
+    bootstraps: Annotated[
+        int, typer.Option(rich_help_panel=RANKING, help="Resamplings for stability and intervals.", min=10)
+    ] = 1_000,
+    seed: Annotated[int, typer.Option(rich_help_panel=RANKING, help="Seed of both.")] = 0,
     json_output: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON on stdout also when -o is given.")
+        bool,
+        typer.Option(
+            "--json", rich_help_panel=RESULT, help="Print the result as JSON on stdout also when -o is given."
+        ),
     ] = False,
 ) -> None:
     """Find the experts that a behaviour uses more than other responses do (functional Token Resonance Imaging).

@@ -4,91 +4,91 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from rewriter.command import Option, command, parameters_of
 from rewriter.console import make_app, run, say
-from rewriter.errors import InputError
 
 if TYPE_CHECKING:
-    from ftri.record import RecordPlan, RecordSummary
+    from ftri.record import RecordOptions, RecordPlan, RecordSummary
 
 app = make_app()
 
+PROMPTS, ANSWERS, MODEL = "Prompts", "Answers", "Model"
+EPILOG = """Further options go to vLLM's engine and are checked by vLLM, for example --max-model-len 4096 or
+--tensor-parallel-size 8; its short ones (-tp 8) belong behind a --.
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def record(
-    context: typer.Context,
-    model: Annotated[str, typer.Option(help="Model folder, or Hub id.", show_default=False)],
+The same command continues a run that was stopped or killed.
+
+Example: mote-record --model deepseek-ai/DeepSeek-R1 --prompts what-happened:listed -o traces --max-model-len 8192
+"""
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """The options of mote-record, each with its help."""
+
+    model: Annotated[str, Option("Model folder, or Hub id.", MODEL)]
     prompts: Annotated[
         str,
-        typer.Option(
-            help="what-happened:listed, what-happened:reconstructed-756, language; a .jsonl, .csv or .parquet file; or "
+        Option(
+            "what-happened:listed, what-happened:reconstructed-756, language; a .jsonl, .csv or .parquet file; or "
             "hub:ORG/NAME[@REVISION][/FILE][:COLUMN].",
-            show_default=False,
+            PROMPTS,
         ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Trace folder; an unfinished one is continued.")],
-    revision: Annotated[str | None, typer.Option(help="Revision of a Hub model.", show_default=False)] = None,
-    prompts_revision: Annotated[str | None, typer.Option(help="Revision of a Hub dataset.", show_default=False)] = None,
-    column: Annotated[str | None, typer.Option(help="Column of the prompts' text.", show_default=False)] = None,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens of a response.")] = 512,
-    samples: Annotated[int, typer.Option(help="Responses per prompt.")] = 1,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus of the distribution sampled from.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the samples; each response has its own from it.")] = 0,
-    raw: Annotated[bool, typer.Option("--raw", help="Give prompts as they are, without the chat template.")] = False,
-    chat_template: Annotated[
-        Path | None, typer.Option(help="Jinja file instead of the model's chat template.", show_default=False)
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be recorded, start no engine.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Record which experts every token selects, with unmodified vLLM.
+    ]
+    output: Annotated[Path, Option("Trace folder; an unfinished one is continued.", short="-o")]
+    revision: Annotated[str | None, Option("Revision of a Hub model.", MODEL)] = None
+    prompts_revision: Annotated[str | None, Option("Revision of a Hub dataset.", PROMPTS)] = None
+    column: Annotated[str | None, Option("Column of the prompts' text.", PROMPTS)] = None
+    raw: Annotated[bool, Option("Give prompts as they are, without the chat template.", PROMPTS)] = False
+    chat_template: Annotated[Path | None, Option("Jinja file instead of the model's chat template.", PROMPTS)] = None
+    max_tokens: Annotated[int, Option("Most tokens of a response.", ANSWERS)] = 512
+    samples: Annotated[int, Option("Responses per prompt.", ANSWERS)] = 1
+    temperature: Annotated[float, Option("0 takes the most likely token.", ANSWERS)] = 0.0
+    top_p: Annotated[float, Option("Nucleus of the distribution sampled from.", ANSWERS)] = 1.0
+    seed: Annotated[int, Option("Seed of the samples; each response has its own from it.", ANSWERS)] = 0
+    dry_run: Annotated[bool, Option("Say what would be recorded, start no engine.")] = False
+    as_json: Annotated[bool, Option("Print the result as JSON.", name="json")] = False
 
-    Further options go to vLLM's engine and are checked by vLLM, for example --max-model-len 4096 or
-    --tensor-parallel-size 8; its short ones (-tp 8) belong behind a --.
+    def options(self, words: list[str]) -> RecordOptions:
+        """What to record; `words` are those for vLLM.
 
-    The same command continues a run that was stopped or killed.
+        Raises:
+            InputError: vLLM does not know a word, or refuses its value.
+        """
+        from ftri.engine.arguments import parse_engine_arguments
+        from ftri.engine.engine import Sampling
+        from ftri.record import RecordOptions
 
-    Example: mote-record --model deepseek-ai/DeepSeek-R1 --prompts what-happened:listed -o traces --max-model-len 8192
-    """
-    from ftri.engine.arguments import parse_engine_arguments
-    from ftri.engine.engine import Sampling
-    from ftri.record import RecordOptions, plan_recording
+        own = [f"--{parameter.name}" for parameter in parameters_of(CommandLine)]
+        return RecordOptions(
+            model=self.model,
+            prompts=self.prompts,
+            output=self.output,
+            revision=self.revision,
+            prompts_revision=self.prompts_revision,
+            column=self.column,
+            raw=self.raw,
+            chat_template=self.chat_template,
+            samples=self.samples,
+            sampling=Sampling(self.max_tokens, self.temperature, self.top_p, seed=self.seed),
+            engine_arguments=parse_engine_arguments(words, "mote-record", own),
+        )
 
-    options = RecordOptions(
-        model=model,
-        prompts=prompts,
-        output=output,
-        revision=revision,
-        prompts_revision=prompts_revision,
-        column=column,
-        raw=raw,
-        chat_template=chat_template,
-        samples=samples,
-        sampling=Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed),
-        engine_arguments=parse_engine_arguments(check_words(context.args)),
-    )
-    plan = plan_recording(options, say)
-    if dry_run:
-        show(plan.summary(), as_json)
+
+@command(app, CommandLine, epilog=EPILOG, pass_on=True)
+def record(given: CommandLine, words: list[str]) -> None:
+    """Record which experts every token selects, with unmodified vLLM."""
+    from ftri.record import plan_recording
+
+    plan = plan_recording(given.options(words), say)
+    if given.dry_run:
+        show(plan.summary(), given.as_json)
         return
-    summary = record_with_bar(plan)
-    show(summary.as_json(), as_json)
-
-
-def check_words(words: list[str]) -> list[str]:
-    """The words for vLLM.
-
-    Raises:
-        InputError: no option precedes the first word, which is then a mistake.
-    """
-    if words and not words[0].startswith("-"):
-        raise InputError(f"{words[0]!r} was not expected: prompts are given with --prompts, the model with --model")
-    return words
+    show(record_with_bar(plan).as_json(), given.as_json)
 
 
 def record_with_bar(plan: RecordPlan) -> RecordSummary:

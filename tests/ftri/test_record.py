@@ -102,6 +102,14 @@ def test_dry_run_says_what_would_be_recorded(tiny_r1: Path, tmp_path: Path) -> N
     assert "prompts: 539" in run_main(main, "mote-record", *arguments[:-1]).stdout
 
 
+def test_options_come_from_a_file_and_the_command_line_wins(tiny_r1: Path, tmp_path: Path) -> None:
+    (tmp_path / "record.toml").write_text('prompts = "language"\nmax-tokens = 3\nsamples = 2\n')
+    arguments = ["--model", tiny_r1, "--config", tmp_path / "record.toml", "-o", tmp_path / "t", "--dry-run", "--json"]
+    plan = json.loads(run_main(main, "mote-record", *arguments, "--samples", "1").stdout)
+    assert (plan["prompts"], plan["responses"]) == (600, 600)
+    assert json.loads(run_main(main, "mote-record", *arguments).stdout)["responses"] == 1200
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
