@@ -175,6 +175,7 @@ def _scene(
         collector=collector,
         live=session.live,
         say=say,
+        has_bias=model is None or model.layout.has_bias,
     )
     if model is not None and options.semantics[0] in (REROUTE, CENTROID):
         scene.is_feasible = partial(is_routable, model)

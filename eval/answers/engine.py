@@ -28,7 +28,6 @@ class VllmModel:
         self._template_sha256 = template_sha256
         self._edit: RouterEdit | None = None
         self.moe_layers: Sequence[int] = engine.layout.moe_layers
-        self.has_bias = engine.layout.has_bias
         self.num_experts = engine.layout.num_experts
 
     def describe(self) -> dict[str, Any]:

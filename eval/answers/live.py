@@ -51,7 +51,6 @@ class LiveModel(Protocol):
 
     moe_layers: Sequence[int]
     num_experts: int
-    has_bias: bool  # whether the routers have a selection bias
 
     def describe(self) -> dict[str, Any]:
         """Versions, template hash and whatever else belongs into a result."""

@@ -298,7 +298,7 @@ def fidelity(scene: Scene, live: LiveResponder, neutral: PromptSet) -> Found:
     for action, pairs in ((SUPPRESS, edit.suppress), (STIMULATE, edit.stimulate)):
         if not pairs:
             continue
-        suppressing = SEMANTICS if live.model_for(scene.plan.base).has_bias else BIAS_FREE_SEMANTICS
+        suppressing = SEMANTICS if scene.has_bias else BIAS_FREE_SEMANTICS
         semantics = suppressing if action == SUPPRESS else (REROUTE, DROP_RENORM)
         arms = [
             Arm(

@@ -46,6 +46,7 @@ class Scene:
     collector: Collector
     live: LiveResponder | None = None
     say: Say = lambda message: None
+    has_bias: bool = True  # whether the routers have a selection bias; known without loading the engine
     is_feasible: Callable[[Sequence[Pair], Sequence[Pair]], bool] = lambda down, up: True
     outcomes: dict[str, Outcomes] = field(default_factory=dict)
     transcripts: list[SideBySide] = field(default_factory=list)

@@ -21,7 +21,6 @@ class FakeModel:
     """See `eval.answers.live.LiveModel`."""
 
     moe_layers = MOE_LAYERS
-    has_bias = True
     num_experts = NUM_EXPERTS
 
     def __init__(self, kill_after: int | None = None) -> None:
