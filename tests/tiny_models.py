@@ -94,6 +94,14 @@ def build_tiny_r1(folder: Path, seed: int = 0, num_shards: int = 4, **changes: A
     return folder
 
 
+def described_tiny_r1(folder: Path) -> Path:
+    """What describes the tiny R1, without weights: config and tokenizer."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(TINY_R1_CONFIG))
+    write_tiny_tokenizer(folder, TINY_R1_CONFIG["vocab_size"])
+    return folder
+
+
 def _write_shards(folder: Path, tensors: dict[str, Any], num_shards: int, save_file: Any) -> None:
     """Spread tensors over shards in the order of their layers, with an index."""
     names = sorted(tensors, key=lambda name: [int(part) if part.isdigit() else -1 for part in name.split(".")])

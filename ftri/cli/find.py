@@ -260,6 +260,40 @@ def merge(
         typer.echo(json.dumps({"output": str(output), "num_responses": count}))
 
 
+@app.command("import")
+def import_command(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="SGLang's expert distribution dumps (.pt, per_token mode), or servers' answers with routing (.jsonl).",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The trace folder to write.", show_default=False)],
+    model: Annotated[
+        str, typer.Option(help="Model folder or Hub id; config and tokenizer are enough.", show_default=False)
+    ],
+    revision: Annotated[str | None, typer.Option(help="Revision of a Hub model.", show_default=False)] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Make a trace folder of recordings that another runtime made.
+
+    What a format does not know (request ids, texts, ends) is said; labels are given with mote-ftri --labels.
+
+    Example: mote-ftri import expert_distribution_recorder_1_0.pt --model deepseek-ai/DeepSeek-R1 -o traces
+    """
+    from dataclasses import asdict
+
+    from ftri.foreign import import_recordings
+
+    summary = import_recordings(files, output, model, revision, say)
+    say(f"{output} holds {summary.responses} responses, {summary.tokens} tokens")
+    for note in summary.notes:
+        say(f"note: {note}")
+    if json_output:
+        typer.echo(json.dumps(asdict(summary)))
+
+
 def _progress(name: str, total: int) -> Progress:
     """A progress bar on stderr for one step, closed when its total is reached."""
     from tqdm import tqdm

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rewriter.command import Option, command, parameters_of
 from rewriter.console import make_app, run, say
+from rewriter.errors import InputError
 
 if TYPE_CHECKING:
+    from ftri.endpoints import Endpoint
     from ftri.record import RecordOptions, RecordPlan, RecordSummary
 
 app = make_app()
 
-PROMPTS, ANSWERS, MODEL = "Prompts", "Answers", "Model"
+PROMPTS, ANSWERS, MODEL, SERVER = "Prompts", "Answers", "Model", "A running server"
 EPILOG = """Further options go to vLLM's engine and are checked by vLLM, for example --max-model-len 4096 or
 --tensor-parallel-size 8; its short ones (-tp 8) belong behind a --.
 
@@ -50,7 +52,26 @@ class CommandLine:
     temperature: Annotated[float, Option("0 takes the most likely token.", ANSWERS)] = 0.0
     top_p: Annotated[float, Option("Nucleus of the distribution sampled from.", ANSWERS)] = 1.0
     seed: Annotated[int, Option("Seed of the samples; each response has its own from it.", ANSWERS)] = 0
-    dry_run: Annotated[bool, Option("Say what would be recorded, start no engine.")] = False
+    base_url: Annotated[
+        str | None,
+        Option(
+            "Record from this vLLM or SGLang server, started with --enable-return-routed-experts, in place of an engine"
+            " here; of --model only config and tokenizer are needed.",
+            SERVER,
+            metavar="URL",
+        ),
+    ] = None
+    served_model: Annotated[str | None, Option("The model's name there [default: the only one served].", SERVER)] = None
+    api_key: Annotated[
+        str | None, Option("Environment variable with the server's API key.", SERVER, metavar="VARIABLE")
+    ] = None
+    concurrency: Annotated[int, Option("Requests to the server at a time.", SERVER)] = 16
+    attempts: Annotated[int, Option("Tries per request before giving up.", SERVER)] = 6
+    tokens_per_second: Annotated[
+        float | None,
+        Option("The rate that --dry-run reckons with [default: that of what is recorded].", metavar="RATE"),
+    ] = None
+    dry_run: Annotated[bool, Option("Say what would be recorded and what it costs, start no engine.")] = False
     as_json: Annotated[bool, Option("Print the result as JSON.", name="json")] = False
 
     def options(self, words: list[str]) -> RecordOptions:
@@ -59,11 +80,15 @@ class CommandLine:
         Raises:
             InputError: vLLM does not know a word, or refuses its value.
         """
-        from ftri.engine.arguments import parse_engine_arguments
+        from ftri.engine.arguments import parse_engine_arguments, unknown_option
         from ftri.engine.engine import Sampling
         from ftri.record import RecordOptions
 
         own = [f"--{parameter.name}" for parameter in parameters_of(CommandLine)]
+        if words and self.base_url is not None:
+            raise unknown_option(
+                words[0], "mote-record", own, "nor wanted beside --base-url, where no engine is started"
+            )
         return RecordOptions(
             model=self.model,
             prompts=self.prompts,
@@ -75,7 +100,25 @@ class CommandLine:
             chat_template=self.chat_template,
             samples=self.samples,
             sampling=Sampling(self.max_tokens, self.temperature, self.top_p, seed=self.seed),
-            engine_arguments=parse_engine_arguments(words, "mote-record", own),
+            engine_arguments=parse_engine_arguments(words, "mote-record", own) if self.base_url is None else {},
+        )
+
+    def check(self) -> None:
+        """Raises: InputError for values that cannot be meant."""
+        for name, least in (("concurrency", 1), ("attempts", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"--{name} is {getattr(self, name)}, expected at least {least}")
+        if self.tokens_per_second is not None and not self.tokens_per_second > 0:
+            raise InputError(f"--tokens-per-second is {self.tokens_per_second:g}, expected more than 0")
+
+    def endpoint(self) -> Endpoint | None:
+        """The server to record from, where one was named."""
+        from ftri.endpoints import Endpoint
+
+        if self.base_url is None:
+            return None
+        return Endpoint(
+            self.base_url, self.served_model, self.api_key, concurrency=self.concurrency, attempts=self.attempts
         )
 
 
@@ -84,18 +127,23 @@ def record(given: CommandLine, words: list[str]) -> None:
     """Record which experts every token selects, with unmodified vLLM."""
     from ftri.record import plan_recording
 
-    plan = plan_recording(given.options(words), say)
+    given.check()
+    plan = plan_recording(given.options(words), say, weights=given.base_url is None)
     if given.dry_run:
-        show(plan.summary(), given.as_json)
+        costs = plan.costs(given.tokens_per_second)
+        show(plan.summary() | ({"costs": costs.as_json()} if given.as_json else {}), given.as_json)
+        for sentence in () if given.as_json else costs.sentences():
+            print(sentence)
         return
-    show(record_with_bar(plan).as_json(), given.as_json)
+    show(record_with_bar(plan, given.endpoint()).as_json(), given.as_json)
 
 
-def record_with_bar(plan: RecordPlan) -> RecordSummary:
-    """Record with a progress bar on stderr: responses, tokens per second, time left."""
+def record_with_bar(plan: RecordPlan, endpoint: Endpoint | None = None) -> RecordSummary:
+    """Record by an engine, or from a server, with a progress bar on stderr: responses, tokens per second, time left."""
     from tqdm import tqdm
 
     from ftri.record import record as run_recording
+    from ftri.served import record_served
 
     num_tokens = 0
     with tqdm(total=plan.num_responses, unit="response", desc="recording", smoothing=0.1) as bar:
@@ -112,7 +160,9 @@ def record_with_bar(plan: RecordPlan) -> RecordSummary:
             bar.set_postfix_str(f"{num_tokens / max(bar.format_dict['elapsed'], 1e-9):,.0f} tokens/s", refresh=False)
             bar.update(responses)
 
-        return run_recording(plan, begin, advance)
+        if endpoint is None:
+            return run_recording(plan, begin, advance)
+        return record_served(plan, endpoint, begin, advance)
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:

@@ -73,6 +73,12 @@ class Sampling:
     top_k: int = 0
     seed: int = 0
 
+    def seed_of(self, prompt_id: str, sample: int) -> int | None:
+        """The seed of one response, so that the order of requests changes nothing; None where nothing is drawn."""
+        if self.temperature <= 0:
+            return None
+        return int.from_bytes(hashlib.sha256(f"{self.seed}\n{sample}\n{prompt_id}".encode()).digest()[:4], "big")
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -495,10 +501,7 @@ def sampling_params(sampling: Sampling, prompt: RenderedPrompt, sample: int, wat
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    seed = None
-    if sampling.temperature > 0:
-        digest = hashlib.sha256(f"{sampling.seed}\n{sample}\n{prompt.prompt_id}".encode()).digest()
-        seed = int.from_bytes(digest[:4], "big")
+    seed = sampling.seed_of(prompt.prompt_id, sample)
     return SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,

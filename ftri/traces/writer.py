@@ -35,7 +35,7 @@ from rewriter.whole_file import sync_file, sync_folder, write_whole
 
 LOCK_NAME = ".lock"
 # Facts about the recording machine, which may change between a run and the one that resumes it.
-UNCOMPARED_KEYS = frozenset({"versions", "capture", "model_type"})
+UNCOMPARED_KEYS = frozenset({"versions", "capture", "model_type", "tokens_per_second"})
 CHUNK_SIZE_BYTES = 32 * 1024 * 1024
 # Below this gain the raw tensor is kept: any safetensors reader can map it and no time goes into decompression.
 MAX_COMPRESSED_SHARE = 0.75

@@ -23,6 +23,9 @@ IGNORED_PATTERNS = (
     *(f"{pattern}/*" for pattern in TRAINING_STATE),
 )
 
+# What describes a model without its weights.
+DESCRIPTION_PATTERNS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
+
 LARGE_DOWNLOAD_BYTES = 50 * 10**9
 """From here on (R1 has 689 GB) the announcement also says how to see the plan without downloading."""
 
@@ -121,6 +124,39 @@ def resolve_model(
     if not download:
         raise HubError(f"'{name}' is not in the local Hub cache, and downloads were not asked for")
     return _download(name, revision, say)
+
+
+def resolve_description(
+    model: str | Path, revision: str | None = None, say: Callable[[str], None] = lambda message: None
+) -> ResolvedModel:
+    """Find what describes a model (config, tokenizer, chat template) without its weights; as `resolve_model` else.
+
+    Raises:
+        InputError: neither a folder nor a possible Hub id, or a revision given with a folder.
+        HubError: the Hub refused, or could not be reached.
+        CheckpointError: there is no config.json.
+    """
+    from huggingface_hub import snapshot_download
+
+    name, folder = str(model), Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise InputError(f"{folder} is a folder, which has no revision {revision!r}; give a Hub id, or no revision")
+        found = ResolvedModel(folder, None, None, "folder")
+    elif is_local(name) or not looks_like_repo_id(name):
+        return resolve_model(model, revision, say)
+    else:
+        say(f"{name}: config and tokenizer only")
+        with hub_errors(name, transfer=True):
+            folder = Path(
+                snapshot_download(
+                    name, revision=revision, allow_patterns=list(DESCRIPTION_PATTERNS), library_name="mote"
+                )
+            )
+        found = ResolvedModel(folder, name, folder.name, "download")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{model}: has no config.json, expected a model's description")
+    return found
 
 
 def find_in_cache(repo_id: str, revision: str | None = None) -> ResolvedModel | None:
