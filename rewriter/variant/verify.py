@@ -185,7 +185,8 @@ def _verify_shard(
         planned.append((start, start + patch.size_bytes))
     with ours.open("rb", buffering=0) as opened, theirs.open("rb", buffering=0) as other:
         known = [] if full else shared_ranges(opened.fileno(), other.fileno(), shift)
-        body = (our_header.body_offset, size)
+        # A header that the plan does not mark is the base's to the byte, white space too.
+        body = (our_header.body_offset if is_edited and plan.record.stamped else 0, size)
         known_bytes = sum(end - begin for begin, end in _clip(known, body))
         result.bytes_by_extent += known_bytes
         for begin, end in subtract(body, [*planned, *known]):
@@ -239,7 +240,7 @@ def _place(header: FileHeader, at: int) -> str:
     for entry in header.tensors.values():
         if entry.offset <= at < entry.offset + entry.size_bytes:
             return f"{at - entry.offset} of {entry.name}"
-    return f"{at} (padding between tensors)"
+    return f"{at} ({'of the header' if at < header.body_offset else 'padding between tensors'})"
 
 
 def subtract(whole: Range, parts: list[Range]) -> Iterator[Range]:
