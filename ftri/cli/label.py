@@ -16,6 +16,7 @@ import typer
 from ftri.endpoints import REASONING_FIELDS
 from rewriter.console import make_app, run, say
 from rewriter.errors import InputError
+from rewriter.json_text import JsonError, read_json
 
 if TYPE_CHECKING:
     from ftri.labels.judge import Judge
@@ -123,11 +124,9 @@ def _next_line(lines: Iterator[str], shown: str, number: int) -> str | None:
 
 def _entry(line: str, shown: str, number: int) -> dict[str, Any]:
     try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{shown}: line {number} is not JSON ({error.msg})") from None
-    except RecursionError:
-        raise InputError(f"{shown}: line {number} is nested too deeply, expected an object of texts") from None
+        entry = read_json(line, finite=False)
+    except JsonError as error:
+        raise InputError(f"{shown}: line {number} is not JSON ({error})") from None
     missing = [key for key in NEEDED_KEYS if key not in entry] if isinstance(entry, dict) else list(NEEDED_KEYS)
     if missing:
         raise InputError(

@@ -59,7 +59,7 @@ def pushed_card(
 def recipe_card(card: str, repo_id: str, revision: str) -> str:
     """Return a variant's card turned into its recipe's, for a branch of a repo."""
     data, body = split_card(card)
-    tags = [*data.get("tags", []), "mote-recipe"]
+    tags = [*(data.get("tags") or []), "mote-recipe"]
     data |= {"tags": list(dict.fromkeys(tags)), "library_name": "mote"}
     folder = repo_id.rsplit("/", 1)[-1]
     branch = "" if revision == "main" else f"@{revision}"

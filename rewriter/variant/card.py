@@ -18,7 +18,7 @@ from rewriter import __version__
 from rewriter.checkpoint.kinds import Format, Model
 from rewriter.checkpoint.remote_code import names_remote_code
 from rewriter.edit.plan import Plan
-from rewriter.errors import printable
+from rewriter.errors import printable, quoted
 from rewriter.semantics import MEANINGS, SUPPRESS, Action, Semantics
 from rewriter.variant.markdown import inline, inline_code, sentence
 
@@ -161,6 +161,11 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
         data = {}
     if not isinstance(data, dict):
         raise ValueError(f"the card's front matter is a {type(data).__name__}, expected a mapping")
+    if data.get("tags") is not None:
+        tags = [data["tags"]] if isinstance(data["tags"], str) else data["tags"]
+        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+            raise ValueError(f"the card's tags are {quoted(tags)}, expected a list of words")
+        data["tags"] = tags
     return data, text[match.end() :]
 
 
@@ -257,7 +262,7 @@ def build_card(
         base_data = {}
         notes.append(f"The metadata of the base's card could not be read ({error}); its licence must be added by hand.")
     sections = [
-        f"# {facts.name}",
+        f"# {inline(facts.name)}",
         _summary(facts),
         "## What was edited",
         expert_table(facts.experts),
@@ -281,9 +286,9 @@ def build_card(
 def front_matter(facts: CardFacts, base_data: Mapping[str, Any]) -> dict[str, Any]:
     """Return a variant's front matter: the base's terms and tags, and where the variant comes from."""
     data = {key: base_data[key] for key in CARRIED_KEYS if base_data.get(key) is not None}
-    tags = data.get("tags", [])
-    tags = [tags] if isinstance(tags, str) else list(tags)
-    data["tags"] = list(dict.fromkeys([*tags, "mote", "mixture-of-experts", "expert-routing", _tag(facts.semantics)]))
+    data["tags"] = list(
+        dict.fromkeys([*data.get("tags", []), "mote", "mixture-of-experts", "expert-routing", _tag(facts.semantics)])
+    )
     data.setdefault("library_name", "transformers")
     data.setdefault("pipeline_tag", "text-generation")
     if facts.base_model is not None:
