@@ -144,7 +144,9 @@ def ask_gguf(model: Path, prompts: list[str]) -> list[str]:
     """Greedy answers of llama.cpp, whose log is left out, to prompts in the miniature's template."""
     rendered = [f"<｜begin▁of▁sentence｜><｜User｜>{prompt}<｜Assistant｜>" for prompt in prompts]
     command = [sys.executable, str(MINIATURE / "ask_gguf.py"), str(model)]
-    finished = subprocess.run(command, input=json.dumps(rendered), capture_output=True, text=True)
+    finished = subprocess.run(
+        command, input=json.dumps(rendered), capture_output=True, encoding="utf-8", errors="replace"
+    )
     if finished.returncode:
         sys.exit(f"llama.cpp ended with exit code {finished.returncode}: {finished.stderr[-500:]}")
     answers: list[str] = json.loads(finished.stdout)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rewriter.checkpoint.gguf.files import is_gguf
+from rewriter.checkpoint.kinds import open_model
 from rewriter.checkpoint.links import check_links
-from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.record import VariantRecord, read_record
 from rewriter.errors import InputError
 from rewriter.hub.models import RemoteTree, missing_files
@@ -57,10 +58,11 @@ def read_variant(folder: Path) -> VariantRecord:
     """
     if not folder.is_dir():
         raise InputError(f"'{folder}' is not a folder, expected a variant made by mote-rewrite")
-    missing = missing_files(folder)
+    missing = [] if is_gguf(folder) else missing_files(folder)
     if missing:
         raise InputError(f"'{folder}' lacks {missing[0]}, expected a complete variant made by mote-rewrite")
-    return read_record(Checkpoint.open(folder).config, str(folder))
+    model = open_model(folder)
+    return read_record(model.config, str(folder), model.config_place)
 
 
 def list_files(folder: Path, record: VariantRecord) -> list[LocalFile]:

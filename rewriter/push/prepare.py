@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewriter.checkpoint.gguf.files import is_gguf
 from rewriter.console import size_text
 from rewriter.edit.record import Recipe, VariantRecord, expert_set_of
 from rewriter.errors import HubError, InputError
@@ -133,6 +134,11 @@ def variant_files(request: PushRequest, say: Say) -> tuple[list[LocalFile], Vari
         InputError: the folder is no complete variant, or its card is not valid.
     """
     record = read_variant(request.folder)
+    if is_gguf(request.folder):
+        raise InputError(
+            f"'{request.folder}' holds GGUF files, which mote-push does not publish: share its recipe with --recipe, or upload"
+            " the folder with `hf upload`"
+        )
     files = [file for file in list_files(request.folder, record) if file.path != CARD_NAME]
     return [*files, pushed_card(request.folder, record, request.repo_id, request.branch, say)], record
 
