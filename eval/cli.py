@@ -9,6 +9,7 @@ import typer
 from eval.options import OUTPUT, EvalRequest
 from rewriter.command import Option, command, parameters_of
 from rewriter.console import make_app, run, say
+from rewriter.errors import InputError
 
 if TYPE_CHECKING:
     from eval.answers.journal import Progress
@@ -33,6 +34,12 @@ app = make_app()
 class CommandLine(EvalRequest):
     """The request, and how its results are printed."""
 
+    dry_run: Annotated[
+        bool, Option("Say what the run asks for and what it costs; no engine is loaded, nothing is written.", OUTPUT)
+    ] = False
+    tokens_per_second: Annotated[
+        float | None, Option("The rate of one node that --dry-run reckons with.", OUTPUT, metavar="RATE")
+    ] = None
     as_json: Annotated[bool, Option("Print results.json to stdout in place of the table.", OUTPUT, name="json")] = False
 
 
@@ -44,6 +51,14 @@ def evaluate(request: CommandLine, words: list[str]) -> None:
     from eval.report.table import one_screen
 
     request = replace(request, engine_arguments=engine_arguments(request, words))
+    if request.tokens_per_second is not None and not request.tokens_per_second > 0:
+        raise InputError(f"--tokens-per-second is {request.tokens_per_second:g}, expected more than 0")
+    if request.dry_run:
+        from eval.costs import evaluation_costs
+
+        costs = evaluation_costs(request, say, request.tokens_per_second)
+        typer.echo(json.dumps(costs.as_json()) if request.as_json else "\n".join(costs.sentences()))
+        return
     results = evaluate_request(request, say, progress_bar())
     document = json.dumps(results.model_dump(mode="json", by_alias=True)) if request.as_json else one_screen(results)
     typer.echo(document, nl=request.as_json)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -217,6 +218,27 @@ def test_expert_sets_that_do_not_fit(model, prompts, tmp_path, changes, sentence
     source = expert_set(tmp_path / "set.json", **changes)
     result = mote_eval("--model", model, "--suppress", source, "--prompts", prompts, "-o", tmp_path / "out")
     assert sentence in sentence_of(result)
+
+
+def test_the_dry_run_says_what_it_costs_and_writes_nothing(model, prompts, tmp_path):
+    source, told = expert_set(tmp_path / "set.json"), tmp_path / "told"
+    shutil.copytree(model, told)
+    write_tiny_tokenizer(told, TINY_R1_CONFIG["vocab_size"])
+    options = ("--model", told, "--suppress", source, "--prompts", prompts, "-o", tmp_path / "out", "--dry-run")
+    result = mote_eval(*options, "--tokens-per-second", 1000, "--json")
+    assert result.returncode == 0, result.stderr
+    costs = json.loads(result.stdout)
+    answers = {part["part"]: part["answers"] for part in costs["parts"]}
+    assert answers["base"] == len(PROMPTS)
+    assert answers["random sets (99 x 3 matchings)"] == 99 * 3 * len(PROMPTS)
+    total = costs["total"]
+    assert total["requests"] == sum(answers.values())
+    assert total["engine_loads"] == 1 and total["prompt_tokens"] > total["requests"]
+    assert total["seconds"] == pytest.approx(total["most_tokens"] / 1000)
+    shown = mote_eval(*options).stdout
+    assert "at most" in shown and "give --tokens-per-second" in shown and "half of it: --control-matching" in shown
+    assert not (tmp_path / "out").exists()
+    assert "expected more than 0" in mote_eval(*options, "--tokens-per-second", 0).stderr
 
 
 def test_a_preset_of_another_model(model, prompts, tmp_path):
