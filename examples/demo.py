@@ -2,7 +2,7 @@
 
 It ends with the same edit in a GGUF file, answered by llama.cpp.
 
-usage: python examples/demo.py [--model examples/tiny-r1] [--output demo-out] [--experts K] [--controls 30] [-v]
+usage: python examples/demo.py [--model examples/tiny-r1] [--output demo-out] [--experts K] [--controls 30] [--no-gguf] [-v]
 
 Runs the project's own commands as a user would, prints each before it runs, and ends with a summary. Everything it writes goes
 into one folder, which it replaces if an earlier demo made it; it refuses any other folder that holds something.
@@ -37,6 +37,11 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("demo-out"))
     parser.add_argument("--experts", type=int, default=6, metavar="K", help="how many experts to suppress")
     parser.add_argument("--controls", type=int, default=30, help="random expert sets to compare with")
+    parser.add_argument(
+        "--no-gguf",
+        action="store_true",
+        help="leave out the GGUF file, for models that tiny-r1/to_gguf.py does not know",
+    )
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="show what vLLM and PyTorch say, warnings included"
     )
@@ -77,6 +82,7 @@ def main() -> int:
     selected.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt, _ in refused[:50]))
     after = output / "traces-variant"
     run("mote-record", "--model", variant, "--prompts", selected, "-o", after, "--max-tokens", MAX_TOKENS)
+    run("mote-verify", variant, "--base", model, "--traces", after)
     show_routing(expert_set, traces, after, {prompt for prompt, _ in refused[:50]})
 
     heading(f"6. Measure it against the base and {arguments.controls} random expert sets, in one engine load")
@@ -86,16 +92,17 @@ def main() -> int:
         "--control-prompts", 60, "--control-others", 20, "--card", variant,
     )  # fmt: skip
 
-    heading("7. The same edit in a GGUF file, answered by unmodified llama.cpp")
-    base_gguf, variant_gguf = output / "gguf" / "tiny-r1.gguf", output / "variant-gguf"
-    convert(model, base_gguf)
-    run("mote-rewrite", "--model", base_gguf, "--suppress", expert_set, "-o", variant_gguf)
-    run("mote-verify", variant_gguf, "--base", base_gguf)
-    prompts = [prompt for prompt, _ in refused[:NUM_SHOWN]]
-    for prompt, before, after in zip(
-        prompts, ask_gguf(base_gguf, prompts), ask_gguf(variant_gguf / base_gguf.name, prompts), strict=True
-    ):
-        print(f"\nQ  {prompt}\nbase     {one_line(before)}\nvariant  {one_line(after)}")
+    if not arguments.no_gguf:
+        heading("7. The same edit in a GGUF file, answered by unmodified llama.cpp")
+        base_gguf, variant_gguf = output / "gguf" / "tiny-r1.gguf", output / "variant-gguf"
+        convert(model, base_gguf)
+        run("mote-rewrite", "--model", base_gguf, "--suppress", expert_set, "-o", variant_gguf)
+        run("mote-verify", variant_gguf, "--base", base_gguf)
+        prompts = [prompt for prompt, _ in refused[:NUM_SHOWN]]
+        for prompt, before, after in zip(
+            prompts, ask_gguf(base_gguf, prompts), ask_gguf(variant_gguf / base_gguf.name, prompts), strict=True
+        ):
+            print(f"\nQ  {prompt}\nbase     {one_line(before)}\nvariant  {one_line(after)}")
 
     heading("Done")
     print(f"seconds: {time.monotonic() - started:.0f}")

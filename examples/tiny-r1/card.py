@@ -1,6 +1,7 @@
-"""Writes the measured tables into the model card, between two marks."""
+"""Writes the measured tables into a miniature's model card, between two marks. usage: python card.py [FOLDER]"""
 
 import json
+import sys
 from pathlib import Path
 
 START, END = "<!-- measured:start -->", "<!-- measured:end -->"
@@ -28,10 +29,12 @@ def tables(measured: dict) -> str:
             "garbled after",
         ],
     )
-    lines += ["", "### Suppressing (reroute) the fTRI top k of thinking in English", ""]
-    lines += _localisation(measured["english"], ["English to Chinese", "right sums after", "garbled after"])
-    lines += ["", "### The same from mote-rewrite's checkpoints, served by vLLM", ""]
-    lines += _served(measured["served by vLLM"])
+    if measured["english"]:
+        lines += ["", "### Suppressing (reroute) the fTRI top k of thinking in English", ""]
+        lines += _localisation(measured["english"], ["English to Chinese", "right sums after", "garbled after"])
+    if "served by vLLM" in measured:
+        lines += ["", "### The same from mote-rewrite's checkpoints, served by vLLM", ""]
+        lines += _served(measured["served by vLLM"])
     return "\n".join(lines)
 
 
@@ -74,4 +77,4 @@ def update_card(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    update_card(Path(__file__).parent)
+    update_card(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)

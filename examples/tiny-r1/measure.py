@@ -195,7 +195,7 @@ def main(
     folder: Annotated[Path, typer.Option(help="The miniature's folder.")] = Path(__file__).parent,
     out: Annotated[Path, typer.Option(help="Where the measurements go.")] = Path(__file__).parent / "measured.json",
     sizes: Annotated[str, typer.Option(help="Numbers of suppressed experts, for the refusals.")] = "4,6,11",
-    language_sizes: Annotated[str, typer.Option(help="Numbers of suppressed experts, for the language.")] = "6,11",
+    language_sizes: Annotated[str, typer.Option(help="The same for the language; empty for none.")] = "6,11",
     num_sets: Annotated[int, typer.Option(help="Random sets of each kind and size.")] = 99,
     num_language_sets: Annotated[int, typer.Option(help="The same, for the language.")] = 99,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
@@ -213,7 +213,7 @@ def main(
     typer.echo(json.dumps(result, indent=1), err=True)
     result["refusal"], refusal_sets = localise_refusal(bench, base, [int(s) for s in sizes.split(",")], num_sets)
     result["english"], english_sets = localise_english(
-        bench, base, [int(s) for s in language_sizes.split(",")], num_language_sets
+        bench, base, [int(s) for s in language_sizes.split(",") if s], num_language_sets
     )
     result["experts"] = {"refusal": _as_json(refusal_sets), "english": _as_json(english_sets)}
     out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

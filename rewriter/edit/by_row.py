@@ -59,8 +59,10 @@ def bias_free_notes(layout: RouterLayout, semantics: CheckpointSemantics, option
         return []
     chosen = f"the router selects {layout.top_k} of {layout.num_candidates} experts"
     if semantics == DROP:
-        if options.semantics == DROP or not layout.family.router:
+        if options.semantics == DROP:
             return []
+        if not layout.family.router:
+            return [f"Dropped: family {layout.family.name}'s row names no router weight that could reroute."]
         return [
             f"Dropped, since a row of the router cannot keep an expert out here: {chosen}, more than one in eight."
             " --semantics reroute does it approximately."
