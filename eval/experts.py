@@ -233,12 +233,14 @@ def find_experts(
     if key not in collector.journal:
         base = Arm(BASE, "base")
         model_layers = live.model_for(base).moe_layers
-        num_experts = live.model_for(base).num_experts
+        model_of_base = live.model_for(base)
+        num_experts, num_other_choices = model_of_base.num_experts, model_of_base.num_other_choices
         counts = np.zeros((len(taking_part), len(model_layers), num_experts), dtype=np.int32)
         sequences = [answers[position].prompt_token_ids for position in taking_part]
         for scored in live.score(base, sequences, None, routing=True):
             assert scored.routing is not None
-            selected = count_selections(scored.routing[: len(sequences[scored.index])], num_experts)
+            prompt = scored.routing[: len(sequences[scored.index])]
+            selected = count_selections(prompt, num_experts, num_other_choices)
             counts[scored.index] = selected.reshape(len(model_layers), num_experts)
         resonance = resonance_map(counts, in_class)
         found = [

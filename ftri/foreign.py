@@ -24,9 +24,9 @@ from ftri.prompts.rendering import RenderedPrompt, load_tokenizer
 from ftri.served import Served, read_choice, read_generate, routing_record
 from ftri.traces.reader import TraceRecord
 from ftri.traces.writer import TraceWriter
+from rewriter.checkpoint.reader import Checkpoint
 from rewriter.errors import InputError
 from rewriter.families.family import RouterLayout
-from rewriter.families.lookup import router_layout
 from rewriter.hub.models import resolve_description
 
 IntRows = npt.NDArray[np.integer]
@@ -67,17 +67,17 @@ def import_recordings(
         TraceError: rows that cannot be a recording, or a folder that is in use or of something else.
     """
     resolved = resolve_description(model, revision, say)
-    config_text = (resolved.folder / "config.json").read_bytes()
-    config = json.loads(config_text)
-    layout = router_layout(config)
+    checkpoint = Checkpoint.open(resolved.folder)
+    layout = checkpoint.layout
     tokenizer = load_tokenizer(resolved.folder)
     manifest = {
         "model": resolved.repo_id or resolved.folder.resolve().name,
         "revision": resolved.revision,
-        "model_type": config.get("model_type"),
-        "config_sha256": hashlib.sha256(config_text).hexdigest(),
+        "model_type": checkpoint.config.get("model_type"),
+        "config_sha256": hashlib.sha256(checkpoint.config_text.encode()).hexdigest(),
         "moe_layers": list(layout.moe_layers),
         "num_experts": layout.num_experts,
+        **({"num_other_choices": layout.num_other_choices} if layout.num_other_choices else {}),
         "top_k": layout.top_k,
         "template_sha256": None,
         "imported_from": [path.name for path in files],

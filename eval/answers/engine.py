@@ -29,6 +29,7 @@ class VllmModel:
         self._edit: RouterEdit | None = None
         self.moe_layers: Sequence[int] = engine.layout.moe_layers
         self.num_experts = engine.layout.num_experts
+        self.num_other_choices = engine.layout.num_other_choices
 
     def describe(self) -> dict[str, Any]:
         """See `LiveModel`."""

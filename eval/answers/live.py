@@ -51,6 +51,7 @@ class LiveModel(Protocol):
 
     moe_layers: Sequence[int]
     num_experts: int
+    num_other_choices: int  # ids behind the experts that routers select too (zero-computation experts)
 
     def describe(self) -> dict[str, Any]:
         """Versions, template hash and whatever else belongs into a result."""

@@ -146,7 +146,8 @@ def selection_frequency(
     for routing in routings:
         num_tokens += len(routing)
         for row in range(len(layers)):
-            counts[row] += np.bincount(routing[:, row].ravel(), minlength=num_experts)
+            # Ids from num_experts on are zero-computation experts, which no control can draw.
+            counts[row] += np.bincount(routing[:, row].ravel(), minlength=num_experts)[:num_experts]
     return {layer: counts[row] / max(num_tokens, 1) for row, layer in enumerate(layers)}
 
 

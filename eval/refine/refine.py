@@ -171,7 +171,9 @@ class _Workbench:
             assert one.routing is not None
             routings.append(one.routing)
             prompt = one.routing[: len(self.responses[one.index].answer.prompt_token_ids)]
-            counts[one.index] = count_selections(prompt, num_experts).reshape(len(layers), num_experts)
+            counts[one.index] = count_selections(prompt, num_experts, live.num_other_choices).reshape(
+                len(layers), num_experts
+            )
         is_target = np.array([one.is_target for one in self.responses])
         return selection_frequency(routings, layers, num_experts), resonance_map(counts, is_target)
 

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from rewriter.errors import HubError, InputError, printable
 from rewriter.hub.errors import hub_errors
+from rewriter.json_text import JsonError, read_json
 
 MAX_NAMES_SHOWN = 8
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -175,19 +175,10 @@ def _parse_json(name: str, text: str, *, lines: bool) -> Iterator[dict[str, Any]
 
 
 def _load_json(name: str, text: str, line: int | None = None) -> Any:
-    where = f"{name}: line {line}" if line else name
     try:
-        value = json.loads(text)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise InputError(f"{name}: line {line or error.lineno} is not JSON ({error.msg})") from None
-    except UnicodeEncodeError:
-        raise InputError(f"{where} holds half a character (an escaped surrogate without its other half)") from None
-    except (ValueError, RecursionError) as error:
-        reason = "it nests too deeply" if isinstance(error, RecursionError) else "a number is too long"
-        raise InputError(f"{where} is not JSON that can be read ({reason})") from None
-    return value
+        return read_json(text, finite=False)
+    except JsonError as error:
+        raise InputError(f"{name}: {f'line {line}' if line else 'the file'} is not JSON ({error})") from None
 
 
 def _json_object(name: str, number: int, value: Any) -> dict[str, Any]:

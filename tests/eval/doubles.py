@@ -22,6 +22,7 @@ class FakeModel:
 
     moe_layers = MOE_LAYERS
     num_experts = NUM_EXPERTS
+    num_other_choices = 0
 
     def __init__(self, kill_after: int | None = None) -> None:
         self.arm = Arm("base", "base")

@@ -93,6 +93,13 @@ def test_selection_frequency_by_a_slow_loop():
     assert sum(rates.sum() for rates in frequency.values()) == pytest.approx(3 * 4)
 
 
+def test_zero_computation_experts_have_no_frequency():
+    """Ids from the number of experts on, which routers of some families select too."""
+    routing = np.array([[[1, 19], [3, 4], [5, 16]]])
+    frequency = selection_frequency([routing], LAYERS, 16)
+    assert {layer: rates.sum() for layer, rates in frequency.items()} == {3: 1.0, 5: 2.0, 8: 1.0}
+
+
 def test_changed_slots_ignores_the_order():
     before = np.array([[[1, 2], [3, 4]]], dtype=np.uint8)
     after = np.array([[[2, 1], [3, 9]]], dtype=np.uint8)

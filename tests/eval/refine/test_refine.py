@@ -57,7 +57,7 @@ class FollowedModel(FakeModel):
 
 @pytest.fixture
 def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RefineRequest:
-    layout = SimpleNamespace(moe_layers=MOE_LAYERS, num_experts=NUM_EXPERTS)
+    layout = SimpleNamespace(moe_layers=MOE_LAYERS, num_experts=NUM_EXPERTS, has_bias=True)
     model = SimpleNamespace(model="double", repo_id=None, revision=None, config_sha256="0" * 64, layout=layout)
 
     def open_session(request: object, say: object) -> Session:

@@ -67,7 +67,9 @@ def test_reads_stdin_and_adds_the_canned_flag():
             '{"prompt": "p", "text": "t", "finish_reason": "stop", "reasoning": 5}\n',
             "has reasoning 5, expected a string",
         ),
-        ("[" * 100_000, "line 1 is nested too deeply"),
+        ("[" * 100_000, "line 1 is not JSON (it nests deeper than"),
+        ("1" * 5000, "line 1 is not JSON (Exceeds the limit"),
+        ('{"prompt": "a", "text": "\\ud800", "finish_reason": "stop"}', "line 1 is not JSON ("),
     ],
 )
 def test_bad_input_is_one_sentence(responses, content, sentence):
