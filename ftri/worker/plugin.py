@@ -1,12 +1,15 @@
 """What this package adds to every process of a vLLM beside which it is installed (entry point `vllm.general_plugins`).
 
-Names only: for each architecture that vLLM knows, `Mote<Architecture>` is the same with editable routers. A model of any
-other architecture runs as if this package were not there.
+For each architecture that vLLM knows, `Mote<Architecture>` is the same with editable routers. A model of any
+other architecture runs as if this package were not there. For served variants (rewriter.edit.dial) it adds their config classes
+and has the front end check what requests choose.
 """
 
 from __future__ import annotations
 
 from ftri.worker import internals
+from ftri.worker.configs import register_configs
+from ftri.worker.frontend import hook_input_processor
 from ftri.worker.models import PREFIX, class_name
 
 
@@ -19,3 +22,5 @@ def register() -> None:
     # What vLLM presets for some architectures goes by their names too.
     presets = internals.load("MODELS_CONFIG_MAP")
     presets.update({PREFIX + name: preset for name, preset in presets.items() if not name.startswith(PREFIX)})
+    register_configs()
+    hook_input_processor()

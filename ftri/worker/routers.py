@@ -11,6 +11,8 @@ Letters of shapes: N tokens of a step, E experts, K selected experts.
 from __future__ import annotations
 
 import functools
+import itertools
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -57,7 +59,16 @@ def editable_class(router_class: Any) -> type:
         self: Any, hidden_states: Any, router_logits: Any, indices_type: Any, **keywords: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         weights, ids = router_class._compute_routing(self, hidden_states, router_logits, indices_type, **keywords)
-        if self.mote_tables is None or not self.mote_tables.needed[self.mote_row]:
+        if self.mote_tables is None:
+            return weights, ids
+        if torch.compiler.is_compiling():
+            return edit_in_graph(hidden_states, router_logits, weights, ids, self.mote_number)
+        return self.mote_edit(hidden_states, router_logits, weights, ids)
+
+    def mote_edit(
+        self: Any, hidden_states: Any, router_logits: Any, weights: torch.Tensor, ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.mote_tables.needed[self.mote_row]:
             return weights, ids
 
         def reselect(bias: torch.Tensor, is_centroid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,7 +78,7 @@ def editable_class(router_class: Any) -> type:
                 return select(logits, torch.where(bias.isnan(), own, bias), self.mote_rule)
             # A function of the model's own: it is asked again, with what it must not choose out of its reach.
             masked = logits.masked_fill(bias == float("-inf"), float("-inf"))
-            return router_class._compute_routing(self, hidden_states, masked, indices_type, **keywords)
+            return router_class._compute_routing(self, hidden_states, masked, ids.dtype)
 
         return edit_routing(weights, ids, self.mote_tables, self.mote_row, reselect)
 
@@ -80,12 +91,38 @@ def editable_class(router_class: Any) -> type:
         (router_class,),
         {
             "_compute_routing": compute_routing,
+            "mote_edit": mote_edit,
             "routing_method_type": property(routing_method_type),
-            # Asked by vLLM 0.33.
+            # Asked by vLLM 0.33 instead.
+            "kernel_routing_method_type": property(routing_method_type),
             "supports_monolithic_kernels": False,
             "__doc__": router_class.__doc__,
         },
     )
+
+
+# Routers by their mote_number, as long as their model lives: an operator takes numbers and tensors only.
+ROUTERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+NUMBERS = itertools.count()
+
+
+@torch.library.custom_op("mote::edit_routing", mutates_args=())
+def edit_in_graph(
+    hidden_states: torch.Tensor, router_logits: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, number: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A router's edit as one operator of a compiled graph, where vLLM compiles routers with the model (its CPU build; on GPUs
+    they lie behind an operator of its own). Compiled into the graph instead, the edit's results reach vLLM's CPU kernel in a
+    layout that it does not expect (vLLM 0.32: it takes routing for contiguous, whatever its strides)."""
+    edited, selected = ROUTERS[number].mote_edit(hidden_states, router_logits, weights, ids)
+    # An operator's results are never its arguments.
+    return (edited.clone() if edited is weights else edited), (selected.clone() if selected is ids else selected)
+
+
+@edit_in_graph.register_fake
+def _shapes_in_graph(
+    hidden_states: torch.Tensor, router_logits: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, number: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(weights), torch.empty_like(ids)
 
 
 def edit_routing(
@@ -98,7 +135,8 @@ def edit_routing(
     [N, E] and whose logit becomes the others' mean, bool [N, E] -> (weights [N, K], ids [N, K]). Returns both anew.
     """
     needed, top_k = tables.needed[row], tables.top_k
-    slots = tables.slots[: ids.shape[0]]
+    # With one slot every token has it, also those of other ranks, which the step does not know of.
+    slots = tables.slots[: ids.shape[0]] if tables.num_slots > 1 else ids.new_zeros(ids.shape[0], dtype=torch.int64)
     # Padding may be marked by an id of -1, and unsigned ids know few operations.
     selected = ids[:, :top_k].to(torch.int64)
     edited, index = weights[:, :top_k], selected.clamp(min=0)
@@ -155,9 +193,13 @@ def attach(model: torch.nn.Module, vllm_config: Any, num_slots: int) -> EditTabl
     """
     runners = moe_runners(model)
     layers = list(runners)
-    for layer in layers:
-        if not hasattr(runners[layer].router, "mote_tables"):
-            raise UneditableError(f"layer {layer}: no edit reaches a {type(runners[layer].router).__name__}")
+    for layer, runner in runners.items():
+        if not hasattr(runner.router, "mote_tables"):
+            raise UneditableError(f"layer {layer}: no edit reaches a {type(runner.router).__name__}")
+        if runner.routed_experts.quant_method.is_monolithic:
+            raise UneditableError(KERNEL_SENTENCE.format(layer=layer))
+        # Some methods choose their kernel only when weights are loaded.
+        runner.routed_experts.forward_monolithic = refuse_monolithic(layer)
     num_experts = max(runners[layer].moe_config.num_logical_experts for layer in layers)
     tables = EditTables(
         layers=layers,
@@ -166,12 +208,30 @@ def attach(model: torch.nn.Module, vllm_config: Any, num_slots: int) -> EditTabl
         num_slots=num_slots,
         num_tokens=step_size(vllm_config),
         device=torch.device(vllm_config.device_config.device),
-        is_eager=vllm_config.model_config.enforce_eager,
+        # vLLM's CPU build captures no graphs, so that Python runs there in compiled mode too.
+        is_eager=vllm_config.model_config.enforce_eager or vllm_config.device_config.device.type == "cpu",
     )
     for row, layer in enumerate(layers):
         router = runners[layer].router
         router.mote_tables, router.mote_row, router.mote_rule = tables, row, routing_rule(router)
+        router.mote_number = next(NUMBERS)
+        ROUTERS[router.mote_number] = router
     return tables
+
+
+KERNEL_SENTENCE = (
+    "layer {layer} routes inside a fused kernel where no edit reaches, expected a modular one (choose another with"
+    " --moe-backend)"
+)
+
+
+def refuse_monolithic(layer: int) -> Any:
+    """What stands in for a kernel that routes by itself: better no answer than the base's under an edit's name."""
+
+    def refuse(*arguments: Any, **keywords: Any) -> Any:
+        raise UneditableError(KERNEL_SENTENCE.format(layer=layer))
+
+    return refuse
 
 
 def step_size(vllm_config: Any) -> int:

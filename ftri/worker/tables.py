@@ -65,6 +65,7 @@ class EditTables:
         self._free = list(range(self.num_slots - 1, 0, -1))
         self._needs: dict[int, dict[int, int]] = {0: {}}
         self._is_base = True
+        self._is_fixed = False
 
     def write_step(self, edits: Sequence[tuple[Hashable, RequestEdit] | None], counts: Sequence[int]) -> None:
         """Make the tables those of a step: an edit (with the key that it is known by) or None for the base, and the number
@@ -77,7 +78,7 @@ class EditTables:
         used = torch.repeat_interleave(torch.tensor(slot_numbers), torch.tensor(counts))
         self.slots[: len(used)] = used.to(self.slots.device)
         self.slots[len(used) :] = 0
-        if self.is_eager:
+        if self.is_eager and not self._is_fixed:
             self.needed = [0] * len(self.layers)
             for slot in set(slot_numbers):
                 for row, need in self._needs[slot].items():
@@ -101,7 +102,6 @@ class EditTables:
 
     def fill(self, slot: int, edit: RequestEdit) -> None:
         """Write an edit into an empty slot; what it says of layers on other ranks is left out."""
-        needs: dict[int, int] = {}
         self.renormalizes[slot] = edit.renormalize
         self.strength[slot] = edit.strength
         for table, entries, need in ((self.bias, edit.bias, REROUTES), (self.factor, edit.factor, WEIGHS)):
@@ -113,22 +113,42 @@ class EditTables:
             table[where[0], slot, where[1]] = torch.tensor(values, dtype=table.dtype, device=table.device)
             if need == REROUTES:
                 self.is_rerouted[where[0], slot] = True
-            for row in rows:
-                needs[row] = needs.get(row, 0) | need
         for layer, expert in edit.centroid:
             if layer in self._row:
                 row = self._row[layer]
                 self.is_centroid[row, slot, expert] = self.is_rerouted[row, slot] = True
-                needs[row] = needs.get(row, 0) | REROUTES
         stimulated: dict[int, list[int]] = {}
         for layer, expert in edit.stimulate:
             if layer in self._row:
                 stimulated.setdefault(self._row[layer], []).append(expert)
         for row, chosen in stimulated.items():
             self.stimulated[row, slot, : len(chosen)] = torch.tensor(sorted(chosen), device=self.stimulated.device)
-            # Stimulation is followed by the weighing, which renormalises.
-            needs[row] = needs.get(row, 0) | STIMULATES | WEIGHS
-        self._needs[slot] = needs
+        self._needs[slot] = self._needs_of(edit)
+
+    def allow(self, edits: Sequence[RequestEdit]) -> None:
+        """Say which edits there can be, where they are known beforehand: layers and parts that none of them has are never
+        computed, in any mode. A part of an edit needs what the whole needs."""
+        self.needed = [0] * len(self.layers)
+        for edit in edits:
+            for row, need in self._needs_of(edit).items():
+                self.needed[row] |= need
+        self._is_fixed = True
+
+    def _needs_of(self, edit: RequestEdit) -> dict[int, int]:
+        """What an edit does in each row."""
+        needs: dict[int, int] = {}
+        # Stimulation is followed by the weighing, which renormalises.
+        parts = (
+            (edit.bias, REROUTES),
+            (edit.centroid, REROUTES),
+            (edit.factor, WEIGHS),
+            (edit.stimulate, STIMULATES | WEIGHS),
+        )
+        for entries, need in parts:
+            for entry in entries:
+                if entry[0] in self._row:
+                    needs[self._row[entry[0]]] = needs.get(self._row[entry[0]], 0) | need
+        return needs
 
     def _clear(self, slot: int) -> None:
         """Make a slot the base's again."""

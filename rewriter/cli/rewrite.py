@@ -49,11 +49,20 @@ def rewrite(
     semantics: Annotated[
         str,
         typer.Option(
-            metavar="auto|reroute|drop",
+            metavar="auto|reroute|drop|drop-renorm",
             help="reroute: by the router's bias, or by its row where it has none; the next-best expert steps in. drop: the"
-            " output zeroed, the share kept. auto: reroute wherever the router can hold it.",
+            " output zeroed, the share kept. auto: reroute wherever the router can hold it. drop-renorm: the paper's"
+            " suppression, which a server with this package does; all weights stay the base's.",
         ),
     ] = "auto",
+    dial: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SET",
+            help="A set that requests to a server with this package choose by name (NAME=stimulate:SET to switch it on);"
+            " may be given several times. All weights stay the base's; --semantics is drop-renorm if not given.",
+        ),
+    ] = None,
     suppress_bias: Annotated[
         str,
         typer.Option(
@@ -100,7 +109,10 @@ def rewrite(
     Only the tensors in the plan change; the base is never opened for writing. The variant is served by stock runtimes.
     """
     from rewriter.cli.text import plan_document, plan_lines, remote_plan_document, remote_plan_lines, result_lines
+    from rewriter.errors import InputError
     from rewriter.rewrite import RewriteRequest, execute, prepare, prepare_remote, would_download
+    from rewriter.semantics import DROP_RENORM
+    from rewriter.serve import execute_served, prepare_served
 
     request = RewriteRequest(
         suppress=suppress,
@@ -118,6 +130,16 @@ def rewrite(
         stamp=not no_stamp,
         recipe=recipe,
     )
+    if dial or semantics == DROP_RENORM:
+        if push_to_hub is not None:
+            raise InputError("--push-to-hub cannot be given for a served variant: it has no weights of its own to push")
+        served = prepare_served(request, dial or [], say=say)
+        if dry_run:
+            _print(served.to_json() if as_json else served.lines())
+        else:
+            written = execute_served(served)
+            _print(written.to_json() if as_json else written.lines())
+        return
     if remote_plan or (dry_run and would_download(request)):
         remote = prepare_remote(request, say=say)
         _print(remote_plan_document(remote) if as_json else remote_plan_lines(remote))

@@ -1,0 +1,103 @@
+"""The choice that requests to a served variant make (rewriter.edit.dial): by name and strength, checked, planned, kept apart.
+
+A request says `vllm_xargs: {"mote": "refusal", "mote_strength": 0.5}`; `none` is the base.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ftri.worker.planning import PlannedEdit, RouterEdit, plan_edit
+from ftri.worker.request import EDIT_ARGUMENT
+from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.dial import BASE_NAME, ServedRecord, is_served, open_base, read_served
+
+NAME_ARGUMENT = "mote"
+STRENGTH_ARGUMENT = "mote_strength"
+# Requests may ask for any strength, so plans are kept for those asked for lately.
+NUM_PLANS_KEPT = 256
+
+Choice = tuple[str, float]
+
+
+class Dial:
+    """The sets of one served variant."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read and check the record in a served variant's folder.
+
+        Raises:
+            RecordError: for a record that is damaged or of another model.
+        """
+        self.record: ServedRecord = read_served(Checkpoint.open(folder).config, folder.name)
+        self._checkpoint = open_base(folder)
+        self._plans: OrderedDict[Choice, PlannedEdit | None] = OrderedDict()
+
+    @property
+    def default(self) -> Choice | None:
+        """What requests that choose nothing get."""
+        return None if self.record.default is None else (self.record.default, 1.0)
+
+    def plan(self, choice: Choice) -> PlannedEdit | None:
+        """A set at a strength, worked out for the model."""
+        if choice in self._plans:
+            self._plans.move_to_end(choice)
+            return self._plans[choice]
+        one, strength = self.record.sets[choice[0]], choice[1]
+        edit = RouterEdit(one.semantics, one.suppress, one.stimulate, strength=strength)
+        if len(self._plans) >= NUM_PLANS_KEPT:
+            self._plans.popitem(last=False)
+        self._plans[choice] = plan_edit(edit, self._checkpoint, self._checkpoint.layout)
+        return self._plans[choice]
+
+    def choose(self, extra_arguments: Mapping[str, Any]) -> Choice | None:
+        """What a request chooses, None for the base.
+
+        Raises:
+            ValueError: for a name that the variant does not have, a strength outside 0..1, and edits from outside.
+        """
+        if EDIT_ARGUMENT in extra_arguments:
+            raise ValueError(f"{EDIT_ARGUMENT} cannot be given to this server, expected {NAME_ARGUMENT}")
+        if NAME_ARGUMENT not in extra_arguments and STRENGTH_ARGUMENT not in extra_arguments:
+            return self.default
+        if not self.record.has_dial:
+            raise ValueError(f"this variant has no dial, expected no {NAME_ARGUMENT} and no {STRENGTH_ARGUMENT}")
+        name = extra_arguments.get(NAME_ARGUMENT, self.record.default)
+        known = [BASE_NAME, *self.record.sets]
+        if name not in known:
+            raise ValueError(f"{NAME_ARGUMENT} is {name!r}, expected one of {', '.join(known)}")
+        strength = extra_arguments.get(STRENGTH_ARGUMENT, 1.0)
+        if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
+            raise ValueError(f"{STRENGTH_ARGUMENT} is {strength!r}, expected a number of 0 to 1")
+        return None if name == BASE_NAME or strength == 0 else (name, float(strength))
+
+    def read(self, extra_arguments: Mapping[str, Any]) -> tuple[Choice, Any] | None:
+        """The edit of a request, as ftri.worker.steps wants it."""
+        choice = self.choose(extra_arguments)
+        planned = None if choice is None else self.plan(choice)
+        return None if choice is None or planned is None else (choice, planned.request)
+
+
+def salt(choice: Choice, given: str | None) -> str:
+    """The cache salt of a request that chose something, by which its cached keys and values are found; `given` is its own."""
+    own = f"mote {choice[0]} {choice[1]!r}"
+    return own if given is None else f"{own} {given}"
+
+
+def dial_of(model_config: Any) -> Dial | None:
+    """The dial of the model that vLLM's config names; None where it is no served variant.
+
+    Raises:
+        RecordError: for a record that is damaged or of another model.
+        HubError: where the model's folder cannot be found.
+    """
+    from rewriter.hub.models import resolve_model
+
+    if not getattr(model_config.hf_config, "mote_is_served", False):
+        return None
+    folder = resolve_model(model_config.model, model_config.revision).folder
+    assert is_served(Checkpoint.open(folder).config), "the config class marked it"
+    return Dial(folder)

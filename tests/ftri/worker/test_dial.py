@@ -1,0 +1,73 @@
+"""What a request to a served variant may choose, and what its caches go by."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftri.worker.dial import Dial, salt
+from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.dial import ServedSet, served_config
+
+
+def make_dial(base: Path, folder: Path, default: str | None, *, has_dial: bool) -> Dial:
+    sets = {
+        "refusal": ServedSet(semantics="drop-renorm", suppress=((1, 3), (2, 4))),
+        "rerouted": ServedSet(semantics="reroute", suppress=((1, 3),)),
+    }
+    _, config = served_config(Checkpoint.open(base), sets, default, has_dial=has_dial)
+    folder.mkdir()
+    for path in base.iterdir():
+        (folder / path.name).hardlink_to(path)
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(config))
+    return Dial(folder)
+
+
+@pytest.fixture(scope="module")
+def dial(tiny_r1: Path, tmp_path_factory: pytest.TempPathFactory) -> Dial:
+    return make_dial(tiny_r1, tmp_path_factory.mktemp("dial") / "dialled", None, has_dial=True)
+
+
+def test_a_request_chooses_by_name_and_strength(dial: Dial) -> None:
+    assert dial.choose({}) is None and dial.choose({"mote": "none"}) is None
+    assert dial.choose({"mote": "refusal"}) == ("refusal", 1.0)
+    assert dial.choose({"mote": "refusal", "mote_strength": 0.5, "other": 1}) == ("refusal", 0.5)
+    assert dial.choose({"mote": "refusal", "mote_strength": 0}) is None
+    read = dial.read({"mote": "refusal", "mote_strength": 0.25})
+    assert read is not None and read[1].factor == [(1, 3, 0.75), (2, 4, 0.75)] and read[1].renormalize
+    rerouted = dial.read({"mote": "rerouted"})
+    assert rerouted is not None and rerouted[1].bias == [(1, 3, float("-inf"))]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"mote": "refusals"}, "expected one of none, refusal, rerouted"),
+        ({"mote": ["refusal"]}, "expected one of"),
+        ({"mote": None}, "expected one of"),
+        ({"mote_strength": 0.5}, "mote is None"),
+        ({"mote": "refusal", "mote_strength": 1.5}, "expected a number of 0 to 1"),
+        ({"mote": "refusal", "mote_strength": -1}, "expected a number of 0 to 1"),
+        ({"mote": "refusal", "mote_strength": float("nan")}, "expected a number of 0 to 1"),
+        ({"mote": "refusal", "mote_strength": "1"}, "expected a number of 0 to 1"),
+        ({"mote": "refusal", "mote_strength": True}, "expected a number of 0 to 1"),
+        ({"mote_edit": {"key": "x", "edit": {}}}, "mote_edit cannot be given"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(dial: Dial, given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        dial.choose(given)
+
+
+def test_without_a_dial_everybody_gets_the_one_set(tiny_r1: Path, tmp_path: Path) -> None:
+    static = make_dial(tiny_r1, tmp_path / "static", "refusal", has_dial=False)
+    assert static.choose({}) == ("refusal", 1.0)
+    with pytest.raises(ValueError, match="has no dial"):
+        static.choose({"mote": "none"})
+
+
+def test_caches_go_by_name_strength_and_the_request_s_own_salt() -> None:
+    salts = [salt(("a", 1.0), None), salt(("a", 0.5), None), salt(("b", 1.0), None), salt(("a", 1.0), "mine")]
+    assert len(set(salts)) == len(salts)

@@ -1,0 +1,105 @@
+"""Served variants: a folder of links with a record, which is refused when it is damaged or of another model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_set
+from commands import Command
+
+from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.dial import open_base, read_served
+from rewriter.errors import RecordError
+
+
+@pytest.fixture
+def dialled(base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command) -> Path:
+    english = write_set(tmp_path / "english.json", [(2, 5)])
+    dials = [
+        "--dial",
+        f"refusal={refusal}",
+        "--dial",
+        f"both=suppress:{refusal}",
+        "--dial",
+        f"both=stimulate:{english}",
+    ]
+    mote_rewrite("--model", base, *dials, "-o", tmp_path / "dialled")
+    return tmp_path / "dialled"
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Change keys of config.json; those with a dot lie in the mote block."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for name, value in changes.items():
+        block, _, key = name.rpartition("__")
+        (config[block] if block else config)[key] = value
+    path.write_text(json.dumps(config))
+
+
+def test_all_weights_are_the_base_s_own_files(base: Path, dialled: Path, mote_verify: Command) -> None:
+    shards = Checkpoint.open(base).shards
+    assert shards and all((dialled / shard).samefile(base / shard) for shard in shards)
+    config, original = json.loads((dialled / "config.json").read_text()), json.loads((base / "config.json").read_text())
+    assert config["architectures"] == ["MoteDeepseekV3ForCausalLM"] and config["model_type"] == "mote_deepseek_v3"
+    served = read_served(config, "dialled")
+    assert served.sets["refusal"].semantics == "drop-renorm" and served.default is None and served.has_dial
+    assert served.sets["both"].suppress == ((1, 3), (1, 8), (3, 0)) and served.sets["both"].stimulate == ((2, 5),)
+    # Read as its base, it is the base.
+    assert open_base(dialled).config == original
+    assert "verified" in mote_verify(dialled, "--base", base).stdout
+    (dialled / shards[0]).unlink()
+    (dialled / shards[0]).write_bytes((base / shards[0]).read_bytes()[:-1] + b"\1")
+    assert "differs from the base's, expected the same bytes" in mote_verify(dialled, "--base", base).error
+
+
+def test_drop_renorm_is_a_served_variant_of_one_set(
+    base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command
+) -> None:
+    planned = mote_rewrite("--model", base, "--suppress", refusal, "--semantics", "drop-renorm", "--dry-run", "--json")
+    assert json.loads(planned.stdout)["mote"]["has_dial"] is False
+    mote_rewrite("--model", base, "--suppress", refusal, "--semantics", "drop-renorm", "-o", tmp_path / "out")
+    served = read_served(json.loads((tmp_path / "out/config.json").read_text()), "out")
+    assert served.default == "refusal" == next(iter(served.sets)) and not served.has_dial
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"mote__schema": "mote.served/9"}, "expected 'mote.served/1'"),
+        ({"mote__sets": {}}, "no set is named"),
+        ({"mote__sets": {"a b": {"semantics": "drop", "suppress": [[1, 2]]}}}, "of its mote block"),
+        ({"mote__sets": {"none": {"semantics": "drop", "suppress": [[1, 2]]}}}, "which is the base"),
+        ({"mote__sets": {"a": {"semantics": "mute", "suppress": [[1, 2]]}}}, "of its mote block"),
+        ({"mote__sets": {"a": {"semantics": "drop", "suppress": [[0, 2]]}}}, "layer 0 expert 2, expected a MoE layer"),
+        ({"mote__sets": {"a": {"semantics": "drop", "suppress": [[1, 16]]}}}, "layer 1 expert 16"),
+        ({"mote__sets": {"a": {"semantics": "drop", "suppress": [[1, 2], [1, 2]]}}}, "twice"),
+        ({"mote__sets": {"a": {"semantics": "drop", "stimulate": [[1, e] for e in range(5)]}}}, "at most the 4"),
+        ({"mote__default": "else"}, "'else' is not among its sets"),
+        ({"mote__has_dial": False}, "neither a default nor a dial"),
+        ({"n_routed_experts": 32}, "of another model, or the config was changed"),
+        ({"architectures": ["MoteGlm4MoeForCausalLM"]}, "expected ['DeepseekV3ForCausalLM']"),
+    ],
+)
+def test_a_record_that_is_damaged_or_of_another_model_is_refused(
+    dialled: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    edit_config(dialled, **changes)
+    with pytest.raises(RecordError) as refused:
+        read_served(json.loads((dialled / "config.json").read_text()), "dialled")
+    assert sentence in str(refused.value) and "dialled/config.json" in str(refused.value)
+
+
+def test_what_a_served_variant_cannot_be_is_named(base: Path, refusal: Path, refuse: Any) -> None:
+    for arguments, sentence in (
+        (["--dial", "refusal"], "expected NAME=SET"),
+        (["--dial", f"none={refusal}"], "which is the base"),
+        (["--dial", f"a b={refusal}"], "--dial"),
+        (["--dial", f"a={refusal}", "--dial", f"a={refusal}"], "two sets to suppress"),
+        (["--dial", f"a={refusal}", "--suppress", refusal], "--suppress and --stimulate cannot be given"),
+        (["--dial", f"a={refusal}", "--suppress-bias", "margin"], "--suppress-bias changes tensors"),
+        (["--semantics", "drop-renorm"], "nothing to do"),
+        (["--dial", f"a={refusal}", "--link", "wish"], "--link is 'wish'"),
+    ):
+        assert sentence in refuse(base, *arguments)
