@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MINIATURE = REPOSITORY / "examples" / "tiny-r1"
@@ -228,9 +228,9 @@ def wait_until_ready(url: str, server: "subprocess.Popen[bytes]", log: Path) -> 
         if server.poll() is not None:
             sys.exit(f"vllm serve ended with exit code {server.returncode}; see {log}")
         try:
-            if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+            if httpx2.get(f"{url}/health", timeout=2).status_code == 200:
                 return
-        except httpx.TransportError:
+        except httpx2.TransportError:
             time.sleep(1)
     sys.exit(f"vllm serve was not ready within {START_SECONDS} seconds; see {log}")
 
@@ -243,7 +243,7 @@ def ask(url: str, prompt: str) -> str:
         "max_tokens": MAX_TOKENS,
         "temperature": 0,
     }
-    reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120)
+    reply = httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=120)
     reply.raise_for_status()
     return reply.json()["choices"][0]["message"]["content"]
 

@@ -3,7 +3,13 @@
 import pytest
 from vllm.platforms import current_platform
 
-from ftri.engine.arguments import check_slots_stay, choose_arguments, choose_capture
+from ftri.engine.arguments import (
+    check_slots_stay,
+    choose_arguments,
+    choose_capture,
+    parse_engine_arguments,
+    without_secrets,
+)
 from rewriter.errors import InputError
 
 on_cpu = pytest.mark.skipif(not current_platform.is_cpu(), reason="a default for CPU engines")
@@ -38,3 +44,46 @@ def test_ids_that_do_not_fit_vllms_own_capture_go_by_the_hook(monkeypatch):
     """256 experts fit a byte, the zero-computation experts behind them do not."""
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     assert choose_capture({}, num_experts=256, num_choices=384) == "router_hook"
+
+
+def test_every_command_takes_vllms_own_options_and_the_alias():
+    words = ["--max-model-len", "4096", "--engine-argument", "dtype=float32", "--engine-argument=enforce_eager=true"]
+    expected = {"max_model_len": 4096, "dtype": "float32", "enforce_eager": True}
+    assert parse_engine_arguments(words) == parse_engine_arguments(words, "mote-eval") == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--engine-argument", "dtype"], "--engine-argument is 'dtype', expected NAME=VALUE"),
+        (["--engine-argument"], "--engine-argument is '', expected NAME=VALUE"),
+        (["--engine-argument", "model=other"], "engine argument model is set by MoTE itself"),
+        (["--max-model-len", "8", "--engine-argument", "max_model_len=9"], "max_model_len is given twice"),
+        (["stray"], "'stray' was not expected: mote-eval takes its inputs by options"),
+        (
+            ["--supress", "x"],
+            "--supress is neither an option of mote-eval nor an engine argument .*did you mean --suppress",
+        ),
+    ],
+)
+def test_a_word_that_is_none_is_one_sentence(words, sentence):
+    with pytest.raises(InputError, match=sentence):
+        parse_engine_arguments(words, "mote-eval", ["--suppress", "--stimulate"])
+
+
+def test_secrets_are_taken_out_of_what_is_written_down():
+    given = {
+        "hf_token": "hf_word",
+        "max_num_batched_tokens": 64,
+        "skip_tokenizer_init": True,
+        "tokenizer": "https://user:pass@host.test/t",
+        "kv_transfer_config": {"auth_token": "inner", "urls": ["http://me:mine@host.test"]},
+    }
+    assert without_secrets(given) == {
+        "hf_token": "<secret>",
+        "max_num_batched_tokens": 64,
+        "skip_tokenizer_init": True,
+        "tokenizer": "https://<secret>@host.test/t",
+        "kv_transfer_config": {"auth_token": "<secret>", "urls": ["http://<secret>@host.test"]},
+    }
+    assert without_secrets({"hf_token": True}) == {"hf_token": True}
