@@ -21,6 +21,7 @@ def read_json(
     *,
     finite: bool = True,
     parse_float: Callable[[str], float] = float,
+    parse_int: Callable[[str], int] = int,
     object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Any:
     """The value that a JSON text stands for.
@@ -43,7 +44,13 @@ def read_json(
 
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = json.loads(text, parse_float=number, parse_constant=constant, object_pairs_hook=object_pairs_hook)
+        value = json.loads(
+            text,
+            parse_float=number,
+            parse_int=parse_int,
+            parse_constant=constant,
+            object_pairs_hook=object_pairs_hook,
+        )
     except UnicodeDecodeError as error:
         raise JsonError(f"byte {error.start} is not UTF-8 text") from None
     except RecursionError:

@@ -310,7 +310,7 @@ class Checkpoint:
             )
         try:
             text = self.source.read(shard, LENGTH_BYTES, length)
-            document = read_json(text, object_pairs_hook=_unique_keys)
+            document = read_json(text, parse_int=_whole_number, object_pairs_hook=_unique_keys)
         except JsonError as error:
             raise CheckpointError(f"{path}: the header is not a safetensors header ({error})") from None
         if not isinstance(document, dict) or not text.startswith(b"{"):
@@ -335,6 +335,13 @@ def _refuse_pointer(path: str, data: bytes) -> None:
         raise CheckpointError(
             f"{path}: is a Git LFS pointer, a text that stands for the file, expected the file itself; run git lfs pull"
         )
+
+
+def _whole_number(literal: str) -> int:
+    """-0 is a whole number to Python, and none to the library that the runtimes read headers with."""
+    if literal == "-0":
+        raise JsonError("the number -0 is not a count")
+    return int(literal)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
