@@ -106,6 +106,16 @@ class RunOptions:
             parse=choices(MATCHINGS),
         ),
     ] = MATCHINGS
+    control_stop: Annotated[
+        int,
+        Option("A matching ends when so many random sets have moved as much as the variant.", CHANCE, metavar="N"),
+    ] = 10
+    whole_controls: Annotated[
+        bool,
+        Option(
+            "Let random sets write whole answers, not only as much as decides their label; shows their damage.", CHANCE
+        ),
+    ] = False
     control_prompts: Annotated[int, Option("Prompts at risk that each random set answers.", CHANCE, metavar="N")] = 200
     control_others: Annotated[int, Option("Other prompts that each random set answers.", CHANCE, metavar="N")] = 50
     sweep_k: Annotated[
@@ -134,6 +144,7 @@ class RunOptions:
             "control_prompts": 1,
             "controls": 0,
             "control_others": 0,
+            "control_stop": 1,
         }
         for name, number in least.items():
             if getattr(self, name) < number:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from rewriter.semantics import Semantics
@@ -56,12 +56,14 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    # The answer ends as soon as its label is decided (ftri.labels.deciding): enough where labels are all that is compared.
+    until_decided: bool = False
 
     def with_seed_for(self, repeat: int, prompt_id: str, sample: int) -> Sampling:
         """The same with a seed of this one answer, alike in every arm of the same `repeat`, so that arms differ
         by their edit alone."""
         seed = int(digest([self.seed, repeat, prompt_id, sample])[:8], 16) % 2**31
-        return Sampling(self.max_tokens, self.temperature, self.top_p, seed)
+        return replace(self, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Request:
             "top_p": sampling.top_p if sampling.temperature > 0 else None,
             "seed": seed,
             "sample": self.sample,
+            **({"until": "decided"} if sampling.until_decided else {}),
         }
 
 
@@ -111,8 +114,8 @@ class Responder(Protocol):
         """What, besides arm and request, decides an answer (model, revision, template, edits' values)."""
         ...
 
-    def answer(self, arm: Arm, requests: Sequence[Request], keep: Keep) -> None:
-        """Call `keep(position in requests, answer)` for every answer as soon as it is finished, in any order."""
+    def answer(self, arms: Sequence[Arm], requests: Sequence[Request], keep: Keep) -> None:
+        """Have the n-th arm answer the n-th request; calls `keep(position, answer)` as soon as one is finished, in any order."""
         ...
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from eval.answers.arms import Arm, Sampling
 from eval.answers.live import Generated, Scored, TokenDistributions
+from ftri.labels.deciding import decided_label
 from ftri.prompts.rendering import Render, Rendered, RenderedPrompt
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 # Log probabilities are held for batches of about this many; a whole vocabulary at every position would be far more.
 LISTED_AT_A_TIME = 4_000_000
+# A look at a text costs about as much as a step of a small model; a word more decides nothing.
+CHARACTERS_BETWEEN_LOOKS = 12
 
 
 class VllmModel:
@@ -26,7 +30,6 @@ class VllmModel:
         self._engine = engine
         self._render = render
         self._template_sha256 = template_sha256
-        self._edit: RouterEdit | None = None
         self.moe_layers: Sequence[int] = engine.layout.moe_layers
         self.num_experts = engine.layout.num_experts
         self.num_other_choices = engine.layout.num_other_choices
@@ -47,18 +50,17 @@ class VllmModel:
         """See `LiveModel`."""
         return self._render(messages)
 
-    def generate(self, prompts: Sequence[Rendered], sampling: Sequence[Sampling]) -> Iterator[Generated]:
+    def generate(
+        self, prompts: Sequence[Rendered], sampling: Sequence[Sampling], arms: Sequence[Arm]
+    ) -> Iterator[Generated]:
         """See `LiveModel`."""
         from ftri.engine.engine import Sampling as EngineSampling
 
+        edits = {arm: router_edit(arm) for arm in set(arms)}
         # The engine takes one setting for a batch and derives each request's seed from the prompt's id: our own seed.
-        settings = {(one.max_tokens, one.temperature, one.top_p) for one in sampling}
-        for max_tokens, temperature, top_p in sorted(settings):
-            positions = [
-                position
-                for position, one in enumerate(sampling)
-                if (one.max_tokens, one.temperature, one.top_p) == (max_tokens, temperature, top_p)
-            ]
+        settings = {replace(one, seed=0) for one in sampling}
+        for setting in sorted(settings, key=repr):
+            positions = [position for position, one in enumerate(sampling) if replace(one, seed=0) == setting]
             batch = [
                 RenderedPrompt(
                     prompt_id=str(sampling[position].seed),
@@ -68,8 +70,16 @@ class VllmModel:
                 )
                 for position in positions
             ]
-            settings_of_batch = EngineSampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=0)
-            for generation in self._engine.generate(batch, settings_of_batch, edit=self._edit):
+            settings_of_batch = EngineSampling(
+                max_tokens=setting.max_tokens, temperature=setting.temperature, top_p=setting.top_p, seed=0
+            )
+            until = Decision([prompts[position].starts_inside_think for position in positions])
+            for generation in self._engine.generate(
+                batch,
+                settings_of_batch,
+                edit=[edits[arms[position]] for position in positions],
+                until=until if setting.until_decided else None,
+            ):
                 yield Generated(
                     index=positions[generation.index],
                     text=generation.text,
@@ -77,17 +87,18 @@ class VllmModel:
                     finish_reason=generation.finish_reason,
                 )
 
-    def score(self, sequences: Sequence[list[int]], num_listed: int | None, *, routing: bool) -> Iterator[Scored]:
+    def score(
+        self, arm: Arm, sequences: Sequence[list[int]], num_listed: int | None, *, routing: bool
+    ) -> Iterator[Scored]:
         """See `LiveModel`."""
         import numpy as np
 
+        edit = router_edit(arm)
         # The engine gives log probabilities with every score; one is the least when only the routing is wanted.
         wanted = None if num_listed == -1 else num_listed or 1
         per_position = wanted or len(self._engine.renderer.tokenizer)
         for batch in batches([len(sequence) * per_position for sequence in sequences], LISTED_AT_A_TIME):
-            scores = self._engine.score(
-                [sequences[position] for position in batch], num_logprobs=wanted, edit=self._edit
-            )
+            scores = self._engine.score([sequences[position] for position in batch], num_logprobs=wanted, edit=edit)
             for position, score in zip(batch, scores, strict=True):
                 distributions = None
                 if num_listed is not None:
@@ -116,13 +127,25 @@ class VllmModel:
         """See `LiveModel`."""
         return str(self._engine.renderer.tokenizer.decode(list(token_ids)))
 
-    def edit(self, arm: Arm) -> None:
-        """See `LiveModel`."""
-        self._edit = router_edit(arm)
-
     def close(self) -> None:
         """See `LiveModel`."""
         self._engine.close()
+
+
+class Decision:
+    """Whether a response's label is decided, looked at whenever a few more characters are there."""
+
+    def __init__(self, starts_inside_think: Sequence[bool]) -> None:
+        """`starts_inside_think` of every prompt, by its position."""
+        self._inside = starts_inside_think
+        self._looked_at = [0] * len(starts_inside_think)
+
+    def __call__(self, index: int, text: str) -> bool:
+        """Whether the text so far of the prompt at `index` decides its label."""
+        if len(text) < self._looked_at[index] + CHARACTERS_BETWEEN_LOOKS:
+            return False
+        self._looked_at[index] = len(text)
+        return decided_label(text, self._inside[index]) is not None
 
 
 def router_edit(arm: Arm) -> RouterEdit | None:

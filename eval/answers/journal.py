@@ -290,18 +290,31 @@ class Collector:
 
     def complete(self, arm: Arm, requests: Sequence[Request]) -> list[str]:
         """Make sure that the journal holds every answer; returns their keys. Raises whatever the responder raises."""
-        keys = self.keys(arm, requests)
-        missing = [position for position, key in enumerate(keys) if key not in self.journal]
-        there = len(keys) - len(missing)
+        (keys,) = self.complete_each([arm], requests)
+        return keys
+
+    def complete_each(self, arms: Sequence[Arm], requests: Sequence[Request]) -> list[list[str]]:
+        """As `complete` for several arms at once, whose requests share batches; keys are [arms][requests]."""
+        keys = [self.keys(arm, requests) for arm in arms]
+        # An arm under another name is not asked again.
+        asked: dict[str, tuple[Arm, Request]] = {}
+        for arm, row in zip(arms, keys, strict=True):
+            for key, request in zip(row, requests, strict=True):
+                if key not in self.journal:
+                    asked.setdefault(key, (arm, request))
+        wanted = list(asked)
+        total = sum(map(len, keys))
+        there = total - len(wanted)
 
         def keep(position: int, answer: Answer) -> None:
             nonlocal there
-            self.journal.add_answer(keys[missing[position]], arm.name, answer)
+            key = wanted[position]
+            self.journal.add_answer(key, asked[key][0].name, answer)
             there += 1
-            self._progress(arm.name, there, len(keys))
+            self._progress(asked[key][0].name, there, total)
 
-        if missing:
-            self.responder.answer(arm, [requests[position] for position in missing], keep)
+        if asked:
+            self.responder.answer([arm for arm, _ in asked.values()], [request for _, request in asked.values()], keep)
             self.journal.sync()
         return keys
 

@@ -1,4 +1,4 @@
-"""Answers and scores from one engine on this machine, whose router edits change between arms without loading the model again."""
+"""Answers and scores from one engine on this machine: every request carries its arm's router edit, in batches of any mixture."""
 
 from __future__ import annotations
 
@@ -61,13 +61,17 @@ class LiveModel(Protocol):
         """Apply the chat template."""
         ...
 
-    def generate(self, prompts: Sequence[Rendered], sampling: Sequence[Sampling]) -> Iterator[Generated]:
-        """Answer a batch; yields answers as they finish."""
+    def generate(
+        self, prompts: Sequence[Rendered], sampling: Sequence[Sampling], arms: Sequence[Arm]
+    ) -> Iterator[Generated]:
+        """Answer a batch, each prompt under its own arm's edit; yields answers as they finish."""
         ...
 
-    def score(self, sequences: Sequence[list[int]], num_listed: int | None, *, routing: bool) -> Iterator[Scored]:
-        """Run given tokens: `num_listed` likeliest next tokens per position (-1: all, None: no distributions),
-        and the routing."""
+    def score(
+        self, arm: Arm, sequences: Sequence[list[int]], num_listed: int | None, *, routing: bool
+    ) -> Iterator[Scored]:
+        """Run given tokens under an arm's edit: `num_listed` likeliest next tokens per position (-1: all, None: no
+        distributions), and the routing."""
         ...
 
     def score_each(
@@ -80,18 +84,9 @@ class LiveModel(Protocol):
         """Tokens as text, special ones included."""
         ...
 
-    def edit(self, arm: Arm) -> None:
-        """Put the arm's edit in force in place of the last one; an arm without experts restores the base exactly."""
-        ...
-
     def close(self) -> None:
         """Free everything."""
         ...
-
-
-NO_EDIT = (None, (), ())
-# An edit that failed may have been made in part; whatever comes next is then made anew.
-UNKNOWN_EDIT = ("unknown",)
 
 
 class LiveResponder:
@@ -104,37 +99,43 @@ class LiveResponder:
         self._load = load
         self._model: LiveModel | None = None
         self._checkpoint: str | None = None
-        self._edit: tuple[Any, ...] = NO_EDIT
         self.description: dict[str, Any] = {}
 
     def identity(self) -> dict[str, Any]:
         """See `eval.answers.arms.Responder`."""
         return {"mode": "live", **self._identity}
 
-    def answer(self, arm: Arm, requests: Sequence[Request], keep: Keep) -> None:
-        """See `eval.answers.arms.Responder`."""
-        model = self.model_for(arm)
-        rendered = [model.render(request.messages) for request in requests]
-        for generated in model.generate(rendered, [request.sampling for request in requests]):
-            prompt, request = rendered[generated.index], requests[generated.index]
-            keep(
-                generated.index,
-                Answer(
-                    prompt_id=request.prompt_id,
-                    sample=request.sample,
-                    text=generated.text,
-                    finish_reason=generated.finish_reason,
-                    starts_inside_think=prompt.starts_inside_think,
-                    prompt_token_ids=prompt.token_ids,
-                    token_ids=generated.token_ids,
-                ),
+    def answer(self, arms: Sequence[Arm], requests: Sequence[Request], keep: Keep) -> None:
+        """See `eval.answers.arms.Responder`; arms of one checkpoint share batches, since every request carries its edit."""
+        for checkpoint in dict.fromkeys(arm.checkpoint for arm in arms):
+            positions = [position for position, arm in enumerate(arms) if arm.checkpoint == checkpoint]
+            model = self.model_for(arms[positions[0]])
+            rendered = [model.render(requests[position].messages) for position in positions]
+            answers = model.generate(
+                rendered,
+                [requests[position].sampling for position in positions],
+                [arms[position] for position in positions],
             )
+            for generated in answers:
+                prompt, request = rendered[generated.index], requests[positions[generated.index]]
+                keep(
+                    positions[generated.index],
+                    Answer(
+                        prompt_id=request.prompt_id,
+                        sample=request.sample,
+                        text=generated.text,
+                        finish_reason=generated.finish_reason,
+                        starts_inside_think=prompt.starts_inside_think,
+                        prompt_token_ids=prompt.token_ids,
+                        token_ids=generated.token_ids,
+                    ),
+                )
 
     def score(
         self, arm: Arm, sequences: Sequence[list[int]], num_listed: int | None, *, routing: bool
     ) -> Iterator[Scored]:
         """Teacher-forced pass over `sequences` under the arm's edit, see `LiveModel.score`."""
-        yield from self.model_for(arm).score(sequences, num_listed, routing=routing)
+        yield from self.model_for(arm).score(arm, sequences, num_listed, routing=routing)
 
     def score_each(
         self, sequences: Sequence[Sequence[int]], arms: Sequence[Arm], num_listed: int
@@ -143,19 +144,13 @@ class LiveResponder:
         yield from self.model_for(Arm(BASE, "base")).score_each(sequences, arms, num_listed)
 
     def model_for(self, arm: Arm) -> LiveModel:
-        """The model, loaded and edited as the arm says."""
+        """The model of an arm's checkpoint, loaded."""
         if self._model is None or self._checkpoint != arm.checkpoint:
             self.close()
             self._model = self._load(arm.checkpoint)
-            # Nothing is edited yet; a variant's folder never is, so its engine need not even be able to.
-            self._checkpoint, self._edit = arm.checkpoint, NO_EDIT
+            self._checkpoint = arm.checkpoint
             if arm.checkpoint is None:
                 self.description = self._model.describe()
-        edit = (arm.semantics, arm.suppress, arm.stimulate) if arm.suppress or arm.stimulate else NO_EDIT
-        if self._edit != edit:
-            self._edit = UNKNOWN_EDIT
-            self._model.edit(arm)
-            self._edit = edit
         return self._model
 
     def close(self) -> None:

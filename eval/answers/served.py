@@ -63,25 +63,31 @@ class ServedResponder:
         """The model name that each server was asked for."""
         return {str(name): model for name, model in self._models.items()}
 
-    def answer(self, arm: Arm, requests: Sequence[Request], keep: Keep) -> None:
+    def answer(self, arms: Sequence[Arm], requests: Sequence[Request], keep: Keep) -> None:
         """See `eval.answers.arms.Responder`. Raises: EndpointError that names what is missing."""
-        endpoint = self._endpoints[arm.checkpoint]
-        missing = dict.fromkeys(range(len(requests)))
+        for checkpoint in dict.fromkeys(arm.checkpoint for arm in arms):
+            positions = [position for position, arm in enumerate(arms) if arm.checkpoint == checkpoint]
+            self._answer_at(checkpoint, arms[positions[0]].name, requests, positions, keep)
 
-        async def ask(connection: Connection, position: int, request: Request) -> None:
-            self._models[arm.checkpoint] = connection.model
-            keep(position, await self._ask(connection, request))
-            del missing[position]
+    def _answer_at(
+        self, checkpoint: str | None, name: str, requests: Sequence[Request], positions: Sequence[int], keep: Keep
+    ) -> None:
+        missing = dict.fromkeys(positions)
+
+        async def ask(connection: Connection, number: int, request: Request) -> None:
+            self._models[checkpoint] = connection.model
+            keep(positions[number], await self._ask(connection, request))
+            del missing[positions[number]]
 
         try:
-            ask_all(endpoint, requests, ask)
+            ask_all(self._endpoints[checkpoint], [requests[position] for position in positions], ask)
         except EndpointError as error:
-            if len(missing) == len(requests):
+            if len(missing) == len(positions):
                 raise
             names = ", ".join(requests[position].prompt_id for position in list(missing)[:NUM_NAMED])
             more = f" and {len(missing) - NUM_NAMED} more" if len(missing) > NUM_NAMED else ""
             raise EndpointError(
-                f"{error}; {len(requests) - len(missing)} of {len(requests)} answers of {arm.name!r} are kept,"
+                f"{error}; {len(positions) - len(missing)} of {len(positions)} answers of {name!r} are kept,"
                 f" missing are {names}{more}; run the same command again to go on from there"
             ) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,15 @@ from eval.measures.measure import Found, Measure, Part, Scene, Shown
 from eval.measures.random_sets import frequency_gap, random_sets
 from eval.options import Matching
 from eval.outcomes.observed import Outcomes, observe, select
-from eval.outcomes.statistics import empirical_p_value
+from eval.outcomes.statistics import sequential_p_value
 from eval.outcomes.targets import Target, move_rate, moves
 from rewriter.semantics import Semantics
 
 if TYPE_CHECKING:
     import numpy as np
+
+# Sets that are run in one pass: enough to fill batches, few enough that ending early saves something.
+SETS_A_ROUND = 10
 
 
 class NullDistribution(BaseModel):
@@ -39,8 +43,9 @@ class NullDistribution(BaseModel):
     opposite_observed: float
     opposite_null_values: list[float]
     damaged_observed: float
-    damaged_null_values: list[float]
+    damaged_null_values: list[float] = Field(description="Empty where answers ended once their label was decided.")
     p_value: float
+    stopped_early: bool = Field(False, description="As many sets as were asked to stop it had moved as much.")
     mean: float
     highest: float
     frequency_gap: float | None = Field(None, description="Selections per token, mean over the sets.")
@@ -78,6 +83,8 @@ def controls(scene: Scene, live: LiveResponder) -> Found:
     options, edit, primary = scene.options, scene.edit, scene.plan.primary
     positions = control_positions(scene)
     requests = [scene.requests[position] for position in positions]
+    if scene.target.axis == "behavior" and not options.whole_controls:
+        requests = [replace(one, sampling=replace(one.sampling, until_decided=True)) for one in requests]
     layers, num_experts, frequency = _router(scene, live, positions)
     assert primary.semantics is not None
     found = []
@@ -107,6 +114,7 @@ def controls(scene: Scene, live: LiveResponder) -> Found:
                 tested=edit.pairs,
                 frequency=frequency,
                 label_cut=options.label_cut,
+                stop_after=options.control_stop,
             )
         )
     return {"controls": found}
@@ -218,18 +226,36 @@ def null_distribution(
     tested: Sequence[Pair],
     frequency: Mapping[int, np.ndarray] | None,
     label_cut: bool,
+    stop_after: int,
 ) -> NullDistribution:
-    """Run the control arms over `requests` and compare; `base` and `variant` hold the outcomes of the same requests."""
+    """Run the control arms over `requests` and compare; `base` and `variant` hold the outcomes of the same requests.
+
+    Sets are run a round at a time, all of a round in one pass. A matching ends early when `stop_after` sets have moved
+    as much as the variant (Besag and Clifford's sequential Monte Carlo test, Biometrika 78, 1991): the p-value is then
+    stop_after / sets run, which is valid at every level, and what is left could not have made it small.
+    """
     before = base.labels(target.axis)
     values, opposite_values, damaged_values, sets = [], [], [], []
-    for arm in arms:
-        outcomes = observe(collector, arm, requests, label_cut=label_cut)
-        after = outcomes.labels(target.axis)
-        values.append(move_rate(target, before, after))
-        opposite_values.append(opposite_rate(target, before, after))
-        damaged_values.append(sum(outcomes.damaged()) / max(len(requests), 1))
-        sets.append([*arm.suppress, *arm.stimulate])
     observed = move_rate(target, before, variant.labels(target.axis))
+    whole = not any(request.sampling.until_decided for request in requests)
+    as_many = 0
+    for start in range(0, len(arms), SETS_A_ROUND):
+        round_of_arms = arms[start : start + SETS_A_ROUND]
+        collector.complete_each(round_of_arms, requests)
+        for arm in round_of_arms:
+            outcomes = observe(collector, arm, requests, label_cut=label_cut)
+            after = outcomes.labels(target.axis)
+            values.append(move_rate(target, before, after))
+            opposite_values.append(opposite_rate(target, before, after))
+            if whole:
+                damaged_values.append(sum(outcomes.damaged()) / max(len(requests), 1))
+            sets.append([*arm.suppress, *arm.stimulate])
+            as_many += values[-1] >= observed
+            if as_many == stop_after:
+                break
+        if as_many == stop_after:
+            break
+    stopped = as_many == stop_after and len(values) < len(arms)
     at_risk, _ = moves(target, before, before)
     return NullDistribution(
         matching=matching,
@@ -243,7 +269,8 @@ def null_distribution(
         opposite_null_values=opposite_values,
         damaged_observed=sum(variant.damaged()) / max(len(requests), 1),
         damaged_null_values=damaged_values,
-        p_value=empirical_p_value(observed, values),
+        p_value=sequential_p_value(as_many, len(values), stop_after=stop_after, num_planned=len(arms)),
+        stopped_early=stopped,
         mean=sum(values) / len(values),
         highest=max(values),
         frequency_gap=frequency_gap(sets, tested, frequency) if frequency is not None else None,
@@ -268,11 +295,17 @@ def rows(found: Sequence[NullDistribution], shown: Shown) -> list[Sequence[str]]
             f"mean {percent(control.mean)} max {percent(control.highest)}",
             f"mean {percent(sum(control.opposite_null_values) / len(control.opposite_null_values))}",
             "",
-            f"mean {percent(sum(control.damaged_null_values) / len(control.damaged_null_values))}",
+            mean_damage(control),
             p_words(control.p_value),
         )
         for control in found
     ]
+
+
+def mean_damage(control: NullDistribution) -> str:
+    """The mean share of damaged answers, where whole answers were written."""
+    values = control.damaged_null_values
+    return f"mean {percent(sum(values) / len(values))}" if values else ""
 
 
 def card(found: Sequence[NullDistribution], shown: Shown) -> list[tuple[str, str]]:
@@ -344,7 +377,7 @@ REPORT = """\
 {% for control in found %}
 <h3>{{ control.null_values | length }} sets {{ {"uniform": "drawn uniformly", "layer": "matched by layer", "frequency": "matched by layer and activation frequency"}[control.matching] }}</h3>
 {{ histogram(control) | svg }}
-<p class="muted">{{ control.num_prompts_at_risk }} prompts at risk and {{ control.num_other_prompts }} others. Mean {{ words.percent(control.mean) }}, highest {{ words.percent(control.highest) }}. Opposite change: variant {{ words.percent(control.opposite_observed) }}, random up to {{ words.percent(control.opposite_null_values | max) }}. Damaged answers: variant {{ words.percent(control.damaged_observed) }}, random up to {{ words.percent(control.damaged_null_values | max) }}.{% if control.frequency_gap is not none %} Their activation frequency differs from the tested experts' by {{ words.number(control.frequency_gap) }} selections per token on average.{% endif %}</p>
+<p class="muted">{{ control.num_prompts_at_risk }} prompts at risk and {{ control.num_other_prompts }} others. Mean {{ words.percent(control.mean) }}, highest {{ words.percent(control.highest) }}. Opposite change: variant {{ words.percent(control.opposite_observed) }}, random up to {{ words.percent(control.opposite_null_values | max) }}. Damaged answers: variant {{ words.percent(control.damaged_observed) }}, {% if control.damaged_null_values %}random up to {{ words.percent(control.damaged_null_values | max) }}{% else %}random sets' answers ended once their label was decided{% endif %}.{% if control.stopped_early %} Ended early: enough sets had moved as much.{% endif %}{% if control.frequency_gap is not none %} Their activation frequency differs from the tested experts' by {{ words.number(control.frequency_gap) }} selections per token on average.{% endif %}</p>
 {% endfor %}
 {% else %}<p>No random controls were run{% if results.mode == "served" %}: a running server's routers cannot be edited{% endif %}.</p>{% endif %}
 {% if results.repeat_flips %}<p>The base answered twice: {{ words.rate_words(results.repeat_flips) }} changed label; {{ results.target.change }}: {{ words.rate_words(results.repeat_flips_at_risk) }}.</p>{% endif %}

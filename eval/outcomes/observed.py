@@ -15,6 +15,7 @@ from eval.outcomes.statistics import Rate, wilson
 from eval.outcomes.targets import BEHAVIORS, LANGUAGES, Axis
 from ftri.labels.behavior import answer_is_canned, label_parsed, language_of_thinking
 from ftri.labels.coverage import coverage_warning, uncovered_language
+from ftri.labels.deciding import DECIDED, decided_label
 from ftri.labels.think_formats import parse_response
 
 
@@ -107,7 +108,9 @@ def observe(collector: Collector, arm: Arm, requests: Sequence[Request], *, labe
         inside = answer.starts_inside_think
         health = check_text(answer.text)
         parsed = parse_response(answer.text, inside)
-        outcomes.behaviors.append(label_parsed(parsed, answer.finish_reason, inside, label_cut).value)
+        # An answer that was ended once its label was decided has that label.
+        decided = decided_label(answer.text, inside) if answer.finish_reason == DECIDED else None
+        outcomes.behaviors.append((decided or label_parsed(parsed, answer.finish_reason, inside, label_cut)).value)
         outcomes.languages.append(language_of_thinking(parsed.thinking if parsed else None))
         unjudged = uncovered_language(parsed.answer if parsed else None)
         if unjudged is not None:

@@ -120,8 +120,8 @@ class Request:
     edit: PlannedEdit | None = None
 
 
-# Whether a response's text so far decides all that is wanted of it.
-Until = Callable[[str], bool]
+# Whether a response's text so far, of the prompt at a position among those given, decides all that is wanted of it.
+Until = Callable[[int, str], bool]
 DECIDED = "decided"
 # One edit for all prompts, None for the base, or one of these for each prompt.
 Edits = RouterEdit | Iterable[RouterEdit | None] | None
@@ -227,7 +227,8 @@ class Engine:
 
         Prompts are taken from the iterable as there is room, so any number of them needs little memory. `edit` is one for
         all of them or, as a list or another iterable, an edit or None for each prompt. A response ends, with the finish
-        reason "decided", when `until` of its text so far is true: where a label is wanted, the rest need not be written.
+        reason "decided", when `until` of the prompt's position and the text so far is true: where a label is wanted, the
+        rest need not be written.
 
         Raises:
             EngineError: when a prompt does not fit into the model's context.
@@ -259,7 +260,8 @@ class Engine:
             for sample in range(samples)
             if (prompt.prompt_id, sample) not in skip
         )
-        for finished in self._run(requests, until):
+        watch = None if until is None else lambda label, text: until(label[0], text)
+        for finished in self._run(requests, watch):
             yield [
                 Generation(
                     prompt=prompt,
@@ -358,11 +360,12 @@ class Engine:
                 )
 
     def _run(
-        self, requests: Iterator[Request], until: Until | None = None
+        self, requests: Iterator[Request], until: Callable[[Any, str], bool] | None = None
     ) -> Iterator[list[tuple[Any, Any, Experts | None]]]:
         """Feed requests and yield (label, output, experts) as they finish, those of one step together.
 
-        Outputs that `until` ends are yielded as they are, unfinished; vLLM is told to drop them.
+        Outputs that `until` (given a request's label and its text so far) ends are yielded as they are, unfinished; vLLM
+        is told to drop them.
         """
         labels: dict[str, Any] = {}
         internal_ids: dict[str, str] = {}
@@ -382,7 +385,9 @@ class Engine:
                 decided = [
                     output
                     for output in outputs
-                    if until is not None and not output.finished and until(output.outputs[0].text)
+                    if until is not None
+                    and not output.finished
+                    and until(labels[output.request_id], output.outputs[0].text)
                 ]
                 finished += decided
                 if not finished:

@@ -25,7 +25,6 @@ class FakeModel:
     num_other_choices = 0
 
     def __init__(self, kill_after: int | None = None) -> None:
-        self.arm = Arm("base", "base")
         self.num_generated = 0
         self.closed = False
         self._kill_after = kill_after
@@ -37,34 +36,35 @@ class FakeModel:
         text = "".join(f"<{role}>{content}" for role, content in messages)
         return Rendered(text, [byte % VOCABULARY for byte in text.encode()])
 
-    def generate(self, prompts: Sequence[Rendered], sampling: Sequence[Sampling]) -> Iterator[Generated]:
-        assert len(prompts) == len(sampling)
+    def generate(
+        self, prompts: Sequence[Rendered], sampling: Sequence[Sampling], arms: Sequence[Arm]
+    ) -> Iterator[Generated]:
+        assert len(prompts) == len(sampling) == len(arms)
         # Out of order, as a real engine finishes.
         for index in reversed(range(len(prompts))):
             if self._kill_after is not None and self.num_generated >= self._kill_after:
                 os.kill(os.getpid(), signal.SIGKILL)
             self.num_generated += 1
-            text = reply(prompts[index].text, self.arm.suppress, self.arm.stimulate)
+            text = reply(prompts[index].text, arms[index].suppress, arms[index].stimulate)
             yield Generated(
                 index, text, [byte % VOCABULARY for byte in text.encode()][: sampling[index].max_tokens], "stop"
             )
 
-    def score(self, sequences: Sequence[list[int]], num_listed: int | None, *, routing: bool) -> Iterator[Scored]:
+    def score(
+        self, arm: Arm, sequences: Sequence[list[int]], num_listed: int | None, *, routing: bool
+    ) -> Iterator[Scored]:
         for index, tokens in enumerate(sequences):
             generator = np.random.default_rng(int(share(tuple(tokens)) * 2**32))
             logits = generator.normal(size=(len(tokens) - 1, VOCABULARY))
             routes = np.argsort(generator.random((len(tokens), len(MOE_LAYERS), NUM_EXPERTS)), axis=-1)[..., :TOP_K]
-            for layer, expert in self.arm.suppress:
+            for layer, expert in arm.suppress:
                 hit = (routes[:, MOE_LAYERS.index(layer)] == expert).any(axis=-1)[1:]
-                strength = {"reroute": 0.2, "drop": 0.3, "drop-renorm": 0.25}[str(self.arm.semantics)]
+                strength = {"reroute": 0.2, "drop": 0.3, "drop-renorm": 0.25}[str(arm.semantics)]
                 logits[hit] += strength * np.random.default_rng(layer * 100 + expert).normal(size=VOCABULARY)
             log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
             order = np.argsort(-log_probabilities, axis=1)[:, : None if num_listed == -1 else num_listed]
             distributions = TokenDistributions(order, np.take_along_axis(log_probabilities, order, axis=1))
             yield Scored(index, distributions if num_listed is not None else None, routes if routing else None)
-
-    def edit(self, arm: Arm) -> None:
-        self.arm = arm
 
     def close(self) -> None:
         self.closed = True

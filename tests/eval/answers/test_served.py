@@ -27,7 +27,7 @@ def endpoint(url, **changes):
 def ask(url, requests=REQUESTS, render=as_bytes, **changes):
     answers: dict[int, Answer] = {}
     responder = ServedResponder({None: endpoint(url, **changes)}, render)
-    responder.answer(BASE, requests, answers.__setitem__)
+    responder.answer([BASE] * len(requests), requests, answers.__setitem__)
     return answers
 
 
@@ -119,7 +119,7 @@ def test_a_server_that_dies_keeps_what_it_gave_and_names_what_is_missing(serve):
     answers: dict[int, Answer] = {}
     responder = ServedResponder({None: endpoint(server.url, concurrency=2)}, as_bytes)
     with pytest.raises(EndpointError) as caught:
-        responder.answer(BASE, REQUESTS, answers.__setitem__)
+        responder.answer([BASE] * len(REQUESTS), REQUESTS, answers.__setitem__)
     assert 5 <= len(answers) < 12
     first_missing = min(set(range(20)) - set(answers))
     sentence = str(caught.value)

@@ -19,7 +19,7 @@ def run(engine: Engine, until: Until | None = None, edit: list[RouterEdit | None
 
 def test_decided_responses_begin_as_whole_ones_do(tiny_engine: Engine) -> None:
     whole = run(tiny_engine)
-    decided = list(zip(whole, run(tiny_engine, until=lambda text: True), strict=True))
+    decided = list(zip(whole, run(tiny_engine, until=lambda index, text: True), strict=True))
     for one, other in decided:
         assert other.finish_reason == "decided"
         assert one.text.startswith(other.text)
@@ -33,12 +33,12 @@ def test_decided_responses_begin_as_whole_ones_do(tiny_engine: Engine) -> None:
 
 
 def test_a_response_that_nothing_decides_is_whole(tiny_engine: Engine) -> None:
-    whole, watched = run(tiny_engine), run(tiny_engine, until=lambda text: False)
+    whole, watched = run(tiny_engine), run(tiny_engine, until=lambda index, text: False)
     assert [(one.text, one.finish_reason) for one in watched] == [(one.text, one.finish_reason) for one in whole]
 
 
 def test_edits_and_ends_go_together(tiny_engine: Engine) -> None:
     edits = [RouterEdit("drop", suppress=[(1, 0)]) if number % 2 else None for number in range(COUNT)]
     whole = run(tiny_engine, edit=edits)
-    short = run(tiny_engine, until=lambda text: len(text) >= 8, edit=edits)
+    short = run(tiny_engine, until=lambda index, text: len(text) >= 8, edit=edits)
     assert all(one.text.startswith(other.text) for one, other in zip(whole, short, strict=True))

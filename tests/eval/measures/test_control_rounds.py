@@ -1,0 +1,111 @@
+"""Random sets share passes, end early when the p-value is decided, and write no more than decides a label."""
+
+import random
+from pathlib import Path
+
+import pytest
+from doubles import FakeModel
+from fake_run import EDIT, OPTIONS, PROMPTS
+
+from eval.answers.arms import Arm, Request, Sampling
+from eval.answers.journal import Collector, Journal
+from eval.answers.live import LiveResponder
+from eval.measures.controls import NullDistribution, control_arms, null_distribution
+from eval.outcomes.observed import observe
+from eval.outcomes.statistics import sequential_p_value
+from eval.outcomes.targets import Target
+
+TARGET = Target("behavior", "REFUSED", "leave")
+REQUESTS = [Request(one.prompt_id, 0, (("user", one.text),), Sampling(64, until_decided=True)) for one in PROMPTS]
+
+
+class CountedModel(FakeModel):
+    """Counts passes, and how many arms share each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes: list[int] = []
+
+    def generate(self, prompts, sampling, arms):
+        self.passes.append(len(set(arms)))
+        return super().generate(prompts, sampling, arms)
+
+
+def run(folder: Path, model: CountedModel, variant: Arm, stop_after: int) -> NullDistribution:
+    live = LiveResponder({"model": "double"}, lambda checkpoint: model)
+    arms = control_arms(
+        "uniform",
+        "reroute",
+        EDIT.suppress,
+        (),
+        layers=FakeModel.moe_layers,
+        num_experts=FakeModel.num_experts,
+        num_sets=25,
+        seed=0,
+        frequency=None,
+        is_feasible=lambda down, up: True,
+    )
+    with Journal(folder / "journal.jsonl", live.identity()) as journal:
+        collector = Collector(live, journal)
+        base, tested = (observe(collector, arm, REQUESTS) for arm in (Arm("base", "base"), variant))
+        model.passes.clear()
+        return null_distribution(
+            collector,
+            TARGET,
+            "uniform",
+            arms,
+            REQUESTS,
+            base,
+            tested,
+            tested=EDIT.suppress,
+            frequency=None,
+            label_cut=False,
+            stop_after=stop_after,
+        )
+
+
+def test_many_sets_share_one_pass(tmp_path: Path) -> None:
+    model = CountedModel()
+    null = run(tmp_path, model, Arm("variant", "variant", "reroute", EDIT.suppress), stop_after=10)
+    assert model.passes == [10, 10, 5]
+    assert len(null.null_values) == 25
+    assert null.p_value == 1 / 26
+    assert not null.stopped_early
+    assert null.damaged_null_values == []
+
+
+def test_a_variant_like_chance_ends_early(tmp_path: Path) -> None:
+    # Suppressing nothing that matters: every random set moves as much.
+    model = CountedModel()
+    weak = Arm("variant", "variant", "reroute", ((1, 0),))
+    null = run(tmp_path, model, weak, stop_after=3)
+    as_much = [value >= null.observed for value in null.null_values]
+    assert null.stopped_early
+    assert sum(as_much) == 3 and as_much[-1]
+    assert null.p_value == pytest.approx(3 / len(null.null_values))
+    assert len(null.null_values) < 25
+
+
+def test_sequential_p_values_hold_their_level() -> None:
+    # Under the null the variant is one more random set: P(p <= level) must not exceed the level, whatever the rule stops.
+    generator = random.Random(0)
+    num_trials, stop_after, num_sets = 4000, 5, 39
+    for level in (0.05, 0.1, 0.25):
+        small = 0
+        for _ in range(num_trials):
+            observed = generator.random()
+            as_many, drawn = 0, 0
+            while drawn < num_sets and as_many < stop_after:
+                drawn += 1
+                as_many += generator.random() >= observed
+            p_value = sequential_p_value(as_many, drawn, stop_after=stop_after, num_planned=num_sets)
+            small += p_value <= level
+        assert small / num_trials <= level + 0.015
+
+
+def test_requests_that_differ_in_how_they_end_are_not_confused(tmp_path: Path) -> None:
+    whole = Request("p", 0, (("user", "x"),), Sampling(64))
+    cut = Request("p", 0, (("user", "x"),), Sampling(64, until_decided=True))
+    assert whole.identity() != cut.identity()
+    assert "until" not in whole.identity()
+    assert OPTIONS.whole_controls is False
