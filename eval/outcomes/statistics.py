@@ -113,16 +113,11 @@ def sequential_p_value(num_as_many: int, num_run: int, *, stop_after: int, num_p
     """The p-value of a test that ends when `stop_after` random values are as large as the observed one.
 
     Besag and Clifford, Sequential Monte Carlo p-values, Biometrika 78 (1991): stop_after / num_run where it ended before
-    the last planned value, else (1 + num_as_many) / (1 + num_planned); valid at every level.
+    the last planned value, else (1 + num_as_many) / (1 + num_planned), which is never 0; one-sided, valid at every level.
     """
     if num_as_many >= stop_after and num_run < num_planned:
         return stop_after / num_run
     return (1 + num_as_many) / (1 + num_planned)
-
-
-def empirical_p_value(observed: float, null_values: Sequence[float]) -> float:
-    """p = (1 + #{null >= observed}) / (N + 1): one-sided, never 0, exact under exchangeability."""
-    return (1 + sum(value >= observed for value in null_values)) / (len(null_values) + 1)
 
 
 def mean_interval(values: Sequence[float], *, seed: int = 0) -> Interval:

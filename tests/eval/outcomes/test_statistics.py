@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from eval.outcomes.statistics import clustered_ratio, empirical_p_value, exact_mcnemar, mean_interval, wilson
+from eval.outcomes.statistics import clustered_ratio, exact_mcnemar, mean_interval, sequential_p_value, wilson
 
 
 def wilson_by_hand(count: int, total: int) -> tuple[float, float]:
@@ -89,10 +89,12 @@ def test_clusters_without_anything_at_risk_say_nothing():
 
 
 @pytest.mark.parametrize(
-    ("observed", "null", "expected"), [(0.4, [0.1] * 99, 0.01), (0.1, [0.1] * 99, 1.0), (0.4, [0.5, 0.3, 0.2], 0.5)]
+    ("num_as_many", "num_run", "expected"),
+    [(0, 99, 0.01), (99, 99, 1.0), (9, 99, 0.1), (10, 12, 10 / 12), (10, 99, 0.11)],
 )
-def test_empirical_p_value_counts_the_observed_one_in(observed, null, expected):
-    assert empirical_p_value(observed, null) == expected
+def test_sequential_p_value_is_besag_and_clifford_s(num_as_many, num_run, expected):
+    found = sequential_p_value(num_as_many, num_run, stop_after=10, num_planned=99)
+    assert found == pytest.approx(expected)
 
 
 def test_mean_interval_covers_the_t_interval_roughly():
