@@ -207,7 +207,11 @@ def ask_all(
 
 async def template_sha256(connection: Connection) -> str | None:
     """SHA-256 of the tokens of a fixed conversation in the server's own chat template, by vLLM's POST /tokenize (beside /v1);
-    None where the server has none, so that its template cannot be told. Raises: EndpointError when it is unreachable."""
+    None where the server has none, so that its template cannot be told.
+
+    Raises:
+        EndpointError: it is unreachable.
+    """
     messages = [
         {"role": "user", "content": "1"},
         {"role": "assistant", "content": "2"},

@@ -115,7 +115,11 @@ def _missing(plan: RecordPlan, completed: set[tuple[str, int]]) -> Iterator[tupl
 
 
 async def find_runtime(connection: Connection) -> Runtime:
-    """Which of the two answers: only SGLang has GET /get_model_info. Raises: EndpointError when it is unreachable."""
+    """Which of the two answers: only SGLang has GET /get_model_info.
+
+    Raises:
+        EndpointError: it is unreachable.
+    """
     info = await call(connection.client, connection.endpoint, "GET", MODEL_INFO, None, missing_is_none=True)
     return "sglang" if "model_path" in info else "vllm"
 
@@ -163,13 +167,21 @@ async def ask(
 
 
 def read_choice(choice: dict[str, Any], where: str) -> Served:
-    """A choice of vLLM's /v1/completions. Raises: EndpointError when it lacks tokens or routing."""
+    """A choice of vLLM's /v1/completions.
+
+    Raises:
+        EndpointError: it lacks tokens or routing.
+    """
     rows = _npy(_encoded(choice.get("routed_experts"), "vllm", where), where)
     return _served(choice.get("text"), choice.get("token_ids"), choice.get("finish_reason"), rows, where)
 
 
 def read_generate(document: dict[str, Any], top_k: int, where: str) -> Served:
-    """An answer of SGLang's /generate. Raises: EndpointError when it lacks tokens or routing."""
+    """An answer of SGLang's /generate.
+
+    Raises:
+        EndpointError: it lacks tokens or routing.
+    """
     meta = document.get("meta_info")
     meta = meta if isinstance(meta, dict) else {}
     reason = meta.get("finish_reason")

@@ -104,7 +104,11 @@ class CommandLine:
         )
 
     def check(self) -> None:
-        """Raises: InputError for values that cannot be meant."""
+        """See to it that the values can be meant.
+
+        Raises:
+            InputError: one cannot.
+        """
         for name, least in (("concurrency", 1), ("attempts", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name} is {getattr(self, name)}, expected at least {least}")

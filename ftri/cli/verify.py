@@ -86,7 +86,8 @@ def verify_variant(
 def _observe(traces: Path, variant: Path, record: "VariantRecord") -> "Selections":
     """The selections of the suppressed experts in traces of the variant.
 
-    Raises: VerificationError where a reroute that rules them out shows one.
+    Raises:
+        VerificationError: a reroute that rules them out shows one.
     """
     from ftri.traces.selections import selections_in_traces
     from rewriter.errors import VerificationError

@@ -48,7 +48,8 @@ def prepare_environment() -> None:
 def check_arguments(given: Mapping[str, Any]) -> None:
     """Refuse engine arguments that vLLM does not have, or that are ours.
 
-    Raises InputError.
+    Raises:
+        InputError: one is given.
     """
     prepare_environment()
     from vllm import EngineArgs
@@ -148,7 +149,8 @@ def parse_engine_arguments(
 
     Those left at vLLM's default are left out. `own` are the command's options, to name the one that a mistyped word is near to.
 
-    Raises: InputError when vLLM's parser does not know a word or refuses a value, or a name is set by MoTE itself.
+    Raises:
+        InputError: vLLM's parser does not know a word or refuses a value, or a name is set by MoTE itself.
     """
     words, pairs = _split_pairs(words)
     given: dict[str, Any] = {}

@@ -141,8 +141,11 @@ class Engine:
     ) -> None:
         """Load a local folder or Hub model; `engine_arguments` are fields of vLLM's EngineArgs.
 
-        Raises InputError for wrong engine arguments, EngineError when vLLM cannot load the model, UnknownFamilyError
-        for a model that is no known Mixture of Experts, HubError when it cannot be found.
+        Raises:
+            InputError: wrong engine arguments.
+            EngineError: vLLM cannot load the model.
+            UnknownFamilyError: the model is no known Mixture of Experts.
+            HubError: it cannot be found.
         """
         resolved = resolve_model(model, revision)
         self.folder = resolved.folder
@@ -476,7 +479,8 @@ class Engine:
 def start_engine(arguments: Mapping[str, Any]) -> Any:
     """Start vLLM.
 
-    Raises EngineError with vLLM's own reason when it does not.
+    Raises:
+        EngineError: with vLLM's own reason, when it does not start.
     """
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine

@@ -26,8 +26,9 @@ class RoutingRecorder:
 
         num_choices: the ids that a router chooses from, which may be more than the experts that vLLM counts.
 
-        Raises RuntimeError where the model runner is not the one this was written for, ValueError where vLLM cannot
-        capture a layer's routing.
+        Raises:
+            RuntimeError: the model runner is not the one this was written for.
+            ValueError: vLLM cannot capture a layer's routing.
         """
         from vllm.model_executor.layers.fused_moe.layer import MoERunner
         from vllm.model_executor.layers.fused_moe.routed_experts_capturer import (
@@ -97,7 +98,8 @@ class RoutingRecorder:
 def full_attention_group(kv_cache_config: Any) -> tuple[int, int]:
     """The group of cache blocks that keeps every token of a request, and its block size.
 
-    Raises RuntimeError when no layer attends to all tokens.
+    Raises:
+        RuntimeError: no layer attends to all tokens.
     """
     from vllm.v1.kv_cache_interface import FullAttentionSpec, UniformTypeKVCacheSpecs
 
