@@ -117,7 +117,7 @@ SAFETENSORS_RUNTIMES: tuple[Runtime, ...] = (
 GGUF_RUNTIMES: tuple[Runtime, ...] = (
     Runtime("llama.cpp b11549 (October 2026)", "run", _llama_cpp),
     Runtime("llama.cpp b7079 (November 2025)", "run", _llama_cpp_masking_by_product),
-    Runtime("llama.cpp b6900 (October 2025)", "run", _llama_cpp_masking_by_product),
+    Runtime("llama.cpp b6900 (October 2025)", "run", _llama_cpp),
     Runtime(
         "llama.cpp before September 2025",
         "read",
