@@ -44,6 +44,7 @@ def write_random_traces(folder: Path, size_bytes: int, num_responses: int = NUM_
     from ftri.traces.writer import TraceWriter
 
     generator = np.random.default_rng(0)
+    first = np.arange(0, NUM_EXPERTS, NUM_EXPERTS // TOP_K, dtype=np.uint8)
     num_rows = max(PROMPT_TOKENS, size_bytes // num_responses // TOKEN_SIZE_BYTES)
     manifest = {
         "model": "benchmark",
@@ -65,7 +66,8 @@ def write_random_traces(folder: Path, size_bytes: int, num_responses: int = NUM_
                 text=ANSWERS[number % 3],
                 finish_reason="stop",
                 factors={"place": str(number % 14), "time": str(number % NUM_PROMPTS // 14)},
-                experts=generator.integers(0, 256, (num_rows, NUM_LAYERS, TOP_K), dtype=np.uint8),
+                # One of each eighth of the experts: different ones, ascending, as a trace must have them.
+                experts=generator.integers(0, NUM_EXPERTS // TOP_K, (num_rows, NUM_LAYERS, TOP_K), np.uint8) + first,
             )
 
     # Random ids do not compress, and one sync for many responses is enough for what is thrown away afterwards.

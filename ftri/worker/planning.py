@@ -173,7 +173,8 @@ def base_bias(checkpoint: Checkpoint, layout: RouterLayout, layer: int) -> np.nd
 def check_pairs(edit: RouterEdit, layout: RouterLayout) -> None:
     """Refuse an edit that names nothing, what the model lacks, or the same expert twice.
 
-    Raises ExpertSetError.
+    Raises:
+        ExpertSetError: the edit does so.
     """
     pairs = [*edit.suppress, *edit.stimulate]
     if not pairs:
