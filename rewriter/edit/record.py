@@ -32,6 +32,7 @@ MINUS_INF: Final = "-inf"
 BiasWord = Literal["auto", "-inf", "margin"]
 BiasChoice = BiasWord | float
 BIAS_WORDS: tuple[BiasWord, ...] = get_args(BiasWord)
+Named = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -86,7 +87,7 @@ class TensorRecord(_Record):
 class SetRecord(_Record):
     """Where the experts came from: their set without the experts."""
 
-    behavior: str
+    behavior: Named
     model: str | None = None
     provenance: dict[str, Any] = {}
 
@@ -99,7 +100,7 @@ class VariantRecord(_Record):
     base_model: str | None = None  # Hub id, where the base came from the Hub
     base_revision: str | None = None
     base_folder: str | None = None  # the folder's own name, never its path
-    behavior: str
+    behavior: Named
     semantics: CheckpointSemantics
     suppress_bias: BiasChoice
     renormalize: bool = False  # whether renormalisation was asked for where the base was trained without
@@ -144,7 +145,7 @@ class Recipe(_Record):
     tool_version: str
     base_model: str | None = None
     base_revision: str | None = None
-    behavior: str
+    behavior: Named
     semantics: CheckpointSemantics
     suppress_bias: BiasChoice = "auto"
     renormalize: bool = False

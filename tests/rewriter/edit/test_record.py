@@ -126,6 +126,7 @@ def test_what_a_variant_carries_is_what_the_record_says(tmp_path: Path) -> None:
         (BLOCK | {"experts": [{"layer": "3"}]}, 'experts.0.layer of its mote block is "3"'),
         (BLOCK | {"experts": [{"layer": True}]}, "experts.0.layer of its mote block is true"),
         (BLOCK | {"suppress_bias": float("nan")}, "suppress_bias"),
+        (BLOCK | {"expert_sets": [{"behavior": ""}]}, "expert_sets.0.behavior of its mote block is"),
         (BLOCK | {"semantics": "vanish"}, "semantics of its mote block is"),
         (BLOCK | {"behavior": ["\x1b[2J\u202e\n" * 9999]}, r'behavior of its mote block is ["\u001b[2J\u202e\n'),
         (BLOCK | {"base": {"schema": "mote.variant/1"}}, "base.tool_version of its mote block is missing"),
