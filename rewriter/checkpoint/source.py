@@ -1,6 +1,7 @@
 """Where a checkpoint's bytes come from, and where in a file a tensor lies."""
 
 import os
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -39,11 +40,14 @@ class LocalFolder:
     def size_bytes(self, file_name: str) -> int | None:
         """Size of a file, or None when there is no such file."""
         try:
-            return (self.path / file_name).stat().st_size
+            status = (self.path / file_name).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise CheckpointError(f"{self.path / file_name}: cannot be read ({error.strerror})") from None
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read without end
+            raise CheckpointError(f"{self.path / file_name}: is not a regular file, expected one that can be read")
+        return status.st_size
 
     def read(self, file_name: str, offset: int, size: int) -> bytes:
         """Up to `size` bytes of a file from `offset`."""

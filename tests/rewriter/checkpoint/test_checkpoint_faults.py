@@ -1,6 +1,7 @@
 """Damaged checkpoints through the command: each is refused with one sentence, and nothing is written."""
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -178,7 +179,7 @@ def test_shard_name_too_long_for_the_filesystem(base: Path, refusal: Path, refus
 def test_shard_is_a_folder(base: Path, shard: Path, refusal: Path, refuse: Refuse) -> None:
     shard.unlink()
     shard.mkdir()
-    assert f"{shard}: cannot be read (Is a directory)" in refuse(base, "--suppress", refusal)
+    assert f"{shard}: is not a regular file" in refuse(base, "--suppress", refusal)
 
 
 def test_shard_is_a_link_to_itself(base: Path, shard: Path, refusal: Path, refuse: Refuse) -> None:
@@ -305,3 +306,22 @@ def test_a_git_lfs_pointer_is_called_so(name: str, base: Path, refusal: Path, re
     path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4302373176\n")
     sentence = refuse(base, "--suppress", refusal)
     assert f"{path}: is a Git LFS pointer" in sentence and sentence.endswith("run git lfs pull")
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX, "shard"])
+def test_a_pipe_or_a_folder_in_a_files_place_is_not_waited_for(
+    name: str, base: Path, refusal: Path, mote_rewrite: Command, tmp_path: Path
+) -> None:
+    path = shard_of(base, bias_name(1)) if name == "shard" else base / name
+    path.unlink()
+    os.mkfifo(path)
+    assert (
+        f"{path}: is not a regular file"
+        in mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "out").error
+    )
+    path.unlink()
+    path.mkdir()
+    assert (
+        f"{path}: is not a regular file"
+        in mote_rewrite("--model", base, "--suppress", refusal, "-o", tmp_path / "out").error
+    )
