@@ -69,6 +69,10 @@ def exact_mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
     return McNemar(gained=gained, lost=lost, p_value=p_value)
 
 
+# Counts of drawn clusters that are held at once, 8 bytes each.
+DRAWN_AT_A_TIME = 1 << 20
+
+
 def clustered_ratio(
     numerators: np.ndarray,
     denominators: np.ndarray,
@@ -100,10 +104,14 @@ def clustered_ratio(
     if estimate is None or num_clusters < 2:
         return Interval(estimate=estimate, low=None, high=None, num_clusters=num_clusters)
     generator = np.random.default_rng(seed)
-    times_drawn = generator.multinomial(
-        num_clusters, np.full(num_clusters, 1 / num_clusters), size=num_resamples
-    )  # [B, G]
-    ratios = (times_drawn @ top) / (times_drawn @ bottom)
+    share = np.full(num_clusters, 1 / num_clusters)
+    ratios = np.empty(num_resamples)
+    # A part at a time: all resamples of thousands of clusters at once would take hundreds of megabytes.
+    size = max(DRAWN_AT_A_TIME // num_clusters, 1)
+    for start in range(0, num_resamples, size):
+        part = ratios[start : start + size]
+        times_drawn = generator.multinomial(num_clusters, share, size=len(part))  # [b, G] of [B, G]
+        part[:] = (times_drawn @ top) / (times_drawn @ bottom)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(ratios, [tail, 1 - tail])
     return Interval(estimate=estimate, low=float(low), high=float(high), num_clusters=num_clusters)

@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -106,3 +107,21 @@ def test_mean_interval_covers_the_t_interval_roughly():
     assert 8.3 < interval.high < 8.8
     assert mean_interval([3.0, 3.0]).low is None
     assert mean_interval([]).estimate is None
+
+
+def test_resamples_in_parts_are_those_of_one_draw(monkeypatch):
+    generator = np.random.default_rng(0)
+    tops, names = generator.random(300), [f"place {n // 3}" for n in range(300)]
+    whole = clustered_ratio(tops, np.ones(300), names)
+    monkeypatch.setattr("eval.outcomes.statistics.DRAWN_AT_A_TIME", 700)
+    assert clustered_ratio(tops, np.ones(300), names) == whole
+
+
+def test_thousands_of_clusters_take_little_memory():
+    names = [f"cluster {n}" for n in range(2000)]
+    tops = np.random.default_rng(0).random(2000)
+    tracemalloc.start()
+    clustered_ratio(tops, np.ones(2000), names)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6
