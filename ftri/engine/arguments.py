@@ -152,6 +152,8 @@ def parse_engine_arguments(
     Raises:
         InputError: vLLM's parser does not know a word or refuses a value, or a name is set by MoTE itself.
     """
+    # Before anything imports PyTorch, which reads its own settings then: a tokenizer does, long before the engine.
+    prepare_environment()
     words, pairs = _split_pairs(words)
     given: dict[str, Any] = {}
     if words:
