@@ -30,6 +30,7 @@ SERVE_BLOCK = "mote-serve"
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MAX_FRONT_MATTER_CHARACTERS = 4_000_000
 MAX_FRONT_MATTER_DEPTH = 32
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 NUM_TABLE_ROWS = 200
 """Experts listed one by one; the rest is counted, since config.json holds them all."""
@@ -291,7 +292,7 @@ def front_matter(facts: CardFacts, base_data: Mapping[str, Any]) -> dict[str, An
     )
     data.setdefault("library_name", "transformers")
     data.setdefault("pipeline_tag", "text-generation")
-    if facts.base_model is not None:
+    if facts.base_model is not None and HUB_ID.fullmatch(facts.base_model):
         data["base_model"] = facts.base_model
         data["base_model_relation"] = "finetune"
     return data
@@ -337,8 +338,11 @@ def _experts(count: int) -> str:
 
 def _base_link(facts: CardFacts) -> str:
     if facts.base_model is None:
-        return "a local checkpoint" + (f" of type `{facts.model_type}`" if facts.model_type else "")
-    revision = f" at revision `{facts.base_revision}`" if facts.base_revision else ""
+        return "a local checkpoint" + (f" of type {inline_code(facts.model_type)}" if facts.model_type else "")
+    revision = f" at revision {inline_code(facts.base_revision)}" if facts.base_revision else ""
+    # The edited base's own record may name a base, and it may be a stranger's.
+    if not HUB_ID.fullmatch(facts.base_model):
+        return f"{inline(facts.base_model)}{revision}"
     return f"[{facts.base_model}](https://huggingface.co/{facts.base_model}){revision}"
 
 
