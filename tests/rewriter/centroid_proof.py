@@ -102,8 +102,16 @@ def log_chances(
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(router_logits(routers, masked, seen))
-        logits = model(input_ids=ids).logits
+        logits = model(input_ids=ids, use_cache=False).logits
     return logits.flatten(0, 1).double().log_softmax(-1), seen
+
+
+def only_router_logits(model: Any, routers: Mapping[int, torch.Tensor], ids: torch.Tensor) -> dict[int, torch.Tensor]:
+    """Router logits [T, E] by layer of an unmasked model, whose output head is left out."""
+    seen: dict[int, torch.Tensor] = {}
+    with torch.no_grad(), router_logits(routers, {}, seen):
+        model.model(input_ids=ids, use_cache=False)
+    return seen
 
 
 def kl(true: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -122,10 +130,36 @@ def selects(logits: torch.Tensor, experts: Sequence[int], layout: RouterLayout) 
     return torch.isin(chosen, torch.tensor(list(experts))).any(-1)
 
 
+def most_selected(
+    base: Any,
+    routers: Mapping[int, torch.Tensor],
+    layout: RouterLayout,
+    batches: Sequence[torch.Tensor],
+    per_layer: int,
+) -> ExpertSet:
+    """In each layer the experts that the base's tokens select most."""
+    counts: dict[int, Counter[int]] = {layer: Counter() for layer in layout.moe_layers}
+    for batch in batches:
+        for layer, logits in only_router_logits(base, routers, batch).items():
+            counts[layer].update(logits.topk(layout.top_k, -1).indices.flatten().tolist())
+    entries = [
+        ExpertEntry(layer=layer, expert=expert)
+        for layer in layout.moe_layers
+        for expert, _ in counts[layer].most_common(per_layer)
+    ]
+    return ExpertSet(layer_index="model", behavior="frequent", experts=entries)
+
+
 def prove(
-    name: str, model_class: Any, folder: Path, batches: Sequence[torch.Tensor], work: Path, per_layer: int = 2
+    name: str,
+    model_class: Any,
+    folder: Path,
+    batches: Sequence[torch.Tensor],
+    work: Path,
+    per_layer: int = 2,
+    listed: ExpertSet | None = None,
 ) -> Proof:
-    """Suppress the experts that tokens select most, and compare; batches: prompts int64 [sequences, length]."""
+    """Suppress the listed experts, else those most selected, and compare; batches: prompts int64 [sequences, length]."""
     transformers.utils.logging.disable_progress_bar()
     checkpoint = Checkpoint.open(folder)
     layout = checkpoint.layout
@@ -135,22 +169,20 @@ def prove(
         return model, routers_of(model, layout)
 
     base, base_routers = load(folder)
-    counts: dict[int, Counter[int]] = {layer: Counter() for layer in layout.moe_layers}
-    for batch in batches[:4]:
-        for layer, logits in log_chances(base, base_routers, batch, {})[1].items():
-            counts[layer].update(logits.topk(layout.top_k, -1).indices.flatten().tolist())
-    chosen = {layer: [expert for expert, _ in counts[layer].most_common(per_layer)] for layer in layout.moe_layers}
-    entries = [ExpertEntry(layer=layer, expert=expert) for layer, experts in chosen.items() for expert in experts]
-    expert_set = ExpertSet(layer_index="model", behavior="frequent", experts=entries)
+    if listed is None:
+        listed = most_selected(base, base_routers, layout, batches[:4], per_layer)
+    chosen: dict[int, list[int]] = {}
+    for layer, expert in listed.model_pairs(layout.moe_layers):
+        chosen.setdefault(layer, []).append(expert)
     variants = {}
     for semantics in (REROUTE, DROP):
-        write_variant(make_plan(checkpoint, expert_set, None, EditOptions(semantics)), folder, work / semantics)
+        write_variant(make_plan(checkpoint, listed, None, EditOptions(semantics)), folder, work / semantics)
         variants[semantics] = load(work / semantics)
     totals: Counter[str] = Counter()
     sums = dict.fromkeys(("kept", "all", "drop"), 0.0)
     for batch in batches:
         true, _ = log_chances(base, base_routers, batch, chosen)
-        _, before = log_chances(base, base_routers, batch, {})
+        before = only_router_logits(base, base_routers, batch)
         mean, after = log_chances(*variants[REROUTE], batch, {})
         dropped, _ = log_chances(*variants[DROP], batch, {})
         selecting = torch.zeros(len(true), dtype=torch.bool)
@@ -171,13 +203,67 @@ def prove(
         num_experts=layout.num_experts,
         top_k=layout.top_k,
         num_tokens=totals["tokens"],
-        num_suppressed=len(entries),
+        num_suppressed=len(listed.experts),
         num_selections_before=totals["before"],
         num_selecting=totals["selecting"],
         kl_centroid=sums["kept"] / max(1, totals["clean"]),
         kl_centroid_all=sums["all"] / totals["tokens"],
         kl_drop=sums["drop"] / totals["tokens"],
     )
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How bfloat16 makes a centroid's model choose otherwise than the true reroute where no suppressed expert is selected."""
+
+    num_tokens: int
+    num_selecting: int  # tokens of the variant that select a suppressed expert
+    num_differing: int  # tokens for which another expert was chosen in any layer
+    num_sequences: int  # with such a token
+    num_tied: int  # sequences whose first such choice was between experts of equal logits
+    kl_before: float  # summed over the tokens before a sequence's first such choice
+
+
+def prove_rounding(folder: Path, sequences: Sequence[torch.Tensor], work: Path) -> Rounding:
+    """Compare the choices of both in bfloat16, for the folder's own list; sequences: token ids int64 [length] each."""
+    checkpoint, listed = Checkpoint.open(folder), ExpertSet.load(folder / "refusal.json")
+    layout = checkpoint.layout
+    write_variant(make_plan(checkpoint, listed, None, EditOptions(REROUTE)), folder, work)
+    model_class = transformers.AutoModelForCausalLM
+    base, variant = (model_class.from_pretrained(path, dtype=torch.bfloat16).eval() for path in (folder, work))
+    chosen = {
+        layer: [expert for at, expert in listed.model_pairs(layout.moe_layers) if at == layer]
+        for layer in layout.moe_layers
+    }
+    totals: Counter[str] = Counter()
+    kl_before = 0.0
+    for ids in sequences:
+        true, masked = log_chances(base, routers_of(base, layout), ids[None], chosen)
+        mean, after = log_chances(variant, routers_of(variant, layout), ids[None], {})
+        best = {layer: logits.topk(layout.top_k + 1, -1).values for layer, logits in masked.items()}
+        differs = torch.stack([choices(masked[layer], layout) != choices(after[layer], layout) for layer in masked])
+        differs = differs.any(-1)  # [layers, T]
+        selecting = torch.stack([selects(after[layer], chosen[layer], layout) for layer in masked]).any(0)
+        totals.update(tokens=len(ids), differing=int(differs.any(0).sum()), selecting=int(selecting.sum()))
+        first = int(differs.any(0).int().argmax()) if differs.any() else len(ids)
+        kl_before += float(kl(true, mean)[:first].sum())
+        if first < len(ids):
+            # Nothing that this choice was made from differs yet: neither earlier tokens nor the layers below.
+            fourth, fifth = best[list(masked)[int(differs[:, first].int().argmax())]][first, -2:]
+            totals.update(sequences=1, tied=int(fourth == fifth))
+    return Rounding(
+        totals["tokens"],
+        totals["selecting"],
+        totals["differing"],
+        totals["sequences"],
+        totals["tied"],
+        kl_before,
+    )
+
+
+def choices(logits: torch.Tensor, layout: RouterLayout) -> torch.Tensor:
+    """The experts of each token's top-k in ascending order, int64 [T, K], of a router without groups."""
+    return logits.topk(layout.top_k, -1).indices.sort(-1).values
 
 
 def random_batches(vocabulary: int, num_tokens: int = NUM_TOKENS, length: int = 128) -> list[torch.Tensor]:
@@ -247,12 +333,12 @@ def cut(ids: list[int], num_tokens: int, length: int = 128) -> list[torch.Tensor
     return list(torch.tensor(repeated).view(num_batches, rows, length))
 
 
-def prove_miniature(folder: Path, recipe: Path, work: Path, num_tokens: int = NUM_TOKENS) -> list[Proof]:
-    """The proof on a trained miniature, by kind of text."""
-    return [
-        prove(f"{folder.name}, {kind}", transformers.AutoModelForCausalLM, folder, batches, work / str(number))
-        for number, (kind, batches) in enumerate(miniature_batches(folder, recipe, num_tokens).items())
-    ]
+def prove_miniature(folder: Path, recipe: Path, work: Path, num_tokens: int = NUM_TOKENS) -> Iterator[Proof]:
+    """The proof on a trained miniature and its own list of experts, one for each kind of text."""
+    listed = ExpertSet.load(folder / "refusal.json")
+    for number, (kind, batches) in enumerate(miniature_batches(folder, recipe, num_tokens).items()):
+        name, model_class = f"{folder.name}, {kind}", transformers.AutoModelForCausalLM
+        yield prove(name, model_class, folder, batches, work / str(number), listed=listed)
 
 
 def row_text(one: Proof) -> str:
