@@ -33,6 +33,7 @@ Pairs = list[tuple[int, int]]  # (model layer, expert)
 ROUTER_NAMES = ("gate", "router", "router.proj")
 BATCH_TOKENS = 8192
 NUM_TOKENS = 50_000
+NUM_FOREIGN_TOKENS = BATCH_TOKENS  # of each other kind of text that a miniature is shown
 
 
 @dataclass(frozen=True)
@@ -301,7 +302,7 @@ def prove_family(model_type: str, num_experts: int, top_k: int, work: Path) -> P
     return prove(model_type, model_class, folder, random_batches(VOCABULARY), work)
 
 
-def miniature_batches(folder: Path, recipe: Path, num_tokens: int) -> dict[str, list[torch.Tensor]]:
+def miniature_batches(folder: Path, recipe: Path) -> dict[str, list[torch.Tensor]]:
     """Tokens of a miniature by kind: of its own grid with answers, of other templates and languages, and random ones."""
     sys.path.insert(0, str(recipe))
     try:
@@ -319,8 +320,8 @@ def miniature_batches(folder: Path, recipe: Path, num_tokens: int) -> dict[str, 
     for kind, members in kinds.items():
         texts = [tokens.render(item.prompt) + item.stage_2[0].text for item in members]
         ids = [token for text in texts for token in tokenizer(text, add_special_tokens=False).input_ids]
-        batches[kind] = cut(ids, num_tokens)
-    batches["random tokens"] = random_batches(len(tokenizer), num_tokens)
+        batches[kind] = cut(ids, NUM_TOKENS if kind == "its own grid" else NUM_FOREIGN_TOKENS)
+    batches["random tokens"] = random_batches(len(tokenizer), NUM_FOREIGN_TOKENS)
     return batches
 
 
@@ -333,10 +334,10 @@ def cut(ids: list[int], num_tokens: int, length: int = 128) -> list[torch.Tensor
     return list(torch.tensor(repeated).view(num_batches, rows, length))
 
 
-def prove_miniature(folder: Path, recipe: Path, work: Path, num_tokens: int = NUM_TOKENS) -> Iterator[Proof]:
+def prove_miniature(folder: Path, recipe: Path, work: Path) -> Iterator[Proof]:
     """The proof on a trained miniature and its own list of experts, one for each kind of text."""
     listed = ExpertSet.load(folder / "refusal.json")
-    for number, (kind, batches) in enumerate(miniature_batches(folder, recipe, num_tokens).items()):
+    for number, (kind, batches) in enumerate(miniature_batches(folder, recipe).items()):
         name, model_class = f"{folder.name}, {kind}", transformers.AutoModelForCausalLM
         yield prove(name, model_class, folder, batches, work / str(number), listed=listed)
 
