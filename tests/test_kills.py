@@ -1,11 +1,13 @@
-"""Many SIGKILLs spread over whole runs: what is there is whole, and the next run ends as if none had been killed."""
+"""Two hundred SIGKILLs spread over whole runs: what is there is whole, and the next run ends as if none had been killed."""
 
+import json
 import random
 import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import build_checkpoint, memory_folder, tree_state, write_set
@@ -14,8 +16,9 @@ from killing import Runs
 from ftri.traces.reader import TraceReader
 from rewriter.variant.verify import verify
 
-REWRITE_KILLS, RECORD_KILLS = 100, 60
+REWRITE_KILLS, RECORD_KILLS, EVALUATION_KILLS = 100, 60, 40
 REWRITE = ("rewriter.cli.rewrite:main", "rewriter.cli.text", "rewriter.rewrite", "rewriter.variant.write", "tqdm")
+EVALUATE = ("fake_run:main", "jinja2", "scipy.stats", "matplotlib")
 # Where one process is sure to end, a killed one is started again at most so often before its moments are too late.
 MAX_RUNS_PER_KILL = 4
 
@@ -139,3 +142,54 @@ def test_a_recording_killed_sixty_times_ends_with_the_same_content(folder: Path)
         assert runs.run([target]) == 0
     assert TraceReader(target).content_digest() == digest
     print(f"record: {RECORD_KILLS} kills, {num_partial} left some of the responses, {num_finished} resumed runs ended")
+
+
+def shown_files(folder: Path) -> dict[str, Any]:
+    """The files that an evaluation is asked for, but for the moment of each and the order of the answers in the journal."""
+    found: dict[str, Any] = {name: text for name, text in contents(folder).items() if name != "journal.jsonl"}
+    results = json.loads(found.pop("results.json"))
+    created = results.pop("created")
+    found["report.html"] = found["report.html"].replace(created.encode(), b"")
+    return found | {"results.json": results}
+
+
+@pytest.mark.slow
+def test_an_evaluation_killed_forty_times_ends_with_the_same_results(folder: Path) -> None:
+    target, whole = folder / "killed", folder / "whole"
+    num_partial = num_finished = 0
+    with Runs(*EVALUATE) as runs:
+        length_s = min(runs.seconds([folder / f"timed-{number}"]) for number in range(3))
+        assert runs.run([whole]) == 0
+        expected = shown_files(whole)
+        answers = sorted((whole / "journal.jsonl").read_text().splitlines())
+
+        def run(kill_after_s: float) -> int:
+            nonlocal num_partial, num_finished
+            code = runs.run([target], kill_after_s)
+            num_finished += code == 0
+            if code == 0:
+                check_whole()
+            elif (target / "results.json").exists():
+                # It is written last: where it is, the rest is too.
+                assert shown_files(target) == expected
+                shutil.rmtree(target)
+            else:
+                num_partial += (target / "journal.jsonl").exists()
+                for path in target.glob("[!.]*"):  # all but the journal are there whole or not at all
+                    if path.name != "journal.jsonl" and path.name != "report.html":
+                        assert path.read_bytes() == expected[path.name], path.name
+            return code
+
+        def check_whole() -> None:
+            assert shown_files(target) == expected
+            # Nothing asked twice, nothing lost.
+            assert sorted((target / "journal.jsonl").read_text().splitlines()) == answers
+            shutil.rmtree(target)
+
+        kill_until(EVALUATION_KILLS, run, length_s, seed=4)
+        assert num_partial >= EVALUATION_KILLS // 4, "no moment fell into the work"
+        assert runs.run([target]) == 0
+        check_whole()
+    print(
+        f"eval: {EVALUATION_KILLS} kills, {num_partial} left a journal to continue, {num_finished} resumed runs ended"
+    )

@@ -1,6 +1,7 @@
 """A whole evaluation on the stand-in engine; run as a script it can be killed in the middle."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from doubles import FakeModel
@@ -81,5 +82,13 @@ def evaluate(
     return results, models
 
 
+def main() -> None:
+    """As a script: the folder, and the number of answers after which to die; a short evaluation where none is given."""
+    if len(sys.argv) > 2:
+        evaluate(Path(sys.argv[1]), int(sys.argv[2]))
+    else:
+        evaluate(Path(sys.argv[1]), options=replace(OPTIONS, controls=5, sweep_k=(1,)))
+
+
 if __name__ == "__main__":
-    evaluate(Path(sys.argv[1]), int(sys.argv[2]))
+    main()
