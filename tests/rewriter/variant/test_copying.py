@@ -222,8 +222,13 @@ def test_interrupt_does_not_wait_for_whole_shards(
 
         yield report
 
-    with pytest.raises(KeyboardInterrupt):
-        rewrite.execute(prepared, progress=progress)
+    # A shell that starts the tests in the background has SIGINT ignored, which a process inherits.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            rewrite.execute(prepared, progress=progress)
+    finally:
+        signal.signal(signal.SIGINT, before)
     num_chunks = sum(prepared.base.joinpath(shard).stat().st_size for shard in prepared.plan.changed_shards) // 64
     assert len(reports) < num_chunks // 4 and not (tmp_path / "out").exists()
 
