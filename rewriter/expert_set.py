@@ -26,6 +26,15 @@ class ExpertEntry(BaseModel):
     layer: Annotated[int, Field(ge=0, strict=True, description="Layer, counted as `layer_index` says.")]
     expert: Annotated[int, Field(ge=0, strict=True, description="Routed expert within the layer, from 0.")]
     resonance: Annotated[float | None, Field(description="fTRI resonance, selections per prompt.")] = None
+    bias_shift: Annotated[
+        float | None,
+        Field(
+            lt=0,
+            strict=True,
+            allow_inf_nan=False,
+            description="Of a suppressed expert: what is added to its router bias, finite; absent: never selected.",
+        ),
+    ] = None
 
 
 class ExpertSet(BaseModel):
@@ -124,6 +133,18 @@ class ExpertSet(BaseModel):
         if unknown:
             raise ExpertSetError(self._wrong_layer(unknown[0], valid, moe_layers))
         return [(to_model[entry.layer], entry.expert) for entry in self.experts]
+
+    def bias_shifts(self, moe_layers: Sequence[int]) -> dict[tuple[int, int], float]:
+        """The finite bias shifts of the experts that have one, by (model layer, expert); see `model_pairs`.
+
+        Raises: ExpertSetError as `model_pairs`.
+        """
+        pairs = self.model_pairs(moe_layers)
+        return {
+            pair: entry.bias_shift
+            for pair, entry in zip(pairs, self.experts, strict=True)
+            if entry.bias_shift is not None
+        }
 
     def _wrong_layer(self, layer: int, valid: Sequence[int], moe_layers: Sequence[int]) -> str:
         """The sentence for a layer outside the valid ones, with the other convention when all layers fit it."""

@@ -54,3 +54,13 @@ MEANINGS: dict[Semantics, str] = {
         "renormalised; no other expert takes its place. This is the suppression of the paper (arXiv 2502.11096)."
     ),
 }
+
+SHIFTED: Final = "reroute with a finite shift"
+"""What a reroute is called whose suppressed experts keep a bias from which they are still selected, only less often."""
+SHIFTED_MEANING: Final = (
+    "**Reroute with a finite shift.** A finite number is added to the router's selection bias of the expert, between none and "
+    "the minus infinity of a whole reroute. A token still selects the expert where its score leads by more than the shift, with "
+    "the weight that the router gives it; elsewhere the next-best expert of that layer takes its place. It is weaker than a "
+    "whole reroute, and is not the suppression of the paper (arXiv 2502.11096)."
+)
+"""As Markdown for a model card."""

@@ -7,7 +7,7 @@ from rewriter.edit.patches import LayerEdit
 from rewriter.edit.plan import Plan, value_text
 from rewriter.edit.record import BLOCK_KEY, MEAN_ROW, SHIFTED_ROW, VariantRecord
 from rewriter.rewrite import Prepared, RemotePlan
-from rewriter.semantics import CENTROID, DROP, SUPPRESS
+from rewriter.semantics import CENTROID, DROP, SHIFTED, SUPPRESS
 from rewriter.variant.proof import Proof
 from rewriter.variant.selections import Selection
 from rewriter.variant.verify import VerifyResult
@@ -154,14 +154,21 @@ def result_lines(result: WriteResult, plan: Plan) -> list[str]:
 def _layer_text(edit: LayerEdit, plan: Plan) -> str:
     parts = []
     if edit.suppressed:
-        how = _suppression_text(edit, plan.record)
-        parts.append(f"suppress {', '.join(map(str, edit.suppressed))} ({how})")
+        whole = sorted(set(edit.suppressed) - {one.expert for one in edit.shifted})
+        if whole:
+            parts.append(f"suppress {', '.join(map(str, whole))} ({_suppression_text(edit, plan.record)})")
+        parts += [
+            f"suppress {one.expert} in part ({SHIFTED}, {one.shift:g}: bias {one.value:g})" for one in edit.shifted
+        ]
     if edit.stimulated:
         parts.append(f"stimulate {', '.join(map(str, edit.stimulated))} (bias {value_text(edit.stimulate_value)})")
     return f"layer {edit.layer}: {'; '.join(parts)}"
 
 
 def _semantics_text(record: VariantRecord) -> str:
+    if record.shifts_bias:
+        are_all = all(one.bias_shift is not None for one in record.experts if one.action == SUPPRESS)
+        return SHIFTED if are_all else f"{record.semantics}, some a {SHIFTED}"
     return f"{record.semantics}, approximate" if record.approximate else record.semantics
 
 

@@ -1,5 +1,6 @@
 """The edit of routers that have a bias: which value each expert's bias gets, checked against what the router can bear."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,9 @@ from rewriter.checkpoint.kinds import Model
 from rewriter.checkpoint.source import TensorEntry
 from rewriter.edit.by_output import drop_outputs
 from rewriter.edit.feasibility import check_feasible
-from rewriter.edit.patches import EditOptions, LayerEdit, Pair, TensorPatch, of_layer, whole_patch
+from rewriter.edit.patches import EditOptions, LayerEdit, Pair, ShiftedBias, TensorPatch, of_layer, whole_patch
 from rewriter.edit.record import MINUS_INF
-from rewriter.edit.tensors import MINUS_INFINITY, Margins, decode_bias, edit_bias, margins
+from rewriter.edit.tensors import MINUS_INFINITY, Margins, decode_bias, edit_bias, margins, shift_bias
 from rewriter.errors import CheckpointError, PlanError
 from rewriter.families.family import RouterLayout
 from rewriter.semantics import DROP, CheckpointSemantics
@@ -22,8 +23,12 @@ def edit_by_bias(
     stimulated: list[Pair],
     semantics: CheckpointSemantics,
     options: EditOptions,
+    shifts: Mapping[Pair, float],
 ) -> tuple[list[LayerEdit], list[TensorPatch]]:
-    """The edit of routers with a bias; a drop needs it for stimulation only."""
+    """The edit of routers with a bias; a drop needs it for stimulation only.
+
+    shifts: what is added to the bias of suppressed experts that stay selectable.
+    """
     layers: list[LayerEdit] = []
     patches: list[TensorPatch] = []
     for layer in sorted({layer for layer, _ in suppressed + stimulated}):
@@ -33,23 +38,33 @@ def edit_by_bias(
             if not favoured:
                 layers.append(LayerEdit(layer, chosen, ()))
                 continue
-        edit, patch = _edit_layer_bias(checkpoint, layer, chosen, favoured, options)
+        of_this = {expert: shift for (at, expert), shift in sorted(shifts.items()) if at == layer}
+        edit, patch = _edit_layer_bias(checkpoint, layer, chosen, favoured, options, of_this)
         layers.append(edit)
         patches.append(patch)
     return layers, patches
 
 
 def _edit_layer_bias(
-    checkpoint: Model, layer: int, suppressed: tuple[int, ...], stimulated: tuple[int, ...], options: EditOptions
+    checkpoint: Model,
+    layer: int,
+    suppressed: tuple[int, ...],
+    stimulated: tuple[int, ...],
+    options: EditOptions,
+    shifts: Mapping[int, float],
 ) -> tuple[LayerEdit, TensorPatch]:
     """The patch of one layer's selection bias."""
     layout = checkpoint.layout
     entry, before = _read_bias(checkpoint, layer)
-    bias = decode_bias(before, entry.dtype)
+    try:
+        # First, since whatever a whole reroute decides must hold against the shifted ones as they will be.
+        bias = shift_bias(decode_bias(before, entry.dtype), shifts)
+    except ValueError as error:
+        raise PlanError(f"layer {layer}: {error}") from None
     if options.semantics == DROP:  # suppression zeroes outputs, the bias serves stimulation only
         suppressed_here: tuple[int, ...] = ()
     else:
-        suppressed_here = suppressed
+        suppressed_here = tuple(expert for expert in suppressed if expert not in shifts)
     dead_before = set(np.flatnonzero(np.isneginf(bias)).tolist())
     revived = dead_before & set(stimulated)
     value = _suppress_value(layer, bias, suppressed_here, stimulated, options, layout) if suppressed_here else None
@@ -79,6 +94,7 @@ def _edit_layer_bias(
         stimulated,
         suppress_value=float(edited[suppressed_here[0]]) if suppressed_here else None,
         stimulate_value=float(edited[stimulated[0]]) if stimulated else None,
+        shifted=tuple(ShiftedBias(expert, shift, float(edited[expert])) for expert, shift in shifts.items()),
     )
     return edit, whole_patch(entry, before, edited.tobytes())
 

@@ -248,5 +248,11 @@ def served_set(
     Raises:
         ExpertSetError: for layers that the model lacks.
     """
+    for chosen in (suppress, stimulate):
+        if chosen is not None and chosen.bias_shifts(layout.moe_layers):
+            raise ExpertSetError(
+                f"expert set {chosen.behavior!r}: has experts with a bias_shift, which only a checkpoint holds; a served variant"
+                " takes the set without it, and a strength with each request"
+            )
     pairs = [tuple(chosen.model_pairs(layout.moe_layers)) if chosen else () for chosen in (suppress, stimulate)]
     return ServedSet(semantics=semantics, suppress=pairs[0], stimulate=pairs[1])

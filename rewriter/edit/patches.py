@@ -37,14 +37,25 @@ class TensorPatch:
 
 
 @dataclass(frozen=True)
+class ShiftedBias:
+    """A suppressed expert that stays selectable: its bias is the base's plus a finite number, rounded to the bias's type."""
+
+    expert: int
+    shift: float  # as asked for, below 0
+    value: float  # the bias as it is written
+
+
+@dataclass(frozen=True)
 class LayerEdit:
     """What happens to the routed experts of one model layer."""
 
     layer: int
     suppressed: tuple[int, ...]
     stimulated: tuple[int, ...]
-    suppress_value: float | None = None  # the bias given, or how far a row is shifted down; None where neither is done
+    # The bias given to those without a shift of their own, or how far a row is shifted down; None where neither is done.
+    suppress_value: float | None = None
     stimulate_value: float | None = None
+    shifted: tuple[ShiftedBias, ...] = ()  # of the suppressed, those with a finite shift
 
 
 def of_layer(pairs: Iterable[Pair], layer: int) -> tuple[int, ...]:

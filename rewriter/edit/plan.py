@@ -5,7 +5,7 @@ Legend: E routed experts.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -87,10 +87,12 @@ def make_plan(
             f"layer {both[0][0]} expert {both[0][1]} is to be both suppressed and stimulated; choose one"
         )
     _check_semantics(layout, options, bool(suppressed), bool(stimulated))
+    shifts = suppress.bias_shifts(layout.moe_layers) if suppress else {}
+    _check_shifts(layout, options, shifts, stimulate)
     previous = find_record(checkpoint.config, checkpoint.source.name, checkpoint.config_place)
     if layout.has_bias:
         semantics: CheckpointSemantics = DROP if options.semantics == DROP else REROUTE
-        layers, patches = edit_by_bias(checkpoint, suppressed, stimulated, semantics, options)
+        layers, patches = edit_by_bias(checkpoint, suppressed, stimulated, semantics, options, shifts)
     else:
         semantics, layers, patches = edit_without_bias(checkpoint, suppressed, options, previous)
 
@@ -100,6 +102,10 @@ def make_plan(
         notes.append(layout.family.minus_inf_warning)
     notes += [str(chosen.provenance["layer_convention"]) for chosen in sets if "layer_convention" in chosen.provenance]
     notes += bias_free_notes(layout, semantics, options)
+    if shifts and not layout.family.can_stimulate:
+        notes.append(
+            "This family's router bias is part of the logit, so a shifted expert also weighs less where it is selected."
+        )
     if previous is not None:
         notes.append("The base is itself a MoTE variant; its edits stay, and its mote block is kept as mote.base.")
     unusual: dict[str, Any] = {} if previous is None else {"base": previous}
@@ -196,6 +202,30 @@ def _check_semantics(layout: RouterLayout, options: EditOptions, suppressing: bo
         )
 
 
+def _check_shifts(
+    layout: RouterLayout, options: EditOptions, shifts: Mapping[Pair, float], stimulate: ExpertSet | None
+) -> None:
+    """Refuse finite shifts where there is no bias that they could be added to, or nothing that they could mean."""
+    if stimulate is not None and stimulate.bias_shifts(layout.moe_layers):
+        raise ExpertSetError(
+            f"expert set {stimulate.behavior!r}: has experts with a bias_shift, which only suppressed ones can have; expected"
+            " none in a set to stimulate"
+        )
+    if not shifts:
+        return
+    (layer, expert), shift = next(iter(shifts.items()))
+    place = f"layer {layer} expert {expert} has a bias_shift of {shift:g}"
+    if options.semantics == DROP:
+        raise PlanError(
+            f"{place}, which a drop has no place for; use --semantics reroute, or leave bias_shift out of the set"
+        )
+    if not layout.has_bias:
+        raise PlanError(
+            f"{place}, but family {layout.family.name}'s router has no bias: its logit is a product with the token's hidden"
+            " state, and no row adds a constant to that; leave bias_shift out of the set"
+        )
+
+
 def _edit_config(checkpoint: Model, options: EditOptions) -> tuple[bool | None, str, dict[str, Any]]:
     """A copy of the config with the renormalisation flag as it must be, and a sentence that says so."""
     config = parse_config(checkpoint.config_text)
@@ -229,8 +259,13 @@ def _expert_records(edit: LayerEdit, semantics: CheckpointSemantics, layout: Rou
     elif not layout.has_bias:
         suppressed = MEAN_ROW if edit.suppress_value is None else SHIFTED_ROW
     stimulated = value_text(edit.stimulate_value)
+    shifted = {one.expert: one for one in edit.shifted}
     for expert in edit.suppressed:
-        yield ExpertRecord(layer=edit.layer, expert=expert, action=SUPPRESS, value=suppressed)
+        if expert in shifted:
+            own = shifted[expert]
+            yield ExpertRecord(layer=edit.layer, expert=expert, action=SUPPRESS, value=own.value, bias_shift=own.shift)
+        else:
+            yield ExpertRecord(layer=edit.layer, expert=expert, action=SUPPRESS, value=suppressed)
     for expert in edit.stimulated:
         yield ExpertRecord(layer=edit.layer, expert=expert, action=STIMULATE, value=stimulated)
 

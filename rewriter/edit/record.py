@@ -51,6 +51,8 @@ class ExpertRecord(_Record):
     action: Action
     # What was written: a router bias (MINUS_INF or a number), a router row (MEAN_ROW or SHIFTED_ROW), or ZERO_OUTPUT.
     value: Literal["-inf", "zero output", "mean row, zero output", "shifted row"] | float | None = None
+    # What was added to a suppressed expert's bias, where it stays selectable; `value` is what came of it.
+    bias_shift: Annotated[float, Field(lt=0)] | None = None
 
     @property
     def edits_bias(self) -> bool:
@@ -65,7 +67,9 @@ class ExpertRecord(_Record):
     @property
     def rules_out_selection(self) -> bool:
         """Whether no input makes the router select the expert."""
-        return self.action == SUPPRESS and (self.edits_bias or self.value == SHIFTED_ROW)
+        if self.action != SUPPRESS or self.bias_shift is not None:
+            return False
+        return self.edits_bias or self.value == SHIFTED_ROW
 
     @property
     def is_minus_inf(self) -> bool:
@@ -128,6 +132,11 @@ class VariantRecord(_Record):
         }
         return list(last.values())
 
+    @property
+    def shifts_bias(self) -> bool:
+        """Whether a suppressed expert stays selectable, by a finite shift of its bias."""
+        return any(one.bias_shift is not None for one in self.experts)
+
     def chain(self) -> Iterator["VariantRecord"]:
         """This record, then the base's, where that was a variant itself, and so on."""
         record: VariantRecord | None = self
@@ -179,13 +188,18 @@ class Recipe(_Record):
 
     def to_json(self) -> str:
         """The JSON text."""
-        document = self.model_dump(by_alias=True, exclude={"tensors": {"__all__": {"shard"}}})
+        unshifted = {number: {"bias_shift"} for number, one in enumerate(self.experts) if one.bias_shift is None}
+        document = self.model_dump(by_alias=True, exclude={"tensors": {"__all__": {"shard"}}, "experts": unshifted})
         return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def expert_set_of(record: VariantRecord | Recipe, action: Action) -> ExpertSet | None:
     """The experts of one action as an expert set, or None if there are none."""
-    chosen = [ExpertEntry(layer=one.layer, expert=one.expert) for one in record.experts if one.action == action]
+    chosen = [
+        ExpertEntry(layer=one.layer, expert=one.expert, bias_shift=one.bias_shift)
+        for one in record.experts
+        if one.action == action
+    ]
     if not chosen:
         return None
     # The sets are listed in the order of the actions; one with a single action has a single set.

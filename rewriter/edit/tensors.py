@@ -3,7 +3,7 @@
 Legend: E routed experts (and further choices behind them, where the family has such).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,36 @@ def edit_bias(bias: NDArray[Any], suppress: dict[int, float], stimulate: dict[in
     for expert, value in stimulate.items():
         edited[expert] = round_toward(value, bias.dtype, -MINUS_INFINITY)
     return edited
+
+
+def shift_bias(bias: NDArray[Any], shifts: Mapping[int, float]) -> NDArray[Any]:
+    """A copy of the bias [E], same dtype, with a finite number added to some experts' values, each rounded once to the nearest.
+
+    shifts: expert to what is added; all other elements keep their bits.
+
+    Raises:
+        ValueError: a sum is no finite number of the dtype, or rounds to the value that was there.
+    """
+    shifted = bias.copy()
+    for expert, shift in shifts.items():
+        before = float(bias[expert])
+        if not np.isfinite(before):
+            raise ValueError(
+                f"expert {expert} has a bias of {before:g} in the base, to which nothing finite can be added"
+            )
+        with np.errstate(over="ignore"):
+            shifted[expert] = bias.dtype.type(before + shift)
+        if not np.isfinite(float(shifted[expert])):
+            raise ValueError(
+                f"a shift of {shift:g} takes expert {expert}'s bias of {before:g} out of its type {bias.dtype}, expected a"
+                " smaller one, or none for a whole reroute"
+            )
+        if shifted[expert] == bias[expert]:
+            raise ValueError(
+                f"a shift of {shift:g} is lost in the rounding of expert {expert}'s bias of {before:g} ({bias.dtype}),"
+                " expected a larger one"
+            )
+    return shifted
 
 
 def round_toward(value: float, dtype: np.dtype[Any], direction: float) -> Any:

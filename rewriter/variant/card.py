@@ -19,7 +19,7 @@ from rewriter.checkpoint.kinds import Format, Model
 from rewriter.checkpoint.remote_code import names_remote_code
 from rewriter.edit.plan import Plan
 from rewriter.errors import printable, quoted
-from rewriter.semantics import MEANINGS, SUPPRESS, Action, Semantics
+from rewriter.semantics import MEANINGS, SHIFTED_MEANING, SUPPRESS, Action, Semantics
 from rewriter.variant.markdown import inline, inline_code, sentence
 
 RESULTS_BLOCK = "mote-eval"
@@ -73,7 +73,8 @@ class EditedExpert:
     """One row of the card's table.
 
     layer is the model layer (the number in the tensor name), action is "suppress" or "stimulate", value is what was
-    written ("-inf", "12.5", "zeros"), resonance is the score that the expert was chosen by, where known.
+    written ("-inf", "12.5", "zeros"), resonance is the score that the expert was chosen by, where known; bias_shift is what was
+    added to the base's bias, where the expert is suppressed in part.
     """
 
     layer: int
@@ -81,6 +82,7 @@ class EditedExpert:
     action: Action
     value: str
     resonance: float | None = None
+    bias_shift: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,10 @@ def variant_card(plan: Plan, checkpoint: Model, target: Path) -> str:
     facts = CardFacts(
         name=target.name,
         semantics=record.semantics,
-        experts=[EditedExpert(one.layer, one.expert, one.action, str(one.value)) for one in record.experts],
+        experts=[
+            EditedExpert(one.layer, one.expert, one.action, str(one.value), bias_shift=one.bias_shift)
+            for one in record.experts
+        ],
         serve_line=serve_line(f"./{target.name}", checkpoint),
         tool_version=__version__,
         base_model=record.base_model,
@@ -269,7 +274,7 @@ def build_card(
         expert_table(facts.experts),
         *([_renormalization(facts.renormalize)] if facts.renormalize is not None else []),
         "## What that means",
-        MEANINGS[facts.semantics],
+        *_meanings(facts),
         "## Serve it",
         block(SERVE_BLOCK, _code(facts.serve_line)),
         "No plugin and no patched runtime is needed.",
@@ -309,7 +314,8 @@ def expert_table(experts: Sequence[EditedExpert]) -> str:
     head = ["layer", "expert", "action", "value written", *(["resonance"] if with_resonance else [])]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for expert in experts[:NUM_TABLE_ROWS]:
-        row = [str(expert.layer), str(expert.expert), expert.action, f"`{expert.value}`"]
+        shift = "" if expert.bias_shift is None else f" (the base's {expert.bias_shift:+g})"
+        row = [str(expert.layer), str(expert.expert), expert.action, f"`{expert.value}`{shift}"]
         if with_resonance:
             row.append("" if expert.resonance is None else f"{expert.resonance:.4g}")
         lines.append("| " + " | ".join(row) + " |")
@@ -317,6 +323,15 @@ def expert_table(experts: Sequence[EditedExpert]) -> str:
         lines.append(f"\n{len(experts) - NUM_TABLE_ROWS} more are listed in the `mote` block of config.json.")
     layers = "Layers are model layers, numbered as in the tensor names."
     return "\n".join(lines) + f"\n\n{layers}"
+
+
+def _meanings(facts: CardFacts) -> list[str]:
+    """What the edit means: of its semantics, and of finite shifts where there are any."""
+    is_shifted = [one.bias_shift is not None for one in facts.experts]
+    return [
+        *([MEANINGS[facts.semantics]] if not all(is_shifted) or not is_shifted else []),
+        *([SHIFTED_MEANING] if any(is_shifted) else []),
+    ]
 
 
 def _summary(facts: CardFacts) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rewriter.edit.record import MEAN_ROW, SHIFTED_ROW, ZERO_OUTPUT, VariantRecord
 from rewriter.families.family import RouterLayout
-from rewriter.semantics import SUPPRESS
+from rewriter.semantics import SHIFTED, SUPPRESS
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,15 @@ def what_is_proved(record: VariantRecord, layout: RouterLayout) -> Proof:
     values = {one.value for one in suppressed}
     proved: list[str] = []
     not_proved: list[str] = []
-    if any(one.edits_bias for one in suppressed):
+    if any(one.bias_shift is not None for one in suppressed):
+        proved.append(
+            f"{SHIFTED}: the bias of such an expert is the base's plus the shift that the record states, rounded to its type; it"
+            " ranks that much lower on any input, and the next-best expert steps in where another then leads"
+        )
+        not_proved.append(
+            f"{SHIFTED}: how often such an expert is still selected; traces of this variant count it (--traces)"
+        )
+    if any(one.edits_bias and one.bias_shift is None for one in suppressed):
         proved.append(
             "reroute: the bias of a suppressed expert lies below what any score could make up for, so it is never selected,"
             " and the next-best expert steps in (on the runtimes called safe below)"

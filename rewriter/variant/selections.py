@@ -24,12 +24,12 @@ class Selection:
 def check_selections(
     record: VariantRecord, layout: RouterLayout, imatrix: Path | None, base_imatrix: Path | None
 ) -> list[Selection]:
-    """The counts of the suppressed experts, which must be zero; empty where no file is given.
+    """The counts of the suppressed experts, which must be zero where the edit rules them out; empty where no file is given.
 
     Raises:
         InputError: only the base's file is given, or nothing was rerouted, so that counts say nothing.
         CheckpointError: a file is not llama-imatrix's.
-        VerificationError: a file is of another model, or a suppressed expert was selected.
+        VerificationError: a file is of another model, or an expert that is ruled out was selected.
     """
     if imatrix is None:
         if base_imatrix is not None:
@@ -45,7 +45,7 @@ def check_selections(
     selections = []
     for one in rerouted:
         count, num_tokens = int(ours.counts[one.layer][one.expert]), ours.num_tokens[one.layer]
-        if count:
+        if count and one.rules_out_selection:
             raise VerificationError(
                 f"{imatrix}: layer {one.layer} expert {one.expert} was selected {count} times by {num_tokens} tokens, expected"
                 " 0: it is suppressed"
