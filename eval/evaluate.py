@@ -46,7 +46,7 @@ def evaluate(request: EvalRequest, say: Say, progress: Progress) -> Results:
     ):
         if len(journal):
             say(f"{journal.path}: going on with {len(journal)} records")
-        collector = Collector(session.responder, journal, progress)
+        collector = Collector(session.responder, journal, progress, session.think_format)
         subject = settle(request, session, spread(prompt_set.records, request.limit), collector, say)
         return measure_subject(request, session, subject, collector, prompt_set.source, loaded, say)
 

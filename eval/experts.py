@@ -15,9 +15,11 @@ from eval.answers.live import LiveResponder
 from eval.answers.plan import NamedEdit, VariantFolder, requests_for
 from eval.options import RunOptions
 from eval.outcomes.held_out import PROVENANCE_KEY, prompt_sha256
+from eval.outcomes.observed import label_answer
 from ftri.engine.edits import by_layer, planned_biases
-from ftri.labels.behavior import label_behavior, thinking_language
+from ftri.labels.behavior import thinking_language
 from ftri.labels.contrast import parse_contrast
+from ftri.labels.think_formats import ThinkFormat
 from ftri.prompts.sets import PromptRecord
 from rewriter.checkpoint.identity import content_sha256
 from rewriter.checkpoint.reader import Checkpoint
@@ -39,6 +41,7 @@ class ModelUnderTest:
     config_sha256: str
     content_sha256: str
     layout: RouterLayout
+    model_type: str | None
 
 
 def open_model(model: str, revision: str | None, say: Callable[[str], None]) -> ModelUnderTest:
@@ -57,6 +60,7 @@ def open_model(model: str, revision: str | None, say: Callable[[str], None]) -> 
         config_sha256,
         content_sha256(resolved.folder),
         router_layout(checkpoint.config),
+        checkpoint.config.get("model_type"),
     )
 
 
@@ -218,7 +222,8 @@ def find_experts(
     contrast = parse_contrast(behavior)
     answers = list(collector.answers(Arm(BASE, "base"), requests_for(prompts, options)))
     groups = [
-        contrast.group(_label(answer, contrast.rule == "thinking language", options.label_cut)) for answer in answers
+        contrast.group(_label(answer, contrast.rule == "thinking language", options.label_cut, collector.think_format))
+        for answer in answers
     ]
     taking_part = [position for position, group in enumerate(groups) if group is not None]
     in_class = np.array([groups[position] == 0 for position in taking_part], dtype=bool)
@@ -267,10 +272,10 @@ def find_experts(
     )
 
 
-def _label(answer: Answer, by_language: bool, label_cut: bool) -> str:
+def _label(answer: Answer, by_language: bool, label_cut: bool, told: ThinkFormat | None) -> str:
     if by_language:
-        return thinking_language(answer.text, answer.starts_inside_think)
-    return str(label_behavior(answer.text, answer.finish_reason, answer.starts_inside_think, label_cut))
+        return thinking_language(answer.text, answer.starts_inside_think, told)
+    return label_answer(answer, told, label_cut=label_cut)
 
 
 def save_found(expert_set: ExpertSet, output: Path) -> Path:

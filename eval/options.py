@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+from ftri.labels.think_formats import choose_format
 from rewriter.command import Option
 from rewriter.errors import InputError
 from rewriter.semantics import BIAS_FREE_SEMANTICS, SEMANTICS, Semantics
@@ -210,6 +211,14 @@ class EvalRequest:
     chat_template: Annotated[
         Path | None, Option("Chat template in place of the model's own.", SUBJECT, metavar="FILE")
     ] = None
+    think_format: Annotated[
+        str | None,
+        Option(
+            "How the model marks its thinking (harmony, gemma4, mistral, think, ...) [default: as its family does].",
+            SUBJECT,
+            metavar="NAME",
+        ),
+    ] = None
     engine_argument: Annotated[
         tuple[str, ...],
         Option(
@@ -294,6 +303,7 @@ class EvalRequest:
     def check(self) -> None:
         """Raise InputError for values that cannot be meant, and for options that do not go together."""
         self.options.check()
+        choose_format(self.think_format, None)
         if self.limit is not None and self.limit < 1:
             raise InputError(f"--limit is {self.limit}, expected at least 1")
         for name, number in (("find-k", self.find_k), ("concurrency", self.concurrency), ("attempts", self.attempts)):

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from eval.answers.arms import Responder
+from eval.answers.arms import Responder, identity_of
 from eval.answers.journal import Journal
 from eval.answers.live import LiveModel, LiveResponder
 from eval.answers.plan import TUNED, NamedEdit, VariantFolder
@@ -17,9 +17,11 @@ from eval.experts import ModelUnderTest, check_live_edit, load_edit, load_others
 from eval.options import EvalRequest
 from ftri.endpoints import Endpoint
 from ftri.engine.arguments import without_secrets
+from ftri.labels.think_formats import ThinkFormat, choose_format
 from ftri.prompts.rendering import Render, make_render
+from rewriter.checkpoint.reader import Checkpoint
 from rewriter.expert_set import ExpertSet
-from rewriter.hub.models import resolve_model
+from rewriter.hub.models import resolve_description
 
 Say = Callable[[str], None]
 ENGINE_KEY = "engine"
@@ -41,6 +43,7 @@ class Session:
     model: ModelUnderTest | None = None
     live: LiveResponder | None = None
     others: Sequence[NamedEdit | VariantFolder] = field(default_factory=tuple)
+    think_format: ThinkFormat | None = None  # None: the text of each answer tells it
 
     def subject(self, journal: Journal) -> dict[str, Any]:
         """What was measured, as the results say it; an engine that ran before is described by the journal."""
@@ -80,6 +83,7 @@ def _open_live(request: EvalRequest, say: Say) -> Session:
     # Before the engine is loaded, so that a wrong set costs seconds.
     check_live_edit(model, edit, request.options.semantics)
     others = load_others(model, request.variants, layer_index=request.layer_index, any_model=request.any_model)
+    told = choose_format(request.think_format, model.model_type)
     render, template_sha256 = make_render(model.folder, request.chat_template)
     known = {
         "model": model.repo_id or model.model,
@@ -87,18 +91,22 @@ def _open_live(request: EvalRequest, say: Say) -> Session:
         "config_sha256": model.config_sha256,
         "content_sha256": model.content_sha256,
         "template_sha256": template_sha256,
+        "think_format": told.name if told else None,
         "engine_arguments": without_secrets(request.engine_arguments),
     }
     # The name is for people: the same content elsewhere gives the same answers.
     identity = {name: known[name] for name in ("model", "content_sha256", "template_sha256", "engine_arguments")}
-    live = LiveResponder(identity, partial(_load_engine, model, render, template_sha256, request.engine_arguments))
-    return Session("live", live, edit, sets, known, model, live, others)
+    identity |= identity_of(told)
+    load = partial(_load_engine, model, render, template_sha256, told, request.engine_arguments)
+    live = LiveResponder(identity, load, told)
+    return Session("live", live, edit, sets, known, model, live, others, told)
 
 
 def _load_engine(
     model: ModelUnderTest,
     render: Render,
     template_sha256: str,
+    told: ThinkFormat | None,
     engine_arguments: Mapping[str, Any],
     checkpoint: str | None,
 ) -> LiveModel:
@@ -111,21 +119,24 @@ def _load_engine(
         revision,
         render,
         template_sha256,
+        told,
         engine_arguments,
         live_edits=checkpoint is None,
     )
 
 
 def _open_served(request: EvalRequest) -> Session:
-    render, template_sha256 = None, None
+    render, template_sha256, told = None, None, choose_format(request.think_format, None)
     if request.api == "completions":
         assert request.model is not None
-        folder = resolve_model(request.model, request.revision).folder
+        # The server has the weights; here the tokenizer, the template and the family are wanted.
+        folder = resolve_description(request.model, request.revision).folder
+        told = choose_format(request.think_format, Checkpoint.open(folder).config.get("model_type"))
         render, template_sha256 = make_render(folder, request.chat_template)
     assert request.base_url is not None and request.tuned_url is not None
     base = _endpoint(request, request.base_url, request.base_model)
     tuned = _endpoint(request, request.tuned_url, request.tuned_model)
-    responder = ServedResponder({None: base, TUNED: tuned}, render, template_sha256)
+    responder = ServedResponder({None: base, TUNED: tuned}, render, template_sha256, told)
     responder.check()
     source = request.suppress or request.stimulate
     sets = [ExpertSet.load(source, model=request.model, layer_index=request.layer_index)] if source else []
@@ -136,8 +147,9 @@ def _open_served(request: EvalRequest) -> Session:
         "models": responder.models(),
         "api": request.api,
         "template_sha256": template_sha256,
+        "think_format": told.name if told else None,
     }
-    return Session("served", responder, NamedEdit("tuned"), sets, known)
+    return Session("served", responder, NamedEdit("tuned"), sets, known, think_format=told)
 
 
 def _endpoint(request: EvalRequest, url: str, model: str | None) -> Endpoint:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+from ftri.labels.think_formats import ThinkFormat
 from rewriter.semantics import Semantics
 
 Pair = tuple[int, int]
@@ -117,6 +118,12 @@ class Responder(Protocol):
     def answer(self, arms: Sequence[Arm], requests: Sequence[Request], keep: Keep) -> None:
         """Have the n-th arm answer the n-th request; calls `keep(position, answer)` as soon as one is finished, in any order."""
         ...
+
+
+def identity_of(think_format: ThinkFormat | None) -> dict[str, str]:
+    """What a known thinking format adds to a responder's identity: it decides where an answer that ends once its label
+    is decided ends, whether one begins inside the block, and every label."""
+    return {"think_format": think_format.name} if think_format else {}
 
 
 def digest(value: Any) -> str:

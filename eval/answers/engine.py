@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from eval.answers.arms import Arm, Sampling
 from eval.answers.live import Generated, Scored, TokenDistributions
 from ftri.labels.deciding import decided_label
+from ftri.labels.think_formats import ThinkFormat, starts_inside_think
 from ftri.prompts.rendering import Render, Rendered, RenderedPrompt
 
 if TYPE_CHECKING:
@@ -24,12 +25,15 @@ CHARACTERS_BETWEEN_LOOKS = 12
 class VllmModel:
     """One unmodified vLLM engine that records routing and takes live edits."""
 
-    def __init__(self, engine: Engine, render: Render, template_sha256: str) -> None:
+    def __init__(
+        self, engine: Engine, render: Render, template_sha256: str, think_format: ThinkFormat | None = None
+    ) -> None:
         """Use a running engine; `render` applies the base model's template, also for variants, so that all read
         the same tokens."""
         self._engine = engine
         self._render = render
         self._template_sha256 = template_sha256
+        self._think_format = think_format
         self.moe_layers: Sequence[int] = engine.layout.moe_layers
         self.num_experts = engine.layout.num_experts
         self.num_other_choices = engine.layout.num_other_choices
@@ -73,7 +77,7 @@ class VllmModel:
             settings_of_batch = EngineSampling(
                 max_tokens=setting.max_tokens, temperature=setting.temperature, top_p=setting.top_p, seed=0
             )
-            until = Decision([prompts[position].starts_inside_think for position in positions])
+            until = Decision([prompts[position] for position in positions], self._think_format)
             for generation in self._engine.generate(
                 batch,
                 settings_of_batch,
@@ -135,17 +139,18 @@ class VllmModel:
 class Decision:
     """Whether a response's label is decided, looked at whenever a few more characters are there."""
 
-    def __init__(self, starts_inside_think: Sequence[bool]) -> None:
-        """`starts_inside_think` of every prompt, by its position."""
-        self._inside = starts_inside_think
-        self._looked_at = [0] * len(starts_inside_think)
+    def __init__(self, prompts: Sequence[Rendered], think_format: ThinkFormat | None = None) -> None:
+        """The prompts tell whether their answers begin inside a think block, `think_format` how those mark it."""
+        self._inside = [starts_inside_think(prompt.text, think_format) for prompt in prompts]
+        self._format = think_format
+        self._looked_at = [0] * len(prompts)
 
     def __call__(self, index: int, text: str) -> bool:
         """Whether the text so far of the prompt at `index` decides its label."""
         if len(text) < self._looked_at[index] + CHARACTERS_BETWEEN_LOOKS:
             return False
         self._looked_at[index] = len(text)
-        return decided_label(text, self._inside[index]) is not None
+        return decided_label(text, self._inside[index], self._format) is not None
 
 
 def router_edit(arm: Arm) -> RouterEdit | None:
@@ -177,6 +182,7 @@ def load_model(
     revision: str | None,
     render: Render,
     template_sha256: str,
+    think_format: ThinkFormat | None,
     engine_arguments: Mapping[str, Any],
     *,
     live_edits: bool,
@@ -192,4 +198,4 @@ def load_model(
         chat_template=None,
         engine_arguments=engine_arguments,
     )
-    return VllmModel(engine, render, template_sha256)
+    return VllmModel(engine, render, template_sha256, think_format)

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from eval.answers.arms import Answer, Arm, Request, Responder, answer_key
 from eval.errors import JournalError
+from ftri.labels.think_formats import ThinkFormat
 
 SCHEMA = "mote.journal/2"
 # One fsync a finished answer would cost more than a small model's answers themselves; half a second of them is cheap to lose.
@@ -276,9 +277,14 @@ class Collector:
     """Answers of arms: from the journal where it has them, from the responder where not."""
 
     def __init__(
-        self, responder: Responder, journal: Journal, progress: Progress = lambda name, done, total: None
+        self,
+        responder: Responder,
+        journal: Journal,
+        progress: Progress = lambda name, done, total: None,
+        think_format: ThinkFormat | None = None,
     ) -> None:
-        """`progress(arm name, answers there, answers wanted)` is called as they come."""
+        """`progress(arm name, answers there, answers wanted)` is called as they come; `think_format` splits them."""
+        self.think_format = think_format
         self.responder = responder
         self.journal = journal
         self._progress = progress

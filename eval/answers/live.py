@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from eval.answers.arms import BASE, Answer, Arm, Keep, Request, Sampling
+from ftri.labels.think_formats import ThinkFormat, starts_inside_think
 from ftri.prompts.rendering import Rendered
 
 if TYPE_CHECKING:
@@ -93,8 +94,15 @@ class LiveResponder:
     """Answers for arms from one loaded model at a time; nothing is loaded before the first question that the
     journal cannot answer."""
 
-    def __init__(self, identity: dict[str, Any], load: Callable[[str | None], LiveModel]) -> None:
-        """`load(checkpoint)` loads the base (None) or a variant folder; `identity` says what the base is."""
+    def __init__(
+        self,
+        identity: dict[str, Any],
+        load: Callable[[str | None], LiveModel],
+        think_format: ThinkFormat | None = None,
+    ) -> None:
+        """`load(checkpoint)` loads the base (None) or a variant folder; `identity` says what the base is, and `think_format`
+        how it marks thinking."""
+        self._think_format = think_format
         self._identity = identity
         self._load = load
         self._model: LiveModel | None = None
@@ -125,7 +133,7 @@ class LiveResponder:
                         sample=request.sample,
                         text=generated.text,
                         finish_reason=generated.finish_reason,
-                        starts_inside_think=prompt.starts_inside_think,
+                        starts_inside_think=starts_inside_think(prompt.text, self._think_format),
                         prompt_token_ids=prompt.token_ids,
                         token_ids=generated.token_ids,
                     ),

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from eval.answers.arms import Answer, Arm, Keep, Request
+from eval.answers.arms import Answer, Arm, Keep, Request, identity_of
 from ftri.endpoints import (
     Connection,
     Endpoint,
@@ -18,6 +18,7 @@ from ftri.endpoints import (
     reasoning_field,
     template_sha256,
 )
+from ftri.labels.think_formats import ThinkFormat, starts_inside_think
 from ftri.prompts.rendering import Render
 
 Api = Literal["completions", "chat"]
@@ -33,9 +34,14 @@ class ServedResponder:
     """
 
     def __init__(
-        self, endpoints: dict[str | None, Endpoint], render: Render | None, template_sha256: str | None = None
+        self,
+        endpoints: dict[str | None, Endpoint],
+        render: Render | None,
+        template_sha256: str | None = None,
+        think_format: ThinkFormat | None = None,
     ) -> None:
         """`endpoints` maps an arm's `checkpoint` (None: the base) to its server; `template_sha256` is that of `render`."""
+        self._think_format = think_format
         self._endpoints = endpoints
         self._render = render
         self._template_sha256 = template_sha256
@@ -48,6 +54,7 @@ class ServedResponder:
             "mode": "served",
             "api": "completions" if self._render else "chat",
             "template_sha256": self._template_sha256,
+            **identity_of(self._think_format),
             "servers": {
                 str(name): {
                     "url": server.shown_base,
@@ -126,7 +133,7 @@ class ServedResponder:
                 sample=request.sample,
                 text=str(choice.get("text") or ""),
                 finish_reason=str(choice.get("finish_reason") or "stop"),
-                starts_inside_think=rendered.starts_inside_think,
+                starts_inside_think=starts_inside_think(rendered.text, self._think_format),
                 prompt_token_ids=rendered.token_ids,
             )
         messages = [{"role": role, "content": content} for role, content in request.messages]

@@ -167,13 +167,14 @@ def answer_two_turns(
         freedom = replace(sampling, temperature=TEMPERATURES.get(question.category, 0.0))
         return Request(identifier, 0, messages, freedom.with_seed_for(0, identifier, 0))
 
+    told = collector.think_format
     first = [request(question, 0, (("user", question.turns[0]),)) for question in questions]
-    opening = [visible_answer(a.text, a.starts_inside_think) for a in collector.answers(arm, first)]
+    opening = [visible_answer(a.text, a.starts_inside_think, told) for a in collector.answers(arm, first)]
     second = [
         request(question, 1, (("user", question.turns[0]), ("assistant", answer), ("user", question.turns[1])))
         for question, answer in zip(questions, opening, strict=True)
     ]
-    closing = [visible_answer(a.text, a.starts_inside_think) for a in collector.answers(arm, second)]
+    closing = [visible_answer(a.text, a.starts_inside_think, told) for a in collector.answers(arm, second)]
     return {q.question_id: pair for q, pair in zip(questions, zip(opening, closing, strict=True), strict=True)}
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from ftri.labels.think_formats import parse_response
+from ftri.labels.think_formats import ThinkFormat, parse_response
 from ftri.prompts.tables import Table, load_table
 from rewriter.errors import InputError, first_problem
 
@@ -145,9 +145,9 @@ def _row(kind: type[Row], document: Mapping[str, Any], table: Table, number: int
         raise InputError(f"{table.name}: row {number}: {first_problem(error)}") from None
 
 
-def visible_answer(text: str, starts_inside_think: bool) -> str:
+def visible_answer(text: str, starts_inside_think: bool, think_format: ThinkFormat | None = None) -> str:
     """What a user and a judge see of a raw answer: the part after the think block; all of it when there is no block or no end."""
-    parsed = parse_response(text, starts_inside_think)
+    parsed = parse_response(text, starts_inside_think, think_format)
     if parsed is None or parsed.answer is None:
         return text.strip()
     return parsed.answer

@@ -23,7 +23,7 @@ from eval.measures.measure import Found, Measure, Part, Scene, Shown
 from eval.outcomes.observed import Outcomes
 from eval.outcomes.statistics import Interval, Rate, clustered_ratio, wilson
 from eval.outcomes.targets import ANSWERS
-from ftri.labels.behavior import parse_response
+from ftri.labels.think_formats import parse_response
 
 MIN_WORD_CHARACTERS = 4
 # Endings differ ("places", "Beijing's"); this many characters at a word's end need not agree, if four before them do.
@@ -114,7 +114,7 @@ def _shares(scene: Scene, outcomes: Outcomes, words: Sequence[Sequence[str]]) ->
             shares.append(None)
             continue
         answer = scene.collector.journal.answer(key)
-        parsed = parse_response(answer.text, answer.starts_inside_think)
+        parsed = parse_response(answer.text, answer.starts_inside_think, scene.collector.think_format)
         visible = answer.text if parsed is None or parsed.answer is None else parsed.answer
         shares.append(share_left_out(wanted, visible))
     return shares

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
-from eval.answers.arms import Arm, Request
+from eval.answers.arms import Answer, Arm, Request
 from eval.answers.journal import Collector
 from eval.outcomes.garble import check_text
 from eval.outcomes.statistics import Rate, wilson
 from eval.outcomes.targets import BEHAVIORS, LANGUAGES, Axis
-from ftri.labels.behavior import answer_is_canned, label_parsed, language_of_thinking
+from ftri.labels.behavior import answer_is_canned, label_behavior, label_parsed, language_of_thinking
 from ftri.labels.coverage import coverage_warning, uncovered_language
 from ftri.labels.deciding import DECIDED, decided_label
-from ftri.labels.think_formats import parse_response
+from ftri.labels.think_formats import ThinkFormat, parse_response
 
 
 class ArmSummary(BaseModel):
@@ -103,13 +103,14 @@ def shares(labels: Sequence[str], names: Sequence[str]) -> dict[str, Rate]:
 def observe(collector: Collector, arm: Arm, requests: Sequence[Request], *, label_cut: bool = False) -> Outcomes:
     """Get the answers of an arm and label them. `label_cut`: see `ftri.labels.behavior.label_behavior`."""
     outcomes = Outcomes(arm, keys=collector.complete(arm, requests))
+    told = collector.think_format
     for key in outcomes.keys:
         answer = collector.journal.answer(key)
         inside = answer.starts_inside_think
         health = check_text(answer.text)
-        parsed = parse_response(answer.text, inside)
+        parsed = parse_response(answer.text, inside, told)
         # An answer that was ended once its label was decided has that label.
-        decided = decided_label(answer.text, inside) if answer.finish_reason == DECIDED else None
+        decided = decided_label(answer.text, inside, told) if answer.finish_reason == DECIDED else None
         outcomes.behaviors.append((decided or label_parsed(parsed, answer.finish_reason, inside, label_cut)).value)
         outcomes.languages.append(language_of_thinking(parsed.thinking if parsed else None))
         unjudged = uncovered_language(parsed.answer if parsed else None)
@@ -120,6 +121,12 @@ def observe(collector: Collector, arm: Arm, requests: Sequence[Request], *, labe
         outcomes.canned.append(answer_is_canned(parsed.answer if parsed else None))
         outcomes.num_characters += len(answer.text)
     return outcomes
+
+
+def label_answer(answer: Answer, think_format: ThinkFormat | None, *, label_cut: bool = False) -> str:
+    """The behaviour of one answer, as `observe` labels those of an arm."""
+    inside = answer.starts_inside_think
+    return label_behavior(answer.text, answer.finish_reason, inside, label_cut, think_format=think_format).value
 
 
 def select(outcomes: Outcomes, positions: Sequence[int]) -> Outcomes:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_args
 
 from eval.options import EvalRequest, Matching, RunOptions, Semantics, choices, one_of
 from eval.outcomes.targets import ANSWERS, BEHAVIORS
+from ftri.labels.think_formats import choose_format
 from rewriter.command import Option
 from rewriter.errors import InputError
 
@@ -35,6 +36,14 @@ class RefineRequest:
     limit: Annotated[int | None, Option("At most N prompts, evenly spread.", INPUT, metavar="N")] = None
     chat_template: Annotated[
         Path | None, Option("Chat template in place of the model's own.", INPUT, metavar="FILE")
+    ] = None
+    think_format: Annotated[
+        str | None,
+        Option(
+            "How the model marks its thinking (harmony, gemma4, mistral, think, ...) [default: as its family does].",
+            INPUT,
+            metavar="NAME",
+        ),
     ] = None
     target: Annotated[
         str, Option("Behaviour that responses are to leave.", SEARCH, metavar="BEHAVIOR", parse=one_of(BEHAVIOR_NAMES))
@@ -102,6 +111,7 @@ class RefineRequest:
 
     def check(self) -> None:
         """Raise InputError for values that cannot be meant."""
+        choose_format(self.think_format, None)
         least = {
             "max_experts": 1, "screen_prompts": 1, "grow_prompts": 1, "pool": 1, "kl_prompts": 1, "kl_tokens": 1,
             "kl_listed": 2, "null_searches": 0, "controls": 0, "max_tokens": 1,
@@ -134,6 +144,7 @@ class RefineRequest:
             model=self.model,
             revision=self.revision,
             chat_template=self.chat_template,
+            think_format=self.think_format,
             target=self.target_label,
             harm=self.harm,
             xstest=self.xstest,

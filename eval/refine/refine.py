@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rewriter
-from eval.answers.arms import Arm, Pair
+from eval.answers.arms import Answer, Arm, Pair
 from eval.answers.journal import Collector, Journal, Progress
 from eval.answers.live import LiveResponder
 from eval.answers.plan import NamedEdit, requests_for, spread
@@ -19,6 +19,7 @@ from eval.experts import ModelUnderTest, is_routable
 from eval.measures.controls import selection_frequency
 from eval.measures.fidelity import load_neutral
 from eval.outcomes.held_out import PROVENANCE_KEY, HeldOut, prompt_sha256, split_prompts
+from eval.outcomes.observed import label_answer
 from eval.outcomes.targets import Target, move_rate
 from eval.refine.bench import Neutral
 from eval.refine.deciding import Node, deciding_tokens
@@ -39,7 +40,6 @@ from eval.report.outputs import make_output
 from eval.results import Results
 from eval.run import load_measures
 from eval.session import Say, Session, open_session
-from ftri.labels.behavior import label_behavior
 from ftri.prompts.sets import PromptRecord, load_prompt_set
 from rewriter.errors import InputError
 from rewriter.expert_set import ExpertSet
@@ -81,7 +81,9 @@ def refine(request: RefineRequest, say: Say, progress: Progress) -> Refined:
         finding, testing = split_prompts(
             spread(prompt_set.records, request.limit), request.split, by=request.split_by, seed=request.seed
         )
-        bench = _Workbench(request, session, Collector(session.responder, journal, progress), finding, say)
+        bench = _Workbench(
+            request, session, Collector(session.responder, journal, progress, session.think_format), finding, say
+        )
         found = bench.search(bench.responses, request.seed, progress)
         results = bench.results(found, len(testing), time.monotonic() - started)
         expert_set = bench.expert_set(found, results, finding)
@@ -131,7 +133,7 @@ class _Workbench:
         self.say = say
         self.options = request.as_evaluation().options
         answers = list(collector.answers(BASE_ARM, requests_for(finding, self.options)))
-        labels = [str(label_behavior(one.text, one.finish_reason, one.starts_inside_think)) for one in answers]
+        labels = self._labels_of(answers)
         wanted = {request.target_label, *request.toward_labels}
         self.responses = [
             Labelled(answer, label == request.target_label)
@@ -236,8 +238,10 @@ class _Workbench:
         return found
 
     def _labels(self, arm: Arm, requests: Sequence[Any]) -> list[str]:
-        answers = self.collector.answers(arm, requests)
-        return [str(label_behavior(one.text, one.finish_reason, one.starts_inside_think)) for one in answers]
+        return self._labels_of(self.collector.answers(arm, requests))
+
+    def _labels_of(self, answers: Iterable[Answer]) -> list[str]:
+        return [label_answer(one, self.collector.think_format) for one in answers]
 
     def results(self, found: Searched, num_testing: int, seconds: float) -> RefineResults:
         """What the search found, as refine.json holds it."""

@@ -20,7 +20,7 @@ from ftri.analysis.cautions import warnings_of
 from ftri.analysis.findings import Findings, FindOptions, FoundExpert
 from ftri.analysis.tokens import TokenStudy, study_tokens
 from ftri.labels import contrast
-from ftri.labels.think_formats import ThinkFormat, format_of_family, think_format
+from ftri.labels.think_formats import ThinkFormat, choose_format
 from ftri.traces.reader import TraceReader, check_one_model
 from ftri.traces.schema import INDEX_NAME, MANIFEST_NAME
 from rewriter.errors import InputError
@@ -128,7 +128,7 @@ def _labelling(
 
 def think_format_of(manifest: Mapping[str, Any], name: str | None = None) -> ThinkFormat | None:
     """The row that splits the traces' responses: the one that is told, or the one of the model's family."""
-    return think_format(name) if name else format_of_family(manifest.get("model_type"))
+    return choose_format(name, manifest.get("model_type"))
 
 
 def _check_classes(activation: maps.ActivationMaps, compared: contrast.Contrast) -> None:

@@ -48,11 +48,14 @@ class Markers:
         """A mark of the thinking, `open` or `close`."""
         return re.compile(rf"(?P<open>{self.opens})|(?P<close>{self.closes})")
 
-    def told(self, text: str) -> bool:
-        """Whether a text shows that it is written in this format."""
+    def told(self, text: str, opened: bool = False) -> bool:
+        """Whether a text shows that it is written in this format; `opened`: it begins with some format's opening mark."""
         if self.told_by:
             return bool(re.search(self.told_by, text, re.DOTALL))
-        if self.opening.match(text) or self.closing.search(text):
+        if self.opening.match(text):
+            return True
+        # A thought may talk about another format's closing mark.
+        if not opened and self.closing.search(text):
             return True
         return bool(self.answer_opens and re.match(rf"\s*(?:{self.answer_opens})", text))
 
@@ -266,8 +269,20 @@ def format_of_family(model_type: str | None) -> ThinkFormat | None:
     return _BY_MODEL_TYPE.get(model_type or "")
 
 
+def choose_format(name: str | None, model_type: str | None) -> ThinkFormat | None:
+    """The row that is told by name, else the one of the model's family; None: the text of each response tells it.
+
+    Raises:
+        InputError: no row has that name.
+    """
+    return think_format(name) if name else format_of_family(model_type)
+
+
 def starts_inside_think(rendered_prompt: str, told: ThinkFormat | None = None) -> bool:
-    """Whether the chat template has opened the think block, so that the response begins inside it."""
+    """Whether the chat template has opened the think block, so that the response begins inside it.
+
+    R1's own does since 9-10 February 2025.
+    """
     tail = rendered_prompt[-PROMPT_TAIL_CHARACTERS:]
     rows = (told,) if told else THINK_FORMATS
     return any(markers.ends_open(tail) for row in rows for markers in row.markers)
@@ -319,9 +334,11 @@ def _body_and_markers(text: str, told: ThinkFormat | None) -> tuple[str, Markers
         body = body[: match.start()]
     rows = (told,) if told else THINK_FORMATS
     while True:
+        opened = any(markers.opening.match(body) for row in rows for markers in row.markers)
         for row in rows:
             for markers in row.markers:
-                if markers.told(body):
+                # A format that is known needs no more than its opening, which an unfinished response has alone.
+                if markers.told(body, opened) or (told and markers.opening.match(body)):
                     before = _BEFORE_TURN.match(body)
                     while before and before.end():
                         body = body[before.end() :]

@@ -15,8 +15,6 @@ from typing import Any
 from ftri.prompts.sets import PromptRecord
 from rewriter.errors import InputError
 
-THINK_OPEN = "<think>"
-
 
 @dataclass(frozen=True)
 class RenderedPrompt:
@@ -39,11 +37,6 @@ class Rendered:
 
     text: str
     token_ids: list[int]
-
-    @property
-    def starts_inside_think(self) -> bool:
-        """Whether the template itself opens the think block (R1's does since 9-10 February 2025)."""
-        return self.text.rstrip().endswith(THINK_OPEN)
 
 
 Render = Callable[[Sequence[tuple[str, str]]], Rendered]

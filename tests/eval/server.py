@@ -3,7 +3,7 @@
 Settings: name; tuned (suppresses refusals); key (401 without it); failures (statuses to answer first, by path);
 retry_after; die_after (exits after so many completions); judge (ratings by rule, or "nonsense"); parser (splits
 reasoning off); slow (seconds per answer); completions ("ids": prompts are tokens, not bytes); template (tokens of the
-probe at /tokenize); root (what the model was loaded from).
+probe at /tokenize); root (what the model was loaded from); says (the text of every completion).
 Only the standard library, since every test starts one.
 """
 
@@ -49,7 +49,9 @@ class Handler(BaseHTTPRequestHandler):
             prompt = body["prompt"]
             # "ids": the prompt is in the tokens of a real tokenizer, whose text the double does not know.
             text = str(prompt) if settings.get("completions") == "ids" else bytes(prompt).decode()
-            self.send(200, {"choices": [{"text": reply(text, suppressed), "finish_reason": "stop"}]})
+            self.send(
+                200, {"choices": [{"text": settings.get("says") or reply(text, suppressed), "finish_reason": "stop"}]}
+            )
         else:
             self.send(200, {"choices": [{"message": message(body["messages"]), "finish_reason": "stop"}]})
 

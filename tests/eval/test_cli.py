@@ -133,6 +133,36 @@ def test_completions_are_rendered_with_the_models_own_template(serve, prompts, m
     assert line["prompt_token_ids"][-1] == 3
 
 
+# A thought that the template opened, about another format's mark: by the marks that it shows it would be in that one.
+THOUGHT_OF_ANOTHER_FORMAT = "MiniMax M3 closes with </mm:think> as its manual says.[/THINK]I can't help with that."
+
+
+def test_answers_are_split_as_the_models_family_writes_them_or_as_it_is_told(serve, prompts, model, tmp_path):
+    write_tiny_tokenizer(model, 512)
+    family = tmp_path / "ministral"
+    shutil.copytree(model, family)
+    (family / "config.json").write_text(json.dumps(TINY_R1_CONFIG | {"model_type": "mistral4"}))
+    base, tuned = (serve(name=name, completions="ids", says=THOUGHT_OF_ANOTHER_FORMAT) for name in ("base", "tuned"))
+    servers = ("--base-url", base.url, "--tuned-url", tuned.url, "--prompts", prompts, "--limit", "4")
+
+    def labels(output, *more):
+        result = mote_eval(*servers, "-o", output, *more)
+        assert result.returncode == 0, result.stderr
+        results = json.loads((output / "results.json").read_text())
+        counts = {label: rate["count"] for label, rate in results["arms"][0]["labels"].items() if rate["count"]}
+        return counts, results["subject"]["think_format"]
+
+    refused = {"REFUSED_AFTER_REASONING": 4}
+    assert labels(tmp_path / "marks", "--model", model) == ({"REASONED": 4}, None)
+    assert labels(tmp_path / "family", "--model", family) == (refused, "mistral")
+    assert labels(tmp_path / "told", "--model", model, "--think-format", "mistral") == (refused, "mistral")
+    # The labels of one format do not go on in another's.
+    another = mote_eval(*servers, "-o", tmp_path / "family", "--model", family, "--think-format", "think")
+    assert 'of another subject (think_format "mistral", now "think")' in sentence_of(another)
+    unknown = mote_eval(*servers, "-o", tmp_path / "unknown", "--model", model, "--think-format", "mystery")
+    assert "--think-format mystery: no such format; known are harmony" in sentence_of(unknown)
+
+
 def test_a_dead_server_loses_nothing(serve, prompts, tmp_path):
     base, tuned = serve(name="base"), serve(name="tuned", tuned=True, die_after=30, slow=0.01)
     port = int(tuned.url.rpartition(":")[2])

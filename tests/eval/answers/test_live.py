@@ -7,9 +7,12 @@ import pytest
 from doubles import FakeModel
 
 from eval.answers.arms import Answer, Arm, Request, Sampling, answer_key
+from eval.answers.engine import Decision
 from eval.answers.live import Generated, LiveResponder
 from eval.answers.plan import NamedEdit, VariantFolder, plan_live
 from eval.options import RunOptions
+from eval.outcomes.observed import label_answer
+from ftri.labels.think_formats import think_format
 from ftri.prompts.rendering import Rendered
 from rewriter.errors import PlanError
 
@@ -34,6 +37,13 @@ class Refusing(FakeModel):
         yield from super().generate(prompts, sampling, arms)
 
 
+class Opening(FakeModel):
+    """Its template opens Mistral's think block."""
+
+    def render(self, messages: Sequence[tuple[str, str]]) -> Rendered:
+        return Rendered(f"{super().render(messages).text}[THINK]", [1])
+
+
 def test_an_edit_that_failed_is_never_in_force() -> None:
     other = Arm("other", "other", "drop", ((1, 1),))
     model = Refusing()
@@ -46,6 +56,21 @@ def test_an_edit_that_failed_is_never_in_force() -> None:
     live.answer([other, BASE], [REQUEST, REQUEST], answers.__setitem__)
     assert model.asked == [VARIANT, other, BASE]
     assert answers.keys() == {0, 1}
+
+
+def test_an_answer_ends_and_begins_by_the_marks_of_the_models_format() -> None:
+    prompt = Rendered("<user>How?<assistant>[THINK]", [1])
+    mistral, gemma = think_format("mistral"), think_format("gemma4")
+    refusal = "I'm sorry, but I can't help with that. Ask something else."
+    # Inside the block it may be a thought.
+    assert not Decision([prompt], mistral)(0, refusal) and Decision([prompt], gemma)(0, refusal)
+    kept: list[Answer] = []
+    for told in (mistral, gemma):
+        live = LiveResponder({}, lambda checkpoint: Opening(), told)
+        live.answer([BASE], [REQUEST], lambda position, answer: kept.append(answer))
+    assert [answer.starts_inside_think for answer in kept] == [True, False]
+    answer = Answer("p", 0, "The manual says </mm:think> here.[/THINK]I can't help with that.", "stop")
+    assert [label_answer(answer, told) for told in (None, mistral)] == ["REASONED", "REFUSED_AFTER_REASONING"]
 
 
 def test_a_variant_folder_is_its_content_and_not_its_path() -> None:

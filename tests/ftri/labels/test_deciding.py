@@ -9,6 +9,7 @@ import pytest
 from ftri.labels.behavior import label_behavior
 from ftri.labels.deciding import decided_label
 from ftri.labels.names import Behavior
+from ftri.labels.think_formats import think_format
 
 ANSWER = (
     "The wall was opened in November 1989, after weeks of protest in several cities. Crowds crossed it that night. "
@@ -54,6 +55,12 @@ def test_inside_a_block_that_the_template_opened() -> None:
     text = f"Okay, the user asks about a wall. Let me think. It fell in 1989. Crowds came. </think>\n\n{ANSWER}"
     assert first_decision(text, starts_inside_think=True)[1] == Behavior.REASONED
     assert first_decision(REFUSAL, starts_inside_think=True)[1] is None
+
+
+def test_a_known_format_decides_where_the_marks_alone_would_take_a_thought_for_an_answer() -> None:
+    thought = "analysisThe user asks about a wall. It fell in 1989. Crowds came that night. Historians still argue why."
+    assert decided_label(thought) == Behavior.ALIGNED
+    assert decided_label(thought, think_format=think_format("harmony")) == Behavior.REASONED
 
 
 def test_what_was_decided_stays_decided() -> None:

@@ -63,11 +63,17 @@ def test_a_row_splits_thinking_from_the_answer(name, told):
     assert label_behavior("It is 4.", "stop", think_format=row) == "ALIGNED"
 
 
+def test_a_mark_of_another_format_within_a_thought_does_not_choose_that_format():
+    text = "[THINK]MiniMax M3 closes with </mm:think> as its manual says.[/THINK]It is 4."
+    assert parse_response(text) == ParsedResponse("MiniMax M3 closes with </mm:think> as its manual says.", "It is 4.")
+
+
 @pytest.mark.parametrize("name", [name for name in WRITTEN if name not in ("granite", "ernie", "hunyuan")])
 def test_a_template_that_opens_the_block(name):
     opens, closes, (before, after) = WRITTEN[name]
     prompt = f"<user>Two and two?<assistant>{opens}"
     assert starts_inside_think(prompt) and starts_inside_think(prompt, think_format(name))
+    assert not starts_inside_think(prompt, think_format("mistral" if name != "mistral" else "gemma4"))
     assert not starts_inside_think(f"{prompt}{closes}<user>And three?<assistant>")
     text = f"Two and two.{closes}{before}It is 4.{after}"
     assert parse_response(text, True) == ParsedResponse("Two and two.", "It is 4.")
