@@ -13,8 +13,8 @@ from eval.options import EvalRequest
 from eval.run import load_measures
 from eval.session import Say, Session, open_session
 from ftri.costs import Costs, estimate
-from ftri.prompts.rendering import make_render
-from ftri.prompts.sets import load_prompt_set
+from ftri.prompts.rendering import Render, make_render
+from ftri.prompts.sets import PromptRecord, load_prompt_set
 
 # Rendered for the mean length of a prompt; all of a large set would take minutes.
 NUM_RENDERED = 200
@@ -76,7 +76,7 @@ def evaluation_costs(request: EvalRequest, say: Say, tokens_per_second: float | 
         tuple(parts),
         estimate(
             num_requests=num_answers,
-            num_prompt_tokens=round(num_answers * _mean_prompt_tokens(request, session, [one.text for one in prompts])),
+            num_prompt_tokens=round(num_answers * _mean_prompt_tokens(request, session, prompts)),
             max_tokens=options.max_tokens,
             engine_loads=0 if request.is_served else 1 + num_checkpoints,
             given_rate=tokens_per_second,
@@ -131,11 +131,15 @@ def halved_by(request: EvalRequest, parts: Sequence[PartCost], num_answers: int)
     return found
 
 
-def _mean_prompt_tokens(request: EvalRequest, session: Session, texts: Sequence[str]) -> float:
-    """Tokens of a rendered prompt, from some of them; 0 where no model is here to render with."""
-    model = session.model
-    if model is None or not texts:
+def _mean_prompt_tokens(request: EvalRequest, session: Session, prompts: Sequence[PromptRecord]) -> float:
+    """Tokens of a rendered prompt; 0 where no model is here to render with."""
+    if session.model is None:
         return 0.0
-    render, _ = make_render(model.folder, request.chat_template)
-    some = texts[:: max(len(texts) // NUM_RENDERED, 1)]
-    return sum(len(render([("user", text)]).token_ids) for text in some) / len(some)
+    render, _ = make_render(session.model.folder, request.chat_template)
+    return mean_prompt_tokens(render, prompts)
+
+
+def mean_prompt_tokens(render: Render, prompts: Sequence[PromptRecord]) -> float:
+    """Tokens of a rendered prompt, the mean of some of them; 0 without any."""
+    some = prompts[:: max(len(prompts) // NUM_RENDERED, 1)]
+    return sum(len(render([("user", one.text)]).token_ids) for one in some) / len(some) if some else 0.0

@@ -114,7 +114,8 @@ class RunOptions:
     whole_controls: Annotated[
         bool,
         Option(
-            "Let random sets write whole answers, not only as much as decides their label; shows their damage.", CHANCE
+            "Let random sets and --sweep-k write whole answers, not only as much as decides their label; shows their damage.",
+            CHANCE,
         ),
     ] = False
     control_prompts: Annotated[int, Option("Prompts at risk that each random set answers.", CHANCE, metavar="N")] = 200

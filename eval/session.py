@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from eval.answers.arms import Responder, identity_of
 from eval.answers.journal import Journal
@@ -23,7 +23,12 @@ from rewriter.checkpoint.reader import Checkpoint
 from rewriter.expert_set import ExpertSet
 from rewriter.hub.models import resolve_description
 
+if TYPE_CHECKING:
+    from ftri.engine.engine import Engine
+
 Say = Callable[[str], None]
+# A loaded engine of the base that records and takes live edits, from someone who closes it.
+LentEngine = Callable[[], "Engine"]
 ENGINE_KEY = "engine"
 
 
@@ -64,15 +69,17 @@ class Session:
             self.live.close()
 
 
-def open_session(request: EvalRequest, say: Say) -> Session:
+def open_session(request: EvalRequest, say: Say, lent: LentEngine | None = None) -> Session:
     """Find the model or the servers, and check the experts against it; nothing is loaded or asked yet.
+
+    The base is loaded by the session and closed with it, unless its engine is `lent`.
 
     Raises: MoteError for a model, an expert set or a server that cannot be used.
     """
-    return _open_served(request) if request.is_served else _open_live(request, say)
+    return _open_served(request) if request.is_served else _open_live(request, say, lent)
 
 
-def _open_live(request: EvalRequest, say: Say) -> Session:
+def _open_live(request: EvalRequest, say: Say, lent: LentEngine | None) -> Session:
     assert request.model is not None
     model = open_model(request.model, request.revision, say)
     edit, sets = NamedEdit("found"), list[ExpertSet]()
@@ -97,7 +104,7 @@ def _open_live(request: EvalRequest, say: Say) -> Session:
     # The name is for people: the same content elsewhere gives the same answers.
     identity = {name: known[name] for name in ("model", "content_sha256", "template_sha256", "engine_arguments")}
     identity |= identity_of(told)
-    load = partial(_load_engine, model, render, template_sha256, told, request.engine_arguments)
+    load = partial(_load_engine, model, render, template_sha256, told, request.engine_arguments, lent)
     live = LiveResponder(identity, load, told)
     return Session("live", live, edit, sets, known, model, live, others, told)
 
@@ -108,10 +115,13 @@ def _load_engine(
     template_sha256: str,
     told: ThinkFormat | None,
     engine_arguments: Mapping[str, Any],
+    lent: LentEngine | None,
     checkpoint: str | None,
 ) -> LiveModel:
-    from eval.answers.engine import load_model
+    from eval.answers.engine import VllmModel, load_model
 
+    if checkpoint is None and lent is not None:
+        return VllmModel(lent(), render, template_sha256, told, is_lent=True)
     revision = None if checkpoint or Path(model.model).exists() else model.revision
     # A variant's folder is measured as it is served, so it takes no edits.
     return load_model(

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -192,14 +193,28 @@ def _recorded_so_far(folder: Path) -> tuple[float | None, int, float | None]:
     return (float(rate) if isinstance(rate, int | float) else None), len(lengths), mean
 
 
+def load_engine(plan: RecordPlan) -> Engine:
+    """The engine of a plan's model, which records. Raises: as Engine does."""
+    template = plan.options.chat_template
+    return Engine(
+        str(plan.folder),
+        record=True,
+        chat_template=load_chat_template(template) if template else None,
+        engine_arguments=plan.options.engine_arguments,
+    )
+
+
 def record(
     plan: RecordPlan,
     begin: Callable[[int], None] = lambda responses: None,
     advance: Callable[[int, int], None] = lambda responses, tokens: None,
+    open_engine: Callable[[RecordPlan], AbstractContextManager[Engine]] = load_engine,
 ) -> RecordSummary:
     """Run what the trace folder still lacks.
 
     `begin` is told how many responses are there when the engine is up, `advance` the responses and tokens added to them.
+    `open_engine` is asked for an engine that records when a response is lacking; where one is loaded already, it is
+    `lambda plan: nullcontext(engine)`.
 
     Raises:
         TraceError: the folder is in use or of other settings.
@@ -211,12 +226,7 @@ def record(
         resumed = len(writer.completed)
         capture, tokens, started = writer.manifest.get("capture"), 0, began
         if resumed < plan.num_responses:
-            with Engine(
-                str(plan.folder),
-                record=True,
-                chat_template=load_chat_template(options.chat_template) if options.chat_template else None,
-                engine_arguments=options.engine_arguments,
-            ) as engine:
+            with open_engine(plan) as engine:
                 started, capture = time.monotonic(), engine.capture
                 begin(resumed)
                 writer.note(capture=capture, versions=versions())

@@ -26,11 +26,18 @@ class VllmModel:
     """One unmodified vLLM engine that records routing and takes live edits."""
 
     def __init__(
-        self, engine: Engine, render: Render, template_sha256: str, think_format: ThinkFormat | None = None
+        self,
+        engine: Engine,
+        render: Render,
+        template_sha256: str,
+        think_format: ThinkFormat | None = None,
+        *,
+        is_lent: bool = False,
     ) -> None:
         """Use a running engine; `render` applies the base model's template, also for variants, so that all read
-        the same tokens."""
+        the same tokens. A lent engine is not closed: others go on with it."""
         self._engine = engine
+        self._is_lent = is_lent
         self._render = render
         self._template_sha256 = template_sha256
         self._think_format = think_format
@@ -133,7 +140,8 @@ class VllmModel:
 
     def close(self) -> None:
         """See `LiveModel`."""
-        self._engine.close()
+        if not self._is_lent:
+            self._engine.close()
 
 
 class Decision:

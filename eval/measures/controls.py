@@ -67,6 +67,16 @@ def parts(_: None, scene: Scene) -> Iterable[Part]:
     return [Part("random controls", partial(controls, scene, scene.live))]
 
 
+def ends_early(scene: Scene) -> bool:
+    """Whether answers of controls and sweep end once their label is decided: labels are all that is counted."""
+    return scene.target.axis == "behavior" and not scene.options.whole_controls
+
+
+def labels_alone(requests: Sequence[Request]) -> list[Request]:
+    """The same requests, whose answers end as soon as their label is decided."""
+    return [replace(one, sampling=replace(one.sampling, until_decided=True)) for one in requests]
+
+
 def control_positions(scene: Scene) -> list[int]:
     """The answers that controls and sweep repeat."""
     return choose_requests(
@@ -83,8 +93,8 @@ def controls(scene: Scene, live: LiveResponder) -> Found:
     options, edit, primary = scene.options, scene.edit, scene.plan.primary
     positions = control_positions(scene)
     requests = [scene.requests[position] for position in positions]
-    if scene.target.axis == "behavior" and not options.whole_controls:
-        requests = [replace(one, sampling=replace(one.sampling, until_decided=True)) for one in requests]
+    if ends_early(scene):
+        requests = labels_alone(requests)
     layers, num_experts, frequency = _router(scene, live, positions)
     assert primary.semantics is not None
     found = []

@@ -12,7 +12,7 @@ from eval.answers.arms import Arm
 from eval.answers.live import LiveResponder, TokenDistributions
 from eval.display.drawing import COST, GAIN, MUTED, error_bar, round_share, svg_open, tick_percent, write, y_axis
 from eval.display.words import percent
-from eval.measures.controls import control_positions
+from eval.measures.controls import control_positions, ends_early, labels_alone
 from eval.measures.fidelity import kl_from_base, load_neutral, read_neutral
 from eval.measures.measure import Found, Measure, Part, Scene, Shown
 from eval.measures.transitions import Change, compare
@@ -24,13 +24,16 @@ from ftri.prompts.sets import PromptSet
 
 
 class SweepPoint(BaseModel):
-    """The first k experts alone: the gain, and its costs in changed other answers, damage and KL."""
+    """The first k experts alone: the gain, and its costs in changed other answers, damage and KL.
+
+    `damaged` is None where answers ended once their label was decided.
+    """
 
     num_experts: int
     semantics: str
     moved: Change
     others_changed: Rate
-    damaged: Rate
+    damaged: Rate | None
     kl_per_token: Interval | None
 
 
@@ -51,6 +54,7 @@ def sweep(scene: Scene, live: LiveResponder, neutral: PromptSet | None) -> Found
     options, edit, target = scene.options, scene.edit, scene.target
     positions = control_positions(scene)
     requests = [scene.requests[position] for position in positions]
+    shorter = labels_alone(requests) if ends_early(scene) else requests
     chosen = select(scene.base, positions)
     clusters = [scene.clusters[position] for position in positions]
     text = read_neutral(scene, neutral) if neutral is not None else None
@@ -61,7 +65,9 @@ def sweep(scene: Scene, live: LiveResponder, neutral: PromptSet | None) -> Found
     for count in sorted({min(count, largest) for count in options.sweep_k}):
         top = edit.top(count)
         arm = Arm(f"top-{count}", "sweep", scene.plan.primary.semantics, top.suppress, top.stimulate)
-        outcomes = scene.observe(arm, requests)
+        # The whole set has answered in full already.
+        asked = requests if arm.identity() == scene.plan.primary.identity() else shorter
+        outcomes = scene.observe(arm, asked)
         before, after = chosen.labels(target.axis), outcomes.labels(target.axis)
         comparison = compare(target, "base", arm.name, before, after, clusters, seed=options.seed)
         at_risk, _ = moves(target, before, before)
@@ -78,14 +84,14 @@ def sweep(scene: Scene, live: LiveResponder, neutral: PromptSet | None) -> Found
                 seed=options.seed,
                 base_cache=base_cache,
             )
-        damaged = outcomes.damaged()
+        damaged = None if asked is not requests else outcomes.damaged()
         points.append(
             SweepPoint(
                 num_experts=len(top.pairs),
                 semantics=str(arm.semantics),
                 moved=comparison.moved,
                 others_changed=wilson(sum(others), len(others)),
-                damaged=wilson(sum(damaged), len(damaged)),
+                damaged=None if damaged is None else wilson(sum(damaged), len(damaged)),
                 kl_per_token=kl,
             )
         )
@@ -173,7 +179,7 @@ REPORT = """\
 <table>
 <tr><th>k</th><th>{{ results.target.change }}</th><th>other answers changed</th><th>looping or garbled</th><th>KL per token</th></tr>
 {% for point in found %}
-<tr><td>{{ point.num_experts }}</td><td>{{ words.rate_words(point.moved.rate) }}</td><td class="n">{{ words.short_rate(point.others_changed) }}</td><td class="n">{{ words.short_rate(point.damaged) }}</td><td class="n">{{ words.interval_words(point.kl_per_token, 4) if point.kl_per_token else "-" }}</td></tr>
+<tr><td>{{ point.num_experts }}</td><td>{{ words.rate_words(point.moved.rate) }}</td><td class="n">{{ words.short_rate(point.others_changed) }}</td><td class="n">{{ words.short_rate(point.damaged) if point.damaged else "-" }}</td><td class="n">{{ words.interval_words(point.kl_per_token, 4) if point.kl_per_token else "-" }}</td></tr>
 {% endfor %}
 </table>
 """  # noqa: E501

@@ -6,6 +6,7 @@ batches, so thousands of edits are measured in one engine load without anything 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -94,7 +95,10 @@ class EditBench:
     def __init__(
         self, scorer: EditScorer, journal: Journal, identity: object, bench: Bench, semantics: Semantics
     ) -> None:
-        """`identity` says what, besides edit and bench, decides a measurement (the model and how it is run)."""
+        """`identity` says what, besides edit and bench, decides a measurement (the model and how it is run).
+
+        `tokens_per_second` is the rate of the latest edits that shared batches, None before any.
+        """
         self._scorer = scorer
         self._journal = journal
         self._key = [identity, bench.fingerprint()]
@@ -102,6 +106,7 @@ class EditBench:
         self.bench = bench
         self.semantics = semantics
         self.num_edits_run = 0
+        self.tokens_per_second: float | None = None
 
     def base(self) -> Measured:
         """The base's own chances (and a KL of 0)."""
@@ -116,9 +121,12 @@ class EditBench:
         missing = {key: arm for key, arm in zip(keys, arms, strict=True) if key not in self._journal}
         progress(len(sets) - len(missing))
         for part in in_parts(list(missing.items()), EDITS_AT_A_TIME):
+            started = time.monotonic()
             for (key, _), measured in zip(part, self._run([arm for _, arm in part]), strict=True):
                 self._journal.add_value(key, {"chances": measured.chances, "kl": measured.kl})
                 self.num_edits_run += 1
+            if len(part) > 1:
+                self.tokens_per_second = len(part) * self.bench.num_tokens / (time.monotonic() - started)
             progress(len(part))
         values = [self._journal.value(key) for key in keys]
         return [Measured(tuple(value["chances"]), value["kl"]) for value in values]

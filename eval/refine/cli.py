@@ -10,6 +10,7 @@ import typer
 from eval.refine.options import CHECK, RefineRequest
 from rewriter.command import Option, command, parameters_of
 from rewriter.console import make_app, run, say
+from rewriter.errors import InputError
 
 if TYPE_CHECKING:
     from eval.answers.journal import Progress
@@ -32,6 +33,13 @@ app = make_app()
 class CommandLine(RefineRequest):
     """The request, and how its results are printed."""
 
+    dry_run: Annotated[
+        bool, Option("Say what the run measures and what it costs; no engine is loaded, nothing is written.", CHECK)
+    ] = False
+    tokens_per_second: Annotated[
+        float | None,
+        Option("The rate that --dry-run reckons with [default: what an earlier run measured].", CHECK, metavar="RATE"),
+    ] = None
     as_json: Annotated[bool, Option("Print refine.json to stdout in place of the lines.", CHECK, name="json")] = False
 
 
@@ -43,6 +51,14 @@ def refine(request: CommandLine, words: list[str]) -> None:
     from eval.refine.refine import refine as refine_request
 
     request = replace(request, engine_arguments=engine_arguments(words))
+    if request.tokens_per_second is not None and not request.tokens_per_second > 0:
+        raise InputError(f"--tokens-per-second is {request.tokens_per_second:g}, expected more than 0")
+    if request.dry_run:
+        from eval.refine.costs import refinement_costs
+
+        costs = refinement_costs(request, say, request.tokens_per_second)
+        typer.echo(json.dumps(costs.as_json()) if request.as_json else "\n".join(costs.sentences()))
+        return
     found = refine_request(request, say, progress_bar())
     if request.as_json:
         typer.echo(found.results.model_dump_json(by_alias=True))

@@ -20,6 +20,12 @@ ALL_ACTIVE = "all-active"
 BEHAVIOR_NAMES = tuple(name.lower() for name in BEHAVIORS)
 
 
+def expert_file(text: str) -> tuple[str, int | None]:
+    """FILE or FILE:N as a file and the number of its experts that is meant, None for all."""
+    name, _, count = text.rpartition(":")
+    return (name, int(count)) if name and count.isascii() and count.isdecimal() else (text, None)
+
+
 @dataclass(frozen=True)
 class RefineRequest:
     """What `mote-refine` was asked for."""
@@ -43,6 +49,12 @@ class RefineRequest:
             "How the model marks its thinking (harmony, gemma4, mistral, think, ...) [default: as its family does].",
             INPUT,
             metavar="NAME",
+        ),
+    ] = None
+    traces: Annotated[
+        Path | None,
+        Option(
+            "Recording of these prompts: its answers are the base's, and are not asked for again.", INPUT, metavar="DIR"
         ),
     ] = None
     target: Annotated[
@@ -85,6 +97,12 @@ class RefineRequest:
         tuple[Matching, ...],
         Option("Comma-separated: uniform, layer, frequency.", CHECK, parse=choices(get_args(Matching))),
     ] = get_args(Matching)
+    compare: Annotated[
+        tuple[str, ...],
+        Option(
+            "Expert set to check beside it on the same prompts, as the paper's list; repeatable.", CHECK, metavar="SET"
+        ),
+    ] = ()
     harm: Annotated[
         str | None, Option("Prompts that should be refused: file or hub:ORG/NAME.", CHECK, metavar="SET")
     ] = None
@@ -145,6 +163,7 @@ class RefineRequest:
             revision=self.revision,
             chat_template=self.chat_template,
             think_format=self.think_format,
+            variants=self.compare,
             target=self.target_label,
             harm=self.harm,
             xstest=self.xstest,

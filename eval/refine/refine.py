@@ -14,16 +14,17 @@ from eval.answers.arms import Answer, Arm, Pair
 from eval.answers.journal import Collector, Journal, Progress
 from eval.answers.live import LiveResponder
 from eval.answers.plan import NamedEdit, requests_for, spread
+from eval.answers.recorded import take_over
 from eval.evaluate import JOURNAL, Subject, measure_subject
 from eval.experts import ModelUnderTest, is_routable
-from eval.measures.controls import selection_frequency
+from eval.measures.controls import labels_alone, selection_frequency
 from eval.measures.fidelity import load_neutral
 from eval.outcomes.held_out import PROVENANCE_KEY, HeldOut, prompt_sha256, split_prompts
 from eval.outcomes.observed import label_answer
 from eval.outcomes.targets import Target, move_rate
 from eval.refine.bench import Neutral
 from eval.refine.deciding import Node, deciding_tokens
-from eval.refine.options import ALL_ACTIVE, RefineRequest
+from eval.refine.options import ALL_ACTIVE, RefineRequest, expert_file
 from eval.refine.page import write_page
 from eval.refine.results import (
     FILE_NAME,
@@ -39,7 +40,7 @@ from eval.refine.search import Labelled, Searched, SearchOptions, search, shuffl
 from eval.report.outputs import make_output
 from eval.results import Results
 from eval.run import load_measures
-from eval.session import Say, Session, open_session
+from eval.session import LentEngine, Say, Session, open_session
 from ftri.prompts.sets import PromptRecord, load_prompt_set
 from rewriter.errors import InputError
 from rewriter.expert_set import ExpertSet
@@ -59,10 +60,11 @@ class Refined:
     check: Results | None
 
 
-def refine(request: RefineRequest, say: Say, progress: Progress) -> Refined:
+def refine(request: RefineRequest, say: Say, progress: Progress, lent: LentEngine | None = None) -> Refined:
     """Search, write the expert set and the pages, and check the set on held-out prompts.
 
-    A run that was stopped goes on where it was: answers and measured edits are kept in the report folder's journal.
+    The engine is loaded and closed here, unless one is `lent`. A run that was stopped goes on where it was: answers and
+    measured edits are kept in the report folder's journal.
 
     Raises:
         MoteError: when the search could not be made; parts of the check that failed are in its results.
@@ -73,7 +75,7 @@ def refine(request: RefineRequest, say: Say, progress: Progress) -> Refined:
     make_output(request.folder)
     started = time.monotonic()
     with (
-        closing(open_session(evaluation, say)) as session,
+        closing(open_session(evaluation, say, lent)) as session,
         Journal(request.folder / JOURNAL, session.responder.identity()) as journal,
     ):
         if len(journal):
@@ -81,6 +83,11 @@ def refine(request: RefineRequest, say: Say, progress: Progress) -> Refined:
         finding, testing = split_prompts(
             spread(prompt_set.records, request.limit), request.split, by=request.split_by, seed=request.seed
         )
+        if request.traces is not None:
+            requests = requests_for([*finding, *testing], evaluation.options)
+            identity = session.responder.identity()
+            taken = take_over(request.traces, journal, identity, BASE_ARM, requests, session.think_format)
+            say(f"{request.traces}: holds {taken} of the base's {len(requests)} answers")
         bench = _Workbench(
             request, session, Collector(session.responder, journal, progress, session.think_format), finding, say
         )
@@ -182,11 +189,8 @@ class _Workbench:
     def _candidates(self) -> list[Pair]:
         if self.request.candidates == ALL_ACTIVE:
             return active_experts(self.frequency, self.request.least_rate)
-        name, _, count = self.request.candidates.rpartition(":")
-        if not (name and count.isascii() and count.isdecimal()):
-            name, count = self.request.candidates, ""
-        expert_set = ExpertSet.load(name, model=self.request.model)
-        return expert_set.top(int(count) if count else None).model_pairs(self.model.layout.moe_layers)
+        name, count = expert_file(self.request.candidates)
+        return ExpertSet.load(name, model=self.request.model).top(count).model_pairs(self.model.layout.moe_layers)
 
     def search(self, responses: Sequence[Labelled], seed: int, progress: Progress) -> Searched:
         """One search on responses labelled so or so."""
@@ -219,6 +223,8 @@ class _Workbench:
         requests = requests_for(testing, self.options)
         target = Target("behavior", request.target_label, "leave")
         before = self._labels(BASE_ARM, requests)
+        # Of what a null's set does only the labels count.
+        requests = labels_alone(requests)
         found = []
         for number in range(1, request.null_searches + 1):
             self.say(f"null search {number} of {request.null_searches}: the same with shuffled labels")

@@ -13,8 +13,11 @@ from eval.refine.deciding import Node, Probe, grow_tree, probe_for
 from eval.refine.growing import Growth, grow
 from eval.refine.measured import Pair
 from eval.refine.screening import Screened, pool, screened
+from ftri.costs import duration
 from rewriter.errors import InputError
 
+# Under this key the journal keeps the tokens per second of the first edits that were measured.
+RATE_KEY = "search-rate"
 Say = Callable[[str], None]
 # Called with (what is being measured, edits done, edits in all).
 Progress = Callable[[str, int, int], None]
@@ -82,12 +85,24 @@ def search(
     few = sample(probes, options.screen_prompts, options.seed)
     screen = EditBench(scorer, journal, identity, Bench(few, neutral, options.kl_listed), options.semantics)
     alone = [(pair,) for pair in candidates if is_feasible((pair,))]
+    known = journal.value(RATE_KEY) if RATE_KEY in journal else None
     say(
         f"screening {len(alone)} experts, each alone on {len(few)} prompts and {len(neutral.sequences)} neutral answers:"
         f" {len(alone) * screen.bench.num_tokens:,} tokens in {len(alone) * len(screen.bench.sequences):,} requests"
+        + (f", {duration(len(alone) * screen.bench.num_tokens / known)} at {known:,.0f} tokens/s" if known else "")
     )
     base = screen.base().chances
-    measured = screen.measure(alone, counter(progress, "screening", len(alone)))
+    count = counter(progress, "screening", len(alone))
+
+    def advance(num_edits: int) -> None:
+        count(num_edits)
+        # The base alone is the first edit, and no full batch: the rate is that of the edits after it.
+        if screen.tokens_per_second is not None and RATE_KEY not in journal:
+            journal.add_value(RATE_KEY, screen.tokens_per_second)
+            left = (len(alone) - num_edits) * screen.bench.num_tokens / screen.tokens_per_second
+            say(f"measured on the first {num_edits}: {screen.tokens_per_second:,.0f} tokens/s, {duration(left)} more")
+
+    measured = screen.measure(alone, advance)
     rows = screened([pair for (pair,) in alone], measured, base, options.seed)
     more = EditBench(
         scorer,

@@ -6,7 +6,6 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +19,7 @@ from rewriter.json_text import JsonError, read_json
 
 if TYPE_CHECKING:
     from ftri.labels.judge import Judge
-    from ftri.labels.think_formats import ParsedResponse, ThinkFormat
+    from ftri.labels.responses import LabelSettings
 
 NEEDED_KEYS = ("prompt", "text", "finish_reason")
 # Responses judged together: the file is never in memory as a whole.
@@ -67,6 +66,7 @@ def label(
     if (judge_url is None) != (judge_model is None):
         raise InputError("--judge-url and --judge-model belong together: give both, or neither")
     from ftri.labels.coverage import coverage_warning, uncovered_language
+    from ftri.labels.responses import LabelSettings, labelled
     from ftri.labels.think_formats import think_format as row_of
 
     settings = LabelSettings(label_cut, canned, starts_inside_think, row_of(think_format) if think_format else None)
@@ -136,7 +136,9 @@ def _entry(line: str, shown: str, number: int) -> dict[str, Any]:
         if not isinstance(entry.get(key), str | None):
             raise InputError(f"{shown}: line {number} has {key} {_shown(entry[key])}, expected a string or null")
     # A server that splits the thinking off answers null where the token limit came before the answer.
-    if not isinstance(entry["text"], str) and not (entry["text"] is None and _reasoning(entry)):
+    if not isinstance(entry["text"], str) and not (
+        entry["text"] is None and any(entry.get(key) for key in REASONING_FIELDS)
+    ):
         raise InputError(f"{shown}: line {number} has text {_shown(entry['text'])}, expected a string")
     return entry
 
@@ -145,52 +147,10 @@ def _shown(value: Any) -> str:
     return json.dumps(value)[:40]
 
 
-def _reasoning(entry: dict[str, Any]) -> str | None:
-    """The thinking that a server has split off, where it has."""
-    return next((entry[key] for key in REASONING_FIELDS if entry.get(key)), None)
-
-
-@dataclass(frozen=True)
-class LabelSettings:
-    """How responses are split and labelled."""
-
-    label_cut: bool = False
-    canned: bool = False
-    starts_inside_think: bool = False
-    think_format: ThinkFormat | None = None
-
-
-def split(entry: dict[str, Any], settings: LabelSettings) -> tuple[ParsedResponse | None, bool]:
-    """Thinking and answer of a response, and whether its template had opened the think block."""
-    from ftri.labels.think_formats import ParsedResponse, parse_response, starts_inside_think
-
-    reasoning = _reasoning(entry)
-    if reasoning is not None:
-        return ParsedResponse(reasoning.strip(), entry["text"].strip() if entry["text"] else None), False
-    prompt = str(entry.get("rendered_prompt") or "")
-    inside = settings.starts_inside_think or starts_inside_think(prompt, settings.think_format)
-    return parse_response(entry["text"], inside, settings.think_format), inside
-
-
-def labelled(entry: dict[str, Any], settings: LabelSettings, refuses: bool | None = None) -> dict[str, Any]:
-    """The object with its labels; `refuses` is a judge's verdict, None asks the rule."""
-    from ftri.labels import behavior, refusals
-
-    parsed, inside = split(entry, settings)
-    rule = refusals.is_refusal if refuses is None else lambda answer: refuses
-    found = behavior.label_parsed(parsed, entry["finish_reason"], inside, settings.label_cut, rule)
-    added: dict[str, Any] = {
-        "behavior": found.value,
-        "thinking_language": behavior.language_of_thinking(parsed.thinking if parsed else None),
-    }
-    if settings.canned:
-        added["canned"] = behavior.answer_is_canned(parsed.answer if parsed else None)
-    return entry | added
-
-
 def judged(batch: list[dict[str, Any]], judge: Judge, settings: LabelSettings) -> Iterator[dict[str, Any]]:
     """The batch with refusals judged by a model; the think state stays with the rule, so cut-off responses are not sent."""
     from ftri.labels.names import UNDECIDED, Behavior
+    from ftri.labels.responses import labelled
 
     by_rule = [labelled(entry, settings) for entry in batch]
     sent = [number for number, entry in enumerate(by_rule) if entry["behavior"] not in UNDECIDED]
@@ -206,6 +166,8 @@ def judged(batch: list[dict[str, Any]], judge: Judge, settings: LabelSettings) -
 
 
 def _answer(entry: dict[str, Any], settings: LabelSettings) -> str:
+    from ftri.labels.responses import split
+
     parsed, _ = split(entry, settings)
     return (parsed.answer if parsed else None) or str(entry["text"] or "").strip()
 

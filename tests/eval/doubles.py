@@ -68,3 +68,38 @@ class FakeModel:
 
     def close(self) -> None:
         self.closed = True
+
+
+class FollowedModel(FakeModel):
+    """Scores forced tokens as the stand-in would have replied: its own next token is likely, all others are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._texts: dict[tuple[int, ...], str] = {}
+
+    def render(self, messages: Sequence[tuple[str, str]]) -> Rendered:
+        rendered = super().render(messages)
+        self.know(rendered.token_ids, rendered.text)
+        return rendered
+
+    def know(self, token_ids: Sequence[int], text: str) -> None:
+        """Remember what a prompt's tokens say."""
+        self._texts[tuple(token_ids)] = text
+
+    def score_each(
+        self, sequences: Sequence[Sequence[int]], arms: Sequence[Arm], num_listed: int
+    ) -> Iterator[TokenDistributions]:
+        for sequence, arm in zip(sequences, arms, strict=True):
+            prompt = max((p for p in self._texts if tuple(sequence[: len(p)]) == p), key=len)
+            own = [byte % VOCABULARY for byte in reply(self._texts[prompt], arm.suppress).encode()]
+            rows = np.full((len(sequence) - 1, VOCABULARY), 0.2 / VOCABULARY)
+            for position in range(len(prompt) - 1, len(sequence) - 1):
+                said = position - len(prompt) + 1
+                if list(sequence[len(prompt) : position + 1]) == own[:said] and said < len(own):
+                    rows[position, own[said]] += 0.8
+            rows /= rows.sum(axis=1, keepdims=True)
+            order = np.argsort(-rows, axis=1)[:, :num_listed]
+            yield TokenDistributions(order, np.log(np.take_along_axis(rows, order, axis=1)))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return " ".join(map(str, token_ids))

@@ -237,8 +237,8 @@ def read_prompts(name: str) -> Callable[[Path], object]:
 
 
 def read_responses(folder: Path) -> object:
-    from ftri.cli.label import LabelSettings, labelled
     from ftri.cli.label import read_responses as read
+    from ftri.labels.responses import LabelSettings, labelled
 
     return [labelled(entry, LabelSettings()) for entry in read(str(folder / "rows.jsonl"))]
 

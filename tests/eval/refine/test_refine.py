@@ -1,58 +1,23 @@
 """The whole of mote-refine on the stand-in engine: the expert that its replies depend on is found, checked and written."""
 
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from doubles import MOE_LAYERS, NUM_EXPERTS, VOCABULARY, FakeModel
-from replies import REFUSAL_EXPERT, reply
+from doubles import MOE_LAYERS, NUM_EXPERTS, VOCABULARY, FollowedModel
+from replies import REFUSAL_EXPERT
 
-from eval.answers.arms import Arm
-from eval.answers.live import LiveResponder, TokenDistributions
+from eval.answers.live import LiveResponder
 from eval.answers.plan import NamedEdit
 from eval.refine import refine as operation
 from eval.refine.cli import lines
 from eval.refine.options import RefineRequest
 from eval.refine.page import PAGE
 from eval.session import Session
-from ftri.prompts.rendering import Rendered
 from rewriter.errors import MoteError
 from rewriter.expert_set import ExpertSet
-
-
-class FollowedModel(FakeModel):
-    """Scores forced tokens as the stand-in would have replied: its own next token is likely, all others are not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._texts: dict[tuple[int, ...], str] = {}
-
-    def render(self, messages: Sequence[tuple[str, str]]) -> Rendered:
-        rendered = super().render(messages)
-        self._texts[tuple(rendered.token_ids)] = rendered.text
-        return rendered
-
-    def score_each(
-        self, sequences: Sequence[Sequence[int]], arms: Sequence[Arm], num_listed: int
-    ) -> Iterator[TokenDistributions]:
-        for sequence, arm in zip(sequences, arms, strict=True):
-            prompt = max((p for p in self._texts if tuple(sequence[: len(p)]) == p), key=len)
-            own = [byte % VOCABULARY for byte in reply(self._texts[prompt], arm.suppress).encode()]
-            rows = np.full((len(sequence) - 1, VOCABULARY), 0.2 / VOCABULARY)
-            for position in range(len(prompt) - 1, len(sequence) - 1):
-                said = position - len(prompt) + 1
-                if list(sequence[len(prompt) : position + 1]) == own[:said] and said < len(own):
-                    rows[position, own[said]] += 0.8
-            rows /= rows.sum(axis=1, keepdims=True)
-            order = np.argsort(-rows, axis=1)[:, :num_listed]
-            yield TokenDistributions(order, np.log(np.take_along_axis(rows, order, axis=1)))
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return " ".join(map(str, token_ids))
 
 
 @pytest.fixture
@@ -60,7 +25,7 @@ def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RefineRequest:
     layout = SimpleNamespace(moe_layers=MOE_LAYERS, num_experts=NUM_EXPERTS, has_bias=True)
     model = SimpleNamespace(model="double", repo_id=None, revision=None, config_sha256="0" * 64, layout=layout)
 
-    def open_session(request: object, say: object) -> Session:
+    def open_session(request: object, say: object, lent: object = None) -> Session:
         live = LiveResponder({"model": "double"}, lambda checkpoint: FollowedModel())
         return Session("live", live, NamedEdit("none"), [], {"model": "double"}, model, live)  # type: ignore[arg-type]
 
