@@ -30,10 +30,11 @@ demo: $(INSTALLED)
 demo-qwen: $(INSTALLED)
 	$(BIN)/python examples/demo.py --model examples/tiny-qwen3 --experts 8 --no-gguf --output demo-out-qwen
 
-# One thread a process: several engines share the cores, and spinning threads would slow them all.
+# One thread a process: several engines share the cores, and spinning threads would slow them all. Files stay whole, since the
+# tests of one file share an engine; more than four processes would want more memory than a small machine has.
 test: export OMP_NUM_THREADS ?= 1
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # The longer proofs: agreement over many prompts, two servers over HTTP, full-scale replica, loopback filesystems.
 test-slow: $(INSTALLED)
