@@ -9,14 +9,14 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from eval.answers.arms import BASE, Answer, Arm, Pair, digest
+from eval.answers.arms import BASE, Answer, Arm, Pair, Shift, digest
 from eval.answers.journal import Collector
 from eval.answers.live import LiveResponder
 from eval.answers.plan import NamedEdit, VariantFolder, requests_for
 from eval.options import RunOptions
 from eval.outcomes.held_out import PROVENANCE_KEY, prompt_sha256
 from eval.outcomes.observed import label_answer
-from ftri.engine.edits import by_layer, planned_biases
+from ftri.engine.edits import RouterEdit, by_layer, check_shifts, planned_biases
 from ftri.labels.behavior import thinking_language
 from ftri.labels.contrast import parse_contrast
 from ftri.labels.think_formats import ThinkFormat
@@ -81,6 +81,7 @@ def load_edit(
         for source in (suppress, stimulate)
     ]
     pairs: list[tuple[Pair, ...]] = []
+    shifts: tuple[Shift, ...] = ()
     for chosen in sets:
         if chosen is None:
             pairs.append(())
@@ -88,6 +89,12 @@ def load_edit(
         expert_set, source = chosen
         check_same_model(model, expert_set, source, any_model=any_model)
         pairs.append(tuple(expert_set.model_pairs(model.layout.moe_layers)))
+        found = expert_set.bias_shifts(model.layout.moe_layers)
+        if found and source == stimulate:
+            raise InputError(
+                f"{source}: has experts with a bias_shift, which only suppressed ones can have, expected none"
+            )
+        shifts += tuple((*pair, shift) for pair, shift in found.items())
     both = set(pairs[0]) & set(pairs[1])
     if both:
         layer, expert = min(both)
@@ -96,7 +103,7 @@ def load_edit(
         )
     loaded = [chosen[0] for chosen in sets if chosen is not None]
     name = Path(suppress or stimulate or "").stem
-    return NamedEdit(name, *pairs), loaded
+    return NamedEdit(name, pairs[0], pairs[1], shifts), loaded
 
 
 def check_same_model(model: ModelUnderTest, expert_set: ExpertSet, name: str, *, any_model: bool) -> None:
@@ -132,11 +139,15 @@ def check_live_edit(model: ModelUnderTest, edit: NamedEdit, semantics: Sequence[
         raise PlanError(
             f"family {model.layout.family.name} has a router bias, expected {REROUTE} in place of {CENTROID}"
         )
+    if REROUTE in semantics and edit.bias_shifts:
+        check_shifts(RouterEdit(REROUTE, edit.suppress, bias_shifts=edit.bias_shifts), model.layout)
     if (REROUTE in semantics or CENTROID in semantics) and edit.pairs:
-        check_routable(model, edit.suppress, edit.stimulate)
+        check_routable(model, edit.suppress, edit.stimulate, edit.bias_shifts)
 
 
-def check_routable(model: ModelUnderTest, suppressed: Sequence[Pair], stimulated: Sequence[Pair]) -> None:
+def check_routable(
+    model: ModelUnderTest, suppressed: Sequence[Pair], stimulated: Sequence[Pair], bias_shifts: Sequence[Shift] = ()
+) -> None:
     """Raise PlanError when the model's routers could not choose enough experts with this edit, or not stimulate."""
     if not model.layout.has_bias:
         if stimulated:
@@ -147,7 +158,7 @@ def check_routable(model: ModelUnderTest, suppressed: Sequence[Pair], stimulated
         for layer, experts in by_layer(suppressed).items():
             check_survivors(layer, model.layout, experts)
         return
-    planned_biases(Checkpoint.open(model.folder), suppressed, stimulated)
+    planned_biases(Checkpoint.open(model.folder), suppressed, stimulated, bias_shifts=bias_shifts)
 
 
 def is_routable(model: ModelUnderTest, suppressed: Sequence[Pair], stimulated: Sequence[Pair]) -> bool:

@@ -121,4 +121,5 @@ class Results(BaseModel):
             for verb, pairs in (("suppressed", arm.suppress), ("stimulated", arm.stimulate))
             if pairs
         ]
-        return f"{' and '.join(parts)}, {arm.semantics}"
+        shifted = f" ({len(arm.bias_shifts)} of them by a finite shift)" if arm.bias_shifts else ""
+        return f"{' and '.join(parts)}, {arm.semantics}{shifted}"

@@ -16,6 +16,7 @@ from ftri.labels.think_formats import ThinkFormat
 from rewriter.semantics import Semantics
 
 Pair = tuple[int, int]
+Shift = tuple[int, int, float]  # (model layer, expert, bias shift)
 ArmKind = Literal["base", "repeat", "variant", "other", "sweep", "control"]
 BASE = "base"
 REPEAT = "base-again"
@@ -37,6 +38,8 @@ class Arm:
     content_sha256: str | None = None
     # Distinguishes the second run of the same model; other seeds, same everything else.
     repeat: int = 0
+    # Of suppressed experts that a reroute leaves selectable.
+    bias_shifts: tuple[Shift, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """What makes this arm's answers what they are; the name and the order of the experts do not."""
@@ -46,6 +49,7 @@ class Arm:
             "suppress": sorted(self.suppress),
             "stimulate": sorted(self.stimulate),
             "repeat": self.repeat,
+            **({"bias_shifts": sorted(self.bias_shifts)} if self.bias_shifts else {}),
         }
 
 

@@ -168,7 +168,7 @@ def router_edit(arm: Arm) -> RouterEdit | None:
     if not (arm.suppress or arm.stimulate):
         return None
     assert arm.semantics is not None
-    return RouterEdit(arm.semantics, suppress=arm.suppress, stimulate=arm.stimulate)
+    return RouterEdit(arm.semantics, suppress=arm.suppress, stimulate=arm.stimulate, bias_shifts=arm.bias_shifts)
 
 
 def batches(sizes: Sequence[int], limit: int) -> Iterator[list[int]]:

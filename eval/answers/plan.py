@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval.answers.arms import BASE, REPEAT, VARIANT, Arm, Pair, Request, Sampling
+from eval.answers.arms import BASE, REPEAT, VARIANT, Arm, Pair, Request, Sampling, Shift
 from eval.options import RunOptions
 from ftri.prompts.sets import PromptRecord
 from rewriter.errors import InputError
-from rewriter.semantics import DROP
+from rewriter.semantics import DROP, REROUTE, Semantics
 
 TUNED = "tuned"
 
@@ -22,10 +22,19 @@ class NamedEdit:
     name: str
     suppress: tuple[Pair, ...] = ()
     stimulate: tuple[Pair, ...] = ()
+    bias_shifts: tuple[
+        Shift, ...
+    ] = ()  # of suppressed experts; a reroute's alone, other semantics suppress them as a whole
 
     def top(self, count: int) -> NamedEdit:
         """The first `count` experts of either list."""
-        return NamedEdit(self.name, self.suppress[:count], self.stimulate[:count])
+        suppress = self.suppress[:count]
+        shifts = tuple(one for one in self.bias_shifts if one[:2] in suppress)
+        return NamedEdit(self.name, suppress, self.stimulate[:count], shifts)
+
+    def shifts_under(self, semantics: Semantics | None) -> tuple[Shift, ...]:
+        """The bias shifts that an arm of these semantics has."""
+        return self.bias_shifts if semantics == REROUTE else ()
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -73,6 +82,7 @@ def plan_live(options: RunOptions, edit: NamedEdit, others: Sequence[NamedEdit |
             semantics=semantics,
             suppress=edit.suppress,
             stimulate=edit.stimulate,
+            bias_shifts=edit.shifts_under(semantics),
         )
         for number, semantics in enumerate(semantics_to_run)
     ]
@@ -90,6 +100,7 @@ def plan_live(options: RunOptions, edit: NamedEdit, others: Sequence[NamedEdit |
             semantics=semantics_to_run[0],
             suppress=other.suppress,
             stimulate=other.stimulate,
+            bias_shifts=other.shifts_under(semantics_to_run[0]),
         )
         for other in others
     ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
-from eval.answers.arms import Arm, Pair, Request, digest
+from eval.answers.arms import Arm, Pair, Request, Shift, digest
 from eval.answers.journal import Collector
 from eval.answers.live import LiveResponder
 from eval.display.drawing import MUTED, NULL, OBSERVED, round_share, svg_open, tick_percent, write, x_ticks, y_axis
@@ -104,6 +104,7 @@ def controls(scene: Scene, live: LiveResponder) -> Found:
             primary.semantics,
             edit.suppress,
             edit.stimulate,
+            bias_shifts=primary.bias_shifts,
             layers=layers,
             num_experts=num_experts,
             num_sets=options.controls,
@@ -191,6 +192,7 @@ def control_arms(
     suppress: Sequence[Pair],
     stimulate: Sequence[Pair],
     *,
+    bias_shifts: Sequence[Shift] = (),
     layers: Sequence[int],
     num_experts: int,
     num_sets: int,
@@ -200,8 +202,10 @@ def control_arms(
 ) -> list[Arm]:
     """Arms that edit random experts in place of the ones under test: as many suppressed and as many stimulated.
 
-    `is_feasible(suppressed, stimulated)` says whether the model can route under such an edit.
+    bias_shifts: of suppressed experts under test; those that stand in for them get the same. `is_feasible(suppressed,
+    stimulated)` says whether the model can route under such an edit.
     """
+    shifts = {(layer, expert): shift for layer, expert, shift in bias_shifts}
     drawn = random_sets(
         matching,
         [*suppress, *stimulate],
@@ -219,6 +223,9 @@ def control_arms(
             semantics=semantics,
             suppress=tuple(pairs[: len(suppress)]),
             stimulate=tuple(pairs[len(suppress) :]),
+            bias_shifts=tuple(
+                (*stand_in, shifts[pair]) for pair, stand_in in zip(suppress, pairs, strict=False) if pair in shifts
+            ),
         )
         for number, pairs in enumerate(drawn, start=1)
     ]

@@ -307,6 +307,7 @@ def fidelity(scene: Scene, live: LiveResponder, neutral: PromptSet) -> Found:
                 semantics=one,
                 suppress=pairs if action == SUPPRESS else (),
                 stimulate=pairs if action == STIMULATE else (),
+                bias_shifts=edit.shifts_under(one) if action == SUPPRESS else (),
             )
             for one in semantics
         ]

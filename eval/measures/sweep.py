@@ -64,7 +64,9 @@ def sweep(scene: Scene, live: LiveResponder, neutral: PromptSet | None) -> Found
     largest = max(len(edit.suppress), len(edit.stimulate))
     for count in sorted({min(count, largest) for count in options.sweep_k}):
         top = edit.top(count)
-        arm = Arm(f"top-{count}", "sweep", scene.plan.primary.semantics, top.suppress, top.stimulate)
+        semantics = scene.plan.primary.semantics
+        shifts = top.shifts_under(semantics)
+        arm = Arm(f"top-{count}", "sweep", semantics, top.suppress, top.stimulate, bias_shifts=shifts)
         # The whole set has answered in full already.
         asked = requests if arm.identity() == scene.plan.primary.identity() else shorter
         outcomes = scene.observe(arm, asked)

@@ -35,6 +35,7 @@ class ArmSummary(BaseModel):
     garbled: Rate
     canned: Rate
     mean_answer_characters: float
+    bias_shifts: list[tuple[int, int, float]] = []
 
     def labels_of(self, label: str, axis: str) -> Rate:
         """The share of one label on an axis."""
@@ -72,6 +73,7 @@ class Outcomes:
             semantics=arm.semantics,
             suppress=list(arm.suppress),
             stimulate=list(arm.stimulate),
+            bias_shifts=list(arm.bias_shifts),
             checkpoint=arm.checkpoint,
             num_answers=len(self.keys),
             labels=shares(self.behaviors, BEHAVIORS),

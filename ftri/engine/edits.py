@@ -7,6 +7,7 @@ from ftri.worker.planning import (
     as_expert_set,
     by_layer,
     check_pairs,
+    check_shifts,
     plan_edit,
     planned_biases,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "as_expert_set",
     "by_layer",
     "check_pairs",
+    "check_shifts",
     "plan_edit",
     "planned_biases",
 ]

@@ -344,7 +344,8 @@ class Engine:
         if not self.has_edits:
             raise InputError("this engine was started without live edits, expected Engine(..., live_edits=True)")
         pairs = tuple(tuple(tuple(pair) for pair in given) for given in (edit.suppress, edit.stimulate))
-        name = (edit.semantics, pairs, edit.suppress_bias, edit.strength)
+        shifts = tuple(tuple(entry) for entry in edit.bias_shifts)
+        name = (edit.semantics, pairs, edit.suppress_bias, edit.strength, shifts)
         if name not in self._plans:
             if len(self._plans) >= NUM_PLANS_KEPT:
                 self._plans.clear()

@@ -14,9 +14,13 @@ Four semantics (ftri.worker carries them out):
 Stimulation goes by the bias, as in a checkpoint, under reroute and drop (natural weight), and is the paper's own under
 drop-renorm.
 
+A reroute's suppressed expert may have a finite bias shift in place of all of it (docs/dose.md): the bias of a *reroute with a
+finite shift*, to the bit that the checkpoint gets.
+
 A strength below 1 does a part of it. drop and drop-renorm: a suppressed expert keeps 1 - strength of its weight; a
 stimulated one comes in with strength times the largest weight, or moves that far towards it. reroute: the bias moves by
-strength times the width within which it decides anything, the spread of the layer's biases and the range of the score.
+strength times the width within which it decides anything, the spread of the layer's biases and the range of the score, or by
+strength times the shift where the expert has one.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -53,6 +58,7 @@ class RouterEdit:
     """Experts to suppress and to stimulate, as (model layer, expert), how, and how strongly (0 to 1).
 
     `suppress_bias` is mote-rewrite's --suppress-bias: "auto", "-inf", "margin" or a number; only reroute looks at it.
+    `bias_shifts`, for reroute alone, are (model layer, expert, shift) of suppressed experts that stay selectable.
     """
 
     semantics: Semantics = REROUTE
@@ -60,6 +66,7 @@ class RouterEdit:
     stimulate: Sequence[Pair] = field(default_factory=tuple)
     suppress_bias: BiasChoice = "auto"
     strength: float = 1.0
+    bias_shifts: Sequence[Entry] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ def plan_edit(edit: RouterEdit, checkpoint: Checkpoint, layout: RouterLayout) ->
     if not 0 <= edit.strength <= 1:
         raise InputError(f"strength is {edit.strength}, expected a number of 0 to 1")
     check_pairs(edit, layout)
+    check_shifts(edit, layout)
     if edit.strength == 0:
         return None
     factor = [(layer, expert, 1 - edit.strength) for layer, expert in sorted(edit.suppress)]
@@ -119,7 +127,7 @@ def bias_entries(
     if not layout.has_bias:
         return masked_entries(edit, suppress, stimulate, layout)
     # Also of a partial edit, so that what the whole could not be is refused.
-    planned = dict(planned_biases(checkpoint, suppress, stimulate, edit.suppress_bias))
+    planned = dict(planned_biases(checkpoint, suppress, stimulate, edit.suppress_bias, edit.bias_shifts))
     if edit.strength == 1:
         return [(layer, expert, planned[layer][expert]) for layer, expert in sorted([*suppress, *stimulate])]
     if layout.score_range is None:
@@ -128,12 +136,14 @@ def bias_entries(
             " expected a strength of 1"
         )
     entries = []
+    shifts = {(layer, expert): shift for layer, expert, shift in edit.bias_shifts}
     for pairs, sign in ((suppress, -1), (stimulate, 1)):
         for layer, expert in sorted(pairs):
             bias = base_bias(checkpoint, layout, layer)
             finite = bias[np.isfinite(bias)]
             width = float(finite.max() - finite.min()) + layout.score_range
-            entries.append((layer, expert, float(bias[expert]) + sign * edit.strength * width))
+            whole = shifts.get((layer, expert), sign * width)
+            entries.append((layer, expert, float(bias[expert]) + edit.strength * whole))
     return sorted(entries)
 
 
@@ -195,6 +205,31 @@ def check_pairs(edit: RouterEdit, layout: RouterLayout) -> None:
             )
 
 
+def check_shifts(edit: RouterEdit, layout: RouterLayout) -> None:
+    """Refuse bias shifts of experts that are not suppressed, that are not finite numbers below 0, or that nothing takes.
+
+    Raises:
+        InputError: the edit has such.
+        PlanError: the model's routers have no bias of their own that a shift could be added to.
+    """
+    suppressed = set(map(tuple, edit.suppress))
+    for layer, expert, shift in edit.bias_shifts:
+        place = f"layer {layer} expert {expert} has a bias shift of {shift:g}"
+        if (layer, expert) not in suppressed:
+            raise InputError(f"{place}, but is not suppressed by the edit, expected it among the suppressed")
+        if not (isfinite(shift) and shift < 0):
+            raise InputError(f"{place}, expected a finite number below 0")
+        if edit.semantics != REROUTE:
+            raise InputError(
+                f"{place}, expected none with semantics {edit.semantics}, which has a strength in its place"
+            )
+        if not layout.has_bias or not layout.family.can_stimulate:
+            why = "a router bias that is part of the logit" if layout.has_bias else "no router bias"
+            raise PlanError(
+                f"{place}, but family {layout.family.name} has {why}, which no live edit shifts, expected none"
+            )
+
+
 def by_layer(pairs: Iterable[Pair]) -> dict[int, list[int]]:
     """The experts of each layer, layers and experts ascending."""
     experts: defaultdict[int, list[int]] = defaultdict(list)
@@ -204,11 +239,15 @@ def by_layer(pairs: Iterable[Pair]) -> dict[int, list[int]]:
 
 
 def planned_biases(
-    checkpoint: Checkpoint, suppress: Iterable[Pair], stimulate: Iterable[Pair], suppress_bias: BiasChoice = "auto"
+    checkpoint: Checkpoint,
+    suppress: Iterable[Pair],
+    stimulate: Iterable[Pair],
+    suppress_bias: BiasChoice = "auto",
+    bias_shifts: Iterable[Entry] = (),
 ) -> list[tuple[int, list[float]]]:
     """The selection biases [E] by layer that mote-rewrite would give a variant of the checkpoint."""
     options = EditOptions(semantics=REROUTE, suppress_bias=suppress_bias)
-    plan = make_plan(checkpoint, as_expert_set(suppress), as_expert_set(stimulate), options)
+    plan = make_plan(checkpoint, as_expert_set(suppress, bias_shifts), as_expert_set(stimulate), options)
     biases = []
     for layer_edit, patch in zip(plan.layers, plan.patches, strict=True):
         assert patch.data is not None, "reroute patches hold the whole bias"
@@ -217,7 +256,11 @@ def planned_biases(
     return biases
 
 
-def as_expert_set(pairs: Iterable[Pair]) -> ExpertSet | None:
-    """Pairs as an expert set without provenance; None for no pairs."""
-    entries = [ExpertEntry(layer=int(layer), expert=int(expert)) for layer, expert in pairs]
+def as_expert_set(pairs: Iterable[Pair], bias_shifts: Iterable[Entry] = ()) -> ExpertSet | None:
+    """Pairs, and the bias shifts of some of them, as an expert set without provenance; None for no pairs."""
+    shifts = {(layer, expert): shift for layer, expert, shift in bias_shifts}
+    entries = [
+        ExpertEntry(layer=int(layer), expert=int(expert), bias_shift=shifts.get((layer, expert)))
+        for layer, expert in pairs
+    ]
     return ExpertSet(layer_index="model", behavior="edit", experts=entries) if entries else None

@@ -34,3 +34,35 @@ def test_live_reroute_is_token_for_token_the_rewritten_checkpoint(
     for generation in live:
         assert generation.token_ids == stored[generation.index]["token_ids"]
         np.testing.assert_array_equal(generation.experts, stored[generation.index]["experts"])
+
+
+def test_a_live_shift_is_token_for_token_the_rewritten_checkpoint(tmp_path: Path) -> None:
+    """On the shipped miniature, greedy, in a batch that the base's requests share; what is selected is equal too."""
+    miniature = Path(__file__).parents[3] / "examples" / "tiny-r1"
+    pairs = [(2, 46), (2, 58), (3, 99), (3, 44), (4, 84)]
+    shifts = [(2, 46, -0.05), (2, 58, -0.01), (3, 99, -0.2), (3, 44, -0.02)]
+    expert_set = as_expert_set(pairs, shifts)
+    assert expert_set is not None
+    expert_set.save(tmp_path / "shifted.json")
+    variant = tmp_path / "variant"
+    rewritten = run_main(
+        main, "mote-rewrite", "--model", miniature, "--suppress", tmp_path / "shifted.json", "-o", variant
+    )
+    assert rewritten.returncode == 0, rewritten.stderr
+    job = {"count": 16, "arguments": ENGINE_ARGUMENTS, "max_tokens": 48}
+    stored = run_engine(tmp_path / "stored", model=str(variant), **job)
+    edit = {"semantics": "reroute", "suppress": pairs, "bias_shifts": shifts}
+    both = run_engine(tmp_path / "live", model=str(miniature), edits=[None, edit], **job)
+    base, live = both[::2], both[1::2]
+    num_rerouted = 0
+    for number, one in enumerate(live):
+        assert one["token_ids"] == stored[number]["token_ids"]
+        np.testing.assert_array_equal(one["experts"], stored[number]["experts"])
+        num_rerouted += base[number]["token_ids"] != one["token_ids"]
+    counts = {
+        (layer, expert): sum(int((one["experts"][:, layer - 2] == expert).sum()) for one in live)
+        for layer, expert in pairs
+    }
+    assert num_rerouted  # the shifts do something
+    assert any(counts[layer, expert] for layer, expert, _ in shifts), counts  # and less than a whole reroute
+    assert counts[4, 84] == 0
