@@ -286,10 +286,7 @@ class Checkpoint:
         return document
 
     def _check_shard_name(self, shard: object) -> None:
-        """A shard is a plain .safetensors file in the folder: a path could reach outside it, and another name could be that
-        of a file which a variant writes anew."""
-        plain = isinstance(shard, str) and shard.endswith(SHARD_SUFFIX) and not set(shard) & set("/\\\0")
-        if not plain:
+        if not is_shard_name(shard):
             raise CheckpointError(
                 f"{self._path(INDEX_NAME)}: names the shard {shard!r}, expected the name of a {SHARD_SUFFIX} file inside the"
                 " folder"
@@ -352,6 +349,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise JsonError(f"key {quoted(duplicate)} stands twice")
     return document
+
+
+def is_shard_name(name: object) -> bool:
+    """Whether an index may name this: a plain .safetensors file in the folder. A path could reach outside it, and another
+    name could be that of a file which a variant writes anew."""
+    return isinstance(name, str) and name.endswith(SHARD_SUFFIX) and not set(name) & set("/\\\0")
 
 
 def _entry(path: str, shard: str, name: str, value: Any, body_offset: int) -> TensorEntry:

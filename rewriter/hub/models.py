@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rewriter.checkpoint.gguf.files import GGUF_SUFFIX
 from rewriter.checkpoint.other_files import OTHER_WEIGHTS, TRAINING_STATE
-from rewriter.checkpoint.reader import INDEX_NAME, SINGLE_NAME
+from rewriter.checkpoint.reader import INDEX_NAME, SINGLE_NAME, is_shard_name
+from rewriter.checkpoint.source import LocalFolder
 from rewriter.console import size_text
 from rewriter.errors import CheckpointError, HubError, InputError
 from rewriter.hub.errors import hub_errors, quiet_hub_logs, with_retries
@@ -188,21 +189,28 @@ def missing_files(folder: Path) -> list[str]:
     index = folder / INDEX_NAME
     if not index.is_file():
         return missing + ([] if (folder / SINGLE_NAME).is_file() else [SINGLE_NAME])
-    return missing + [name for name in shard_names(index.read_bytes(), index) if not (folder / name).is_file()]
+    source = LocalFolder(folder)
+    return missing + [name for name in shard_names(index.read_bytes(), index) if source.size_bytes(name) is None]
 
 
 def shard_names(index_text: str | bytes, index_name: str | Path) -> list[str]:
     """Return the sorted file names in an index's weight map.
 
     Raises:
-        CheckpointError: the text is not an index.
+        CheckpointError: the text is not an index, or names what is no shard in the folder.
     """
     try:
         names = read_json(index_text)["weight_map"].values()
     except (JsonError, KeyError, TypeError, AttributeError):
         names = [None]
+    names = list(names)
     if not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{index_name}: is not a safetensors index, expected a weight_map of strings")
+    for name in names:
+        if not is_shard_name(name):
+            raise CheckpointError(
+                f"{index_name}: names the shard {name!r}, expected the name of a .safetensors file inside the folder"
+            )
     return sorted(set(names))
 
 

@@ -26,6 +26,7 @@ class Parser:
     parse: Callable[[Path], object]  # is given the folder
     repair: Callable[[random.Random, bytes], bytes] | None = None  # keeps a mutation from dying at the first byte
     attacks: str = ""  # the folder of ../shared/attacks with inputs that once failed
+    unpack: Callable[[bytes], dict[str, bytes]] | None = None  # such an input as files; else it is the target
 
 
 def base(folder: Path) -> None:
@@ -90,7 +91,7 @@ def traces(folder: Path) -> None:
     plan = Plan(
         num_layers=2, num_experts=16, top_k=2, times=("1980",), places=("in Paris", "in Beijing"), behavior_experts=((0, 3),)
     )  # fmt: skip
-    with TraceWriter(folder / "traces", manifest(plan)) as writer:
+    with TraceWriter(folder / "traces", manifest(plan), chunk_size_bytes=1) as writer:  # a chunk a response
         for record in records(plan):
             writer.append(record)
 
@@ -140,6 +141,13 @@ def journal(folder: Path) -> None:
         opened.add_value("v1", [None])
 
 
+def trace_files(data: bytes) -> dict[str, bytes]:
+    """An attack on a trace folder: the name of a file in it, and the bytes of that file as a JSON string."""
+    files = json.loads(data)
+    name = files["target"]
+    return {f"traces/{name}": files[name].encode("latin-1")}
+
+
 def _plan(folder: Path) -> Any:
     from rewriter.checkpoint.reader import Checkpoint
     from rewriter.edit.plan import EditOptions, make_plan
@@ -164,6 +172,12 @@ def read_index(folder: Path) -> object:
     from rewriter.checkpoint.reader import Checkpoint
 
     return Checkpoint.open(folder).shards
+
+
+def read_downloaded_index(folder: Path) -> object:
+    from rewriter.hub.models import missing_files
+
+    return missing_files(folder)
 
 
 def read_header(folder: Path) -> object:
@@ -263,10 +277,18 @@ def read_journal(folder: Path) -> object:
 
 
 SHARD = "model-00001-of-00001.safetensors"
+INDEX = "model.safetensors.index.json"
 PARSERS: tuple[Parser, ...] = (
-    Parser("shard header", base, SHARD, read_header, with_header_length),
+    Parser("shard header", base, SHARD, read_header, with_header_length, attacks="shard-header"),
     Parser("config.json", base, "config.json", read_config, attacks="config.json"),
-    Parser("index.json", base, "model.safetensors.index.json", read_index),
+    Parser("index.json", base, INDEX, read_index, attacks="index.json"),
+    Parser(
+        "downloaded index",
+        base,
+        INDEX,
+        read_downloaded_index,
+        attacks="index-of-a-stranger-s-variant-push-download",
+    ),
     Parser("mote block", variant, "config.json", read_block, attacks="mote-block-verify-push"),
     Parser("recipe", recipe, "recipe.json", read_recipe, attacks="recipe"),
     Parser("expert set", expert_set, "set.json", read_set, attacks="expert-set"),
@@ -275,7 +297,7 @@ PARSERS: tuple[Parser, ...] = (
     Parser(
         "stranger's card", variant_card, "README.md", read_variant_card, attacks="card-of-a-stranger-s-variant-push"
     ),
-    Parser("trace manifest", traces, "traces/manifest.json", read_traces),
+    Parser("trace manifest", traces, "traces/manifest.json", read_traces, attacks="trace-folder", unpack=trace_files),
     Parser("trace index", traces, "traces/index.jsonl", read_traces),
     Parser("trace chunk", traces, "traces/chunk-00000.safetensors", read_traces, with_header_length),
     Parser("labels file", rows("rows.jsonl"), "rows.jsonl", read_labels, attacks="labels-file"),
@@ -284,7 +306,7 @@ PARSERS: tuple[Parser, ...] = (
     Parser("prompts .json", rows("p.json"), "p.json", read_prompts("p.json"), attacks="prompts-.json"),
     Parser("prompts .csv", rows("p.csv"), "p.csv", read_prompts("p.csv")),
     Parser("prompts .parquet", rows("p.parquet"), "p.parquet", read_prompts("p.parquet"), attacks="prompts-.parquet"),
-    Parser("MT-Bench questions", mt_bench, "question.jsonl", read_questions),
+    Parser("MT-Bench questions", mt_bench, "question.jsonl", read_questions, attacks="mt-bench-files"),
     Parser("MT-Bench judge prompts", mt_bench, "judge_prompts.jsonl", read_judge_prompts),
     Parser("journal", journal, "journal.jsonl", read_journal, attacks="journal.jsonl"),
 )

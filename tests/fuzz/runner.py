@@ -30,13 +30,19 @@ class TooSlowError(BaseException):
     """An input took longer than it may."""
 
 
-def inputs(parser: Parser, valid: bytes, rng: random.Random) -> Iterator[bytes]:
-    """The inputs that failed once, then mutations of the valid one."""
+def attacks(parser: Parser) -> list[Path]:
+    """The inputs that failed once."""
     shared = Path(os.environ.get("MOTE_SHARED", Path(__file__).parents[3] / "shared"))
-    if parser.attacks:
-        yield from (path.read_bytes() for path in sorted((shared / "attacks" / parser.attacks).glob("*.bin")))
+    return sorted((shared / "attacks" / parser.attacks).glob("*.bin")) if parser.attacks else []
+
+
+def inputs(parser: Parser, valid: bytes, rng: random.Random) -> Iterator[dict[str, bytes]]:
+    """The inputs that failed once, then mutations of the valid one, each as the files of the folder that it replaces."""
+    for path in attacks(parser):
+        data = path.read_bytes()
+        yield parser.unpack(data) if parser.unpack else {parser.target: data}
     for data in mutations(valid, rng):
-        yield parser.repair(rng, data) if parser.repair else data
+        yield {parser.target: parser.repair(rng, data) if parser.repair else data}
 
 
 def fault_of(parser: Parser, folder: Path) -> str:
@@ -67,14 +73,20 @@ def run(parser: Parser, num_inputs: int, seed: int) -> int:
         limit = _size_bytes() + MAX_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         faults: Counter[str] = Counter()
-        for number, data in enumerate(islice(inputs(parser, valid, random.Random(seed)), num_inputs)):
-            target.write_bytes(data)
+        for number, files in enumerate(islice(inputs(parser, valid, random.Random(seed)), num_inputs)):
+            before = {name: (folder / name).read_bytes() for name in files}
+            for name, data in files.items():
+                (folder / name).write_bytes(data)
             fault = fault_of(parser, folder)
+            for name, data in before.items():
+                (folder / name).write_bytes(data)
             if fault:
                 faults[fault.partition(": ")[0]] += 1
                 if faults.total() <= MAX_FAULTS:
                     print(
-                        json.dumps({"parser": parser.name, "number": number, "fault": fault, "input": repr(data[:300])})
+                        json.dumps(
+                            {"parser": parser.name, "number": number, "fault": fault, "input": repr(files)[:300]}
+                        )
                     )
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     print(json.dumps({"parser": parser.name, "tried": num_inputs, "faults": faults}), flush=True)

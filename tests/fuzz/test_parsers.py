@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from fuzz.parsers import PARSERS
+from fuzz.runner import attacks
 
 ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("MOTE_SHARED", ROOT.parent / "shared"))
 NUM_QUICK, NUM_SLOW = 5_000, 100_000
 
 
@@ -34,6 +36,16 @@ def faults(num_inputs: int, seed: int, *names: str) -> tuple[int, list[str]]:
 def test_mutated_inputs() -> None:
     tried, found = faults(-(-NUM_QUICK // len(PARSERS)), seed=0)
     assert tried >= NUM_QUICK and not found, "\n".join(found)
+
+
+def test_every_input_that_failed_once_is_tried_again() -> None:
+    folders = {path.parent.name for path in SHARED.glob("attacks/*/*.bin")}
+    if not folders:
+        pytest.skip("the inputs that failed once are not here (MOTE_SHARED)")
+    assert folders == {parser.attacks for parser in PARSERS if parser.attacks}
+    replayed = [path for parser in PARSERS for path in attacks(parser)]
+    assert len(set(replayed)) == len(list(SHARED.glob("attacks/*/*.bin"))) == len(replayed)
+    assert max(len(attacks(parser)) for parser in PARSERS) <= NUM_QUICK // len(PARSERS)  # the quick test tries them all
 
 
 @pytest.mark.slow

@@ -242,6 +242,20 @@ def test_what_is_no_variant_is_not_pushed(hub: Hub, tmp_path: Path) -> None:
     assert writes(hub) == []
 
 
+@pytest.mark.parametrize("name", ["merges.txt", "nested/notes.txt", "model-00001-of-00006.safetensors"])
+def test_a_link_to_a_file_outside_the_model_is_not_published(hub: Hub, tmp_path: Path, name: str) -> None:
+    secret = tmp_path / "token"
+    secret.write_text("a token of the user's own")
+    linked = shutil.copytree(hub.variant, tmp_path / "linked")
+    (linked / name).unlink(missing_ok=True)
+    (linked / name).parent.mkdir(exist_ok=True)
+    (linked / name).symlink_to(secret)
+    for more in ((), ("--recipe",), ("--private",)):
+        refused = hub.error(hub.push(linked, "alice/linked", "--yes", *more, fails=True))
+        assert f"{name}: is a link to {secret}, which lies outside the model's folder" in refused
+    assert hub.double.repo("alice/linked") is None and writes(hub) == []
+
+
 def test_token_that_may_only_read(hub: Hub) -> None:
     refused = hub.error(hub.push(hub.variant, "alice/readonly", "--yes", token=READ_TOKEN, fails=True))
     assert "the token has no permission for 'alice/readonly' (403): it needs write access" in refused
