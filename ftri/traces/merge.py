@@ -19,7 +19,7 @@ def merged_manifest(readers: Sequence[TraceReader]) -> dict[str, Any]:
     """The manifest of the sum.
 
     Raises:
-        TraceError: the folders are of different models, revisions or chat templates.
+        TraceError: the folders are of different models, revisions or chat templates, or keep weights differently.
     """
     first = readers[0]
     check_one_model(readers)
@@ -27,6 +27,10 @@ def merged_manifest(readers: Sequence[TraceReader]) -> dict[str, Any]:
         if (found := other.facts.revision) != (expected := first.facts.revision):
             raise TraceError(
                 f"{other.folder} has revision {quoted(found)}, expected {quoted(expected)} as in {first.folder}"
+            )
+        if (kept := other.facts.weights) != (expected_weights := first.facts.weights):
+            raise TraceError(
+                f"{other.folder} keeps {kept or 'no'} weights, expected {expected_weights or 'none'} as in {first.folder}"
             )
     sources = [{key: reader.manifest.get(key) for key in SOURCE_KEYS} for reader in readers]
     common = {

@@ -7,6 +7,8 @@ Layout (schema `mote.traces/1`):
     chunk-00000.safetensors     one tensor `experts` [N, L, K], the rows of many responses one after the other;
                                 or `experts_zlib` [bytes], the same compressed, where that saves a quarter or more
     chunk-00001.part            the rows of the chunk being filled, raw
+    weights-00000.safetensors   where weights were asked for, one tensor `weights` [N, L, K] beside each chunk: those that the
+    weights-00001.part          router gave to the experts of the same place
 
 A response is durable when `TraceWriter.append` (ftri/traces/writer.py) returns: its rows are synced to the `.part` file
 first, then its index line. The index is the truth: rows it does not mention are cut off when writing resumes, so that a
@@ -29,8 +31,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ftri.traces.rows import REMEDY, Experts, expert_dtype, fault_of
+from ftri.traces.rows import REMEDY, Experts, Weights, expert_dtype, fault_of, weights_fault_of
 from ftri.traces.schema import (
     INDEX_NAME,
     IndexEntry,
@@ -48,6 +51,8 @@ from rewriter.errors import quoted
 # Compressed bytes handed over at a time.
 PACKED_BLOCK_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 20
+# A tensor of a chunk, and how its files begin.
+FILE_NAMES = {"experts": "chunk", "weights": "weights"}
 
 
 @dataclass
@@ -56,7 +61,8 @@ class TraceRecord:
 
     `experts` [T, L, K], uint8 or uint16: the expert ids each token selected, ascending within K, the layers in the
     order of the manifest's `moe_layers`; T = prompt tokens + completion tokens - 1, as the last sampled token is never
-    run through the model. `prompt` is the user's text, `rendered_prompt` what the model was given.
+    run through the model. `weights` [T, L, K], float16 or float32, are those of the same experts as the router hands them to
+    the model's kernels, None where they were not kept. `prompt` is the user's text, `rendered_prompt` what the model was given.
     """
 
     prompt_id: str
@@ -69,6 +75,7 @@ class TraceRecord:
     finish_reason: str
     factors: dict[str, str] = field(default_factory=dict)
     experts: Experts = field(default_factory=lambda: np.zeros((0, 0, 0), np.uint8))
+    weights: Weights | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -81,7 +88,7 @@ class TraceRecord:
         return num_rows_of(self.prompt_token_ids, self.completion_token_ids)
 
     def metadata(self) -> dict[str, Any]:
-        """The record without its experts, as the index keeps it."""
+        """The record without its experts and weights, as the index keeps it."""
         return {
             "prompt_id": self.prompt_id,
             "sample": self.sample,
@@ -99,25 +106,34 @@ class TraceRecord:
         content = hashlib.sha256(json.dumps(self.metadata(), sort_keys=True, ensure_ascii=True).encode())
         content.update(repr(self.experts.shape).encode())
         content.update(np.ascontiguousarray(self.experts).astype("<u2").tobytes())
+        if self.weights is not None:
+            content.update(repr(self.weights.dtype).encode())
+            content.update(np.ascontiguousarray(self.weights).tobytes())
         return content.hexdigest()
 
 
-def chunk_path(folder: Path, number: int) -> Path:
-    """Where a finished chunk lies."""
-    return folder / f"chunk-{number:05d}.safetensors"
+def chunk_path(folder: Path, number: int, tensor: str = "experts") -> Path:
+    """Where a finished chunk of `experts`, or of their `weights`, lies."""
+    return folder / f"{FILE_NAMES[tensor]}-{number:05d}.safetensors"
 
 
-def part_path(folder: Path, number: int) -> Path:
+def part_path(folder: Path, number: int, tensor: str = "experts") -> Path:
     """Where the chunk being filled lies."""
-    return folder / f"chunk-{number:05d}.part"
+    return folder / f"{FILE_NAMES[tensor]}-{number:05d}.part"
 
 
 def read_chunk(
-    path: Path, num_rows: int, row_shape: tuple[int, int], dtype: np.dtype[Any], is_exact: bool = True
-) -> Experts:
+    path: Path,
+    num_rows: int,
+    row_shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    is_exact: bool = True,
+    name: str = "experts",
+) -> npt.NDArray[Any]:
     """The rows [N, L, K] of a finished chunk; a raw one is mapped, not read.
 
-    num_rows: N, what the index has of the chunk; row_shape: (L, K); is_exact: whether the file holds no more than that.
+    num_rows: N, what the index has of the chunk; row_shape: (L, K); is_exact: whether the file holds no more than that; name:
+    of the tensor, "experts" or "weights".
 
     Raises:
         TraceError: the file is shorter or longer than its header says, holds other rows, or cannot be unpacked.
@@ -133,7 +149,7 @@ def read_chunk(
                 )
             if header_length > MAX_HEADER_BYTES:
                 raise TraceError(f"{path}: its header has {header_length} bytes, expected {MAX_HEADER_BYTES} at most")
-            tensor, is_packed = parse_chunk_header(file.read(header_length), path)
+            tensor, is_packed = parse_chunk_header(file.read(header_length), path, name)
             expected_bytes = 8 + header_length + tensor.size_bytes
             if size_bytes != expected_bytes:
                 state = "truncated" if size_bytes < expected_bytes else "too long"
@@ -143,7 +159,11 @@ def read_chunk(
     except OSError as error:
         raise TraceError(f"{path}: cannot be read ({error.strerror})") from None
     is_enough = tensor.shape[0] == num_rows or (not is_exact and tensor.shape[0] > num_rows)
-    if not is_enough or tuple(tensor.shape[1:]) != row_shape or tensor.dtype != f"U{8 * dtype.itemsize}":
+    if (
+        not is_enough
+        or tuple(tensor.shape[1:]) != row_shape
+        or tensor.dtype != f"{dtype.kind.upper()}{8 * dtype.itemsize}"
+    ):
         raise TraceError(
             f"{path} holds rows of shape {tensor.shape} ({tensor.dtype}), expected {list(shape)} ({dtype}) by the index"
         )
@@ -235,6 +255,7 @@ class TraceReader:
         self.manifest = load_manifest(self.folder)
         self.facts = Manifest.model_validate(self.manifest)
         self.dtype = expert_dtype(self.facts.num_choices)
+        self.weights_dtype = None if self.facts.weights is None else np.dtype(self.facts.weights)
 
     def __len__(self) -> int:
         """How many responses the folder holds."""
@@ -277,35 +298,46 @@ class TraceReader:
         """The responses of one chunk, all of its entries being known: what they add up to is what it must hold."""
         # Before lines had checksums, a failed write could leave rows behind that no line names.
         is_exact = entries[-1].line_crc32 is not None
-        chunk, path = self._chunk(entries[0].chunk, entries[-1].start + entries[-1].rows, is_exact)
+        place = entries[0].chunk, entries[-1].start + entries[-1].rows, is_exact
+        chunk, path = self._chunk(*place, self.dtype)
+        weights, weights_path = (None, path) if self.weights_dtype is None else self._chunk(*place, self.weights_dtype)
         for entry in entries:
-            rows = chunk[entry.start : entry.start + entry.rows]
-            found = zlib.crc32(rows.tobytes())
-            if found != entry.crc32:
-                raise TraceError(
-                    f"{path}: the rows of prompt {shown(entry.prompt_id)} have checksum {found}, {entry.crc32} expected"
-                )
-            fault = fault_of(rows, entry.rows, self.facts.row_shape, self.facts.num_choices)
+            record, where = record_from_entry(entry), path
+            record.experts = self._rows(chunk, path, entry, entry.crc32)
+            fault = fault_of(record.experts, entry.rows, self.facts.row_shape, self.facts.num_choices)
+            if fault is None and weights is not None:
+                where = weights_path
+                record.weights = self._rows(weights, weights_path, entry, entry.weights_crc32)
+                fault = weights_fault_of(record.weights, entry.rows, self.facts.row_shape)
             if fault is not None:
                 raise TraceError(
-                    f"{path}: sample {entry.sample} of prompt {shown(entry.prompt_id)} has {fault}; {REMEDY}"
+                    f"{where}: sample {entry.sample} of prompt {shown(entry.prompt_id)} has {fault}; {REMEDY}"
                 )
-            record = record_from_entry(entry)
-            record.experts = rows
             yield record
 
-    def _chunk(self, number: int, num_rows: int, is_exact: bool) -> tuple[Experts, Path]:
-        finished, part = chunk_path(self.folder, number), part_path(self.folder, number)
+    def _rows(self, chunk: npt.NDArray[Any], path: Path, entry: IndexEntry, checksum: int | None) -> npt.NDArray[Any]:
+        """A response's rows of a chunk."""
+        rows = chunk[entry.start : entry.start + entry.rows]
+        found = zlib.crc32(rows.tobytes())
+        if found != checksum:
+            raise TraceError(
+                f"{path}: the rows of prompt {shown(entry.prompt_id)} have checksum {found}, {checksum} expected"
+            )
+        return rows
+
+    def _chunk(self, number: int, num_rows: int, is_exact: bool, dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], Path]:
+        name = "experts" if dtype.kind == "u" else "weights"
+        finished, part = chunk_path(self.folder, number, name), part_path(self.folder, number, name)
         if finished.is_file():
-            return read_chunk(finished, num_rows, self.facts.row_shape, self.dtype, is_exact), finished
+            return read_chunk(finished, num_rows, self.facts.row_shape, dtype, is_exact, name), finished
         if not part.is_file():
             raise TraceError(f"{finished} is missing, though {self.folder / INDEX_NAME} names it")
         shape = (num_rows, *self.facts.row_shape)
         size_bytes = part.stat().st_size
-        expected_bytes = int(np.prod(shape)) * self.dtype.itemsize
+        expected_bytes = int(np.prod(shape)) * dtype.itemsize
         if size_bytes < expected_bytes:
             raise TraceError(f"{part} is truncated: {size_bytes} bytes found, at least {expected_bytes} expected")
-        return np.memmap(part, self.dtype, "r", 0, shape), part
+        return np.memmap(part, dtype, "r", 0, shape), part
 
 
 def check_one_model(readers: Sequence[TraceReader]) -> None:

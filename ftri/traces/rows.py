@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 Experts = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Weights = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 
 # With one expert a token, zeros are a valid choice; all layers of a token choosing expert 0 by chance is rarer than 2^-40.
 CHANCE_BITS = 40
@@ -56,4 +57,27 @@ def fault_of(experts: npt.NDArray[Any], num_rows: int, row_shape: tuple[int, int
             return (
                 f"nothing but expert 0 in {int(empty.sum())} of {num_rows} tokens, as in rows that were never written"
             )
+    return None
+
+
+def weights_fault_of(weights: npt.NDArray[Any], num_rows: int, row_shape: tuple[int, int]) -> str | None:
+    """What is wrong with the weights of a response's rows, as the end of a sentence; None where a router can have given them.
+
+    weights: [T, L, K] float16 or float32, in the order of the rows' experts; num_rows, row_shape: as in `fault_of`. A single
+    weight may be 0 (an expert that an edit dropped), those of a token in all of its layers cannot.
+    """
+    if weights.shape != (num_rows, *row_shape):
+        return f"weights of shape {list(weights.shape)}, expected {[num_rows, *row_shape]} (tokens, layers, experts of a token)"
+    is_wrong = ~(weights >= 0) | np.isinf(weights)
+    if is_wrong.any():
+        token, layer, place = np.argwhere(is_wrong)[0]
+        return (
+            f"weight {float(weights[token, layer, place]):g} (token {token}, layer row {layer}), expected finite ones of 0 or"
+            " more"
+        )
+    empty = ~weights.any(axis=(1, 2))
+    if weights.size and empty.any():
+        return (
+            f"nothing but weights of 0 in {int(empty.sum())} of {num_rows} tokens, as in rows that were never written"
+        )
     return None

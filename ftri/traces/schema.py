@@ -40,6 +40,7 @@ MAYBE_UNKNOWN = frozenset({"content_sha256"})
 Count = Annotated[int, Field(ge=0, le=MAX_INT32)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 Checksum = Annotated[int, Field(ge=0, lt=1 << 32)]
+WeightsName = Literal["float16", "float32"]
 
 
 class TraceError(InputError):
@@ -51,7 +52,8 @@ class Manifest(BaseModel):
 
     `num_other_choices` are those behind the E routed experts that a router may select too (zero-computation experts): an id
     lies below the sum of both. `content_sha256` stands for the weights, see rewriter/checkpoint/identity.py; traces from
-    before it was recorded have none.
+    before it was recorded have none. `weights` is the type that the selected experts' weights are kept in, None where they are
+    not kept.
     """
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
@@ -68,6 +70,7 @@ class Manifest(BaseModel):
     num_other_choices: int = Field(default=0, ge=0, le=MAX_CHOICES)
     top_k: int = Field(ge=1, le=MAX_TOP_K)
     capture: str | None = None
+    weights: WeightsName | None = None
     prompts: dict[str, Any] | None = None
     sampling: dict[str, Any] | None = None
     engine_arguments: dict[str, Any] | None = None
@@ -103,8 +106,9 @@ class Manifest(BaseModel):
 class IndexEntry(BaseModel):
     """One response of the index: the record without its experts, and where they lie.
 
-    `start`, `rows`: tokens; `crc32` of the rows' bytes; `line_crc32` of all bytes of the index up to the comma before it, so
-    that a changed or missing line is noticed at the next one. Lines from before it was written have none.
+    `start`, `rows`: tokens; `crc32` of the rows' bytes, `weights_crc32` of their weights' where they are kept; `line_crc32` of
+    all bytes of the index up to the comma before it, so that a changed or missing line is noticed at the next one. Lines from
+    before it was written have none.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -122,6 +126,7 @@ class IndexEntry(BaseModel):
     start: int = Field(ge=0, le=MAX_SIZE)
     rows: int = Field(ge=0, le=MAX_SIZE)
     crc32: Checksum
+    weights_crc32: Checksum | None = None
     line_crc32: Checksum | None = None
 
     @model_validator(mode="after")
@@ -221,19 +226,22 @@ def parse_index_line(line: bytes, checksum: int, path: Path, number: int, is_sum
     return entry, zlib.crc32(line, checksum)
 
 
+ITEM_SIZE_BYTES = {"U8": 1, "U16": 2, "F16": 2, "F32": 4}
+
+
 class TensorHeader(BaseModel):
     """A tensor of a chunk's safetensors header."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    dtype: Literal["U8", "U16"]
+    dtype: Literal["U8", "U16", "F16", "F32"]
     shape: list[Annotated[int, Field(ge=0, le=MAX_SIZE)]] = Field(min_length=1, max_length=3)
     data_offsets: list[Annotated[int, Field(ge=0, le=MAX_SIZE)]] = Field(min_length=2, max_length=2)
 
     @property
     def size_bytes(self) -> int:
         """What the shape takes."""
-        return math.prod(self.shape) * (2 if self.dtype == "U16" else 1)
+        return math.prod(self.shape) * ITEM_SIZE_BYTES[self.dtype]
 
 
 class ChunkHeader(BaseModel):
@@ -244,10 +252,11 @@ class ChunkHeader(BaseModel):
     metadata: dict[str, str] = Field(default_factory=dict, alias="__metadata__")
     experts: TensorHeader | None = None
     experts_zlib: TensorHeader | None = None
+    weights: TensorHeader | None = None
 
 
-def parse_chunk_header(text: bytes, path: Path) -> tuple[TensorHeader, bool]:
-    """The one tensor of a chunk, and whether it is compressed.
+def parse_chunk_header(text: bytes, path: Path, name: str = "experts") -> tuple[TensorHeader, bool]:
+    """The one tensor of a chunk, `name`, and whether it is compressed, which weights never are.
 
     Raises:
         TraceError: the header is none of a chunk.
@@ -256,10 +265,11 @@ def parse_chunk_header(text: bytes, path: Path) -> tuple[TensorHeader, bool]:
         header = ChunkHeader.model_validate_json(text)
     except ValidationError as error:
         raise TraceError(f"{path}: no chunk's safetensors header ({first_problem(error)})") from None
-    is_packed = header.metadata.get("encoding") == "zlib"
-    tensor = header.experts_zlib if is_packed else header.experts
+    is_packed = name == "experts" and header.metadata.get("encoding") == "zlib"
+    name = f"{name}_zlib" if is_packed else name
+    tensor: TensorHeader | None = getattr(header, name)
     if tensor is None:
-        raise TraceError(f"{path}: holds no tensor {'experts_zlib' if is_packed else 'experts'}, expected one")
+        raise TraceError(f"{path}: holds no tensor {name}, expected one")
     begin, end = tensor.data_offsets
     if begin != 0 or end != tensor.size_bytes:
         raise TraceError(

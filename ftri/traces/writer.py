@@ -16,9 +16,10 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from ftri.traces.reader import IndexScan, TraceRecord, chunk_path, iterate_index, part_path
-from ftri.traces.rows import REMEDY, Experts, expert_dtype, fault_of
+from ftri.traces.rows import REMEDY, Experts, expert_dtype, fault_of, weights_fault_of
 from ftri.traces.schema import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -77,6 +78,13 @@ def encode_chunk(rows: Experts, compress: bool = True) -> bytes:
     return save({"experts": rows}, metadata={"encoding": "raw"})
 
 
+def encode_weights(weights: npt.NDArray[Any]) -> bytes:
+    """The safetensors file of a chunk's weights [N, L, K], whose mantissas no compression is worth trying on."""
+    from safetensors.numpy import save
+
+    return save({"weights": weights}, metadata={"encoding": "raw"})
+
+
 class TraceWriter:
     """Appends responses to a trace folder, creating it or continuing one of the same manifest.
 
@@ -102,7 +110,10 @@ class TraceWriter:
         # As JSON has it: tuples become lists.
         self.facts = Manifest.model_validate_json(json.dumps(self.manifest))
         self.dtype = expert_dtype(self.facts.num_choices)
-        self.row_size_bytes = int(np.prod(self.facts.row_shape)) * self.dtype.itemsize
+        self.weights_dtype = None if self.facts.weights is None else np.dtype(self.facts.weights)
+        # What lies beside each other in a chunk: the selected experts, and their weights where they are kept.
+        self._dtypes = {"experts": self.dtype} | ({} if self.weights_dtype is None else {"weights": self.weights_dtype})
+        self.row_size_bytes = self._row_size_bytes("experts")
         self.chunk_size_bytes, self.compress = chunk_size_bytes, compress
         self.completed: set[tuple[str, int]] = set()
         self.raw_ids_bytes = 0  # of all rows in the folder, before any compression
@@ -119,6 +130,10 @@ class TraceWriter:
         except BaseException:
             self._lock.close()
             raise
+
+    def _row_size_bytes(self, tensor: str) -> int:
+        """What a token takes of a chunk's experts, or of its weights."""
+        return int(np.prod(self.facts.row_shape)) * self._dtypes[tensor].itemsize
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -153,7 +168,8 @@ class TraceWriter:
         self._index.truncate(scan.end_bytes)
         if chunk_path(self.folder, self._chunk_number).exists():
             # Killed between giving the chunk its name and removing the raw rows, or properly closed.
-            part_path(self.folder, self._chunk_number).unlink(missing_ok=True)
+            for tensor in self._dtypes:
+                part_path(self.folder, self._chunk_number, tensor).unlink(missing_ok=True)
             self._num_rows = 0
             # A chunk that the index does not name is nobody's to overwrite.
             while chunk_path(self.folder, self._chunk_number).exists():
@@ -172,13 +188,15 @@ class TraceWriter:
             write_whole(self.folder / MANIFEST_NAME, (json.dumps(self.manifest, indent=2) + "\n").encode())
 
     def _open_part(self) -> None:
-        path = part_path(self.folder, self._chunk_number)
-        self._part = path.open("ab")
-        expected_bytes = self._num_rows * self.row_size_bytes
-        found_bytes = path.stat().st_size
-        if found_bytes < expected_bytes:
-            raise TraceError(f"{path} is truncated: {found_bytes} bytes found, {expected_bytes} expected")
-        self._part.truncate(expected_bytes)
+        self._parts: dict[str, IO[bytes]] = {}
+        for tensor in self._dtypes:
+            path = part_path(self.folder, self._chunk_number, tensor)
+            self._parts[tensor] = path.open("ab")
+            expected_bytes = self._num_rows * self._row_size_bytes(tensor)
+            found_bytes = path.stat().st_size
+            if found_bytes < expected_bytes:
+                raise TraceError(f"{path} is truncated: {found_bytes} bytes found, {expected_bytes} expected")
+            self._parts[tensor].truncate(expected_bytes)
         sync_folder(self.folder)
 
     def append(self, *records: TraceRecord) -> None:
@@ -192,19 +210,25 @@ class TraceWriter:
         lines: list[bytes] = []
         with self._writing():
             for record in records:
-                rows = np.ascontiguousarray(record.experts, self.dtype).tobytes()
-                self._part.write(rows)
+                rows = {
+                    tensor: np.ascontiguousarray(getattr(record, tensor), dtype).tobytes()
+                    for tensor, dtype in self._dtypes.items()
+                }
+                for tensor, content in rows.items():
+                    self._parts[tensor].write(content)
                 place = {
                     "chunk": self._chunk_number,
                     "start": self._num_rows,
                     "rows": record.num_rows,
-                    "crc32": zlib.crc32(rows),
+                    "crc32": zlib.crc32(rows["experts"]),
                 }
+                if "weights" in rows:
+                    place["weights_crc32"] = zlib.crc32(rows["weights"])
                 body = json.dumps(record.metadata() | place, ensure_ascii=False).encode()
                 line, self._checksum = checksummed(body, self._checksum)
                 lines.append(line)
                 self._num_rows += record.num_rows
-                self.raw_ids_bytes += len(rows)
+                self.raw_ids_bytes += len(rows["experts"])
                 self.completed.add(record.key)
                 if self._num_rows * self.row_size_bytes >= self.chunk_size_bytes:
                     self._sync_lines(lines)
@@ -221,24 +245,41 @@ class TraceWriter:
                 raise TraceError(f"{self.folder} already holds {name}")
             new.add(record.key)
             fault = fault_of(record.experts, record.num_rows, self.facts.row_shape, self.facts.num_choices)
+            if fault is None:
+                fault = self._weights_fault(record)
             if fault is not None:
                 raise TraceError(f"{name} has {fault}; {REMEDY}")
+
+    def _weights_fault(self, record: TraceRecord) -> str | None:
+        if self.weights_dtype is None:
+            return None
+        if record.weights is None:
+            raise TraceError(f"{self.folder} keeps weights, but there are none of prompt {shown(record.prompt_id)}")
+        # As they will be read: a value may be beyond the range of float16.
+        with np.errstate(over="ignore"):
+            weights = np.asarray(record.weights, self.weights_dtype)
+        return weights_fault_of(weights, record.num_rows, self.facts.row_shape)
 
     def _sync_lines(self, lines: list[bytes]) -> None:
         """Bring the rows written so far onto the disk, then the index lines that name them; empties `lines`."""
         if lines:
-            sync_file(self._part)
+            for part in self._parts.values():
+                sync_file(part)
             self._index.write(b"".join(lines))
             sync_file(self._index)
             lines.clear()
 
     def _finish_chunk(self) -> None:
-        self._part.close()
-        path = part_path(self.folder, self._chunk_number)
-        if self._num_rows:
-            rows = np.fromfile(path, self.dtype).reshape(self._num_rows, *self.facts.row_shape)
-            write_whole(chunk_path(self.folder, self._chunk_number), encode_chunk(rows, self.compress))
-        path.unlink()
+        # The experts' chunk comes last: where it stands, the whole chunk is finished.
+        for tensor, dtype in reversed(self._dtypes.items()):
+            self._parts[tensor].close()
+            if self._num_rows:
+                path = part_path(self.folder, self._chunk_number, tensor)
+                rows: Any = np.fromfile(path, dtype).reshape(self._num_rows, *self.facts.row_shape)
+                encoded = encode_chunk(rows, self.compress) if tensor == "experts" else encode_weights(rows)
+                write_whole(chunk_path(self.folder, self._chunk_number, tensor), encoded)
+        for tensor in self._dtypes:
+            part_path(self.folder, self._chunk_number, tensor).unlink()
         sync_folder(self.folder)
 
     def close(self) -> None:
@@ -258,7 +299,7 @@ class TraceWriter:
 
     def release(self) -> None:
         """Let the folder go as it is, without another write; the next writer continues it."""
-        for file in (self._part, self._index):
+        for file in (*self._parts.values(), self._index):
             # What a full disk has left in the buffer cannot be written, and no line names it.
             with suppress(OSError):
                 file.close()
