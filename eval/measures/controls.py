@@ -112,7 +112,8 @@ def controls(scene: Scene, live: LiveResponder) -> Found:
             frequency=frequency,
             is_feasible=scene.is_feasible,
         )
-        scene.say(f"{len(arms)} random sets matched by {matching}, {len(requests)} prompts each")
+        fewer = "" if len(arms) == options.controls else f" (there are no more, {options.controls} were asked for)"
+        scene.say(f"{len(arms)} random sets matched by {matching}{fewer}, {len(requests)} prompts each")
         found.append(
             null_distribution(
                 scene.collector,

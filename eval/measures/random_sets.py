@@ -32,32 +32,41 @@ def random_sets(
     frequency: Mapping[int, np.ndarray] | None = None,
     is_feasible: Callable[[list[Pair]], bool] = lambda pairs: True,
 ) -> list[list[Pair]]:
-    """Draw `num_sets` different sets of as many experts as `target`, none of them in it.
+    """Draw `num_sets` different sets of as many experts as `target`, none of them in it; fewer where there are fewer.
 
     `uniform`: any MoE layer; `layer`: as many in each layer as the target has; `frequency`: in each layer, for each target expert
     one of the experts that fire about as often, without replacement. `frequency` maps a model layer to float
-    [E], selections per token.
+    [E], selections per token. A small target has few different sets of its nearest experts: then they are drawn from
+    twice as many, and so on to the whole layer. One expert has at most E - 1 others in its layer.
     A set that `is_feasible` rejects (a layer would run out of experts) is drawn again.
 
-    Raises: InputError when the model has too few other experts for that many different sets.
+    Raises: InputError when the model has not even one other such set.
     """
-    generator = random.Random(f"{seed}/{matching}")
     excluded = set(target)
-    drawn: list[list[Pair]] = []
-    seen: set[frozenset[Pair]] = set()
-    for _ in range(num_sets * MAX_ATTEMPTS_PER_SET):
+    num_nearest = NUM_NEAREST
+    while True:
+        generator = random.Random(f"{seed}/{matching}")
+        drawn: list[list[Pair]] = []
+        seen: set[frozenset[Pair]] = set()
+        for _ in range(num_sets * MAX_ATTEMPTS_PER_SET):
+            if len(drawn) == num_sets:
+                return drawn
+            candidate = _draw(matching, target, excluded, layers, num_experts, frequency, num_nearest, generator)
+            fingerprint = frozenset(candidate)
+            if fingerprint in seen:
+                continue
+            seen.add(fingerprint)
+            if is_feasible(candidate):
+                drawn.append(candidate)
         if len(drawn) == num_sets:
+            return drawn
+        if matching != "frequency" or num_nearest >= num_experts:
             break
-        candidate = _draw(matching, target, excluded, layers, num_experts, frequency, generator)
-        fingerprint = frozenset(candidate)
-        if fingerprint in seen or not is_feasible(candidate):
-            continue
-        seen.add(fingerprint)
-        drawn.append(candidate)
-    if len(drawn) < num_sets:
+        num_nearest *= 2
+    if not drawn:
         raise InputError(
-            f"only {len(drawn)} different random sets of {len(target)} experts matched by {matching} could be drawn from"
-            f" {len(layers)} layers of {num_experts} experts, expected {num_sets}; ask for fewer --controls"
+            f"no random set of {len(target)} experts matched by {matching} could be drawn from {len(layers)} layers of"
+            f" {num_experts} experts that the routers bear, expected {num_sets}"
         )
     return drawn
 
@@ -69,6 +78,7 @@ def _draw(
     layers: Sequence[int],
     num_experts: int,
     frequency: Mapping[int, np.ndarray] | None,
+    num_nearest: int,
     generator: random.Random,
 ) -> list[Pair]:
     """One random set; its n-th expert stands in for the target's n-th."""
@@ -92,7 +102,7 @@ def _draw(
             rates = frequency[layer]
             wanted = rates[expert]
             free.sort(key=lambda e: (abs(rates[e] - wanted), generator.random()))
-            free = free[:NUM_NEAREST]
+            free = free[:num_nearest]
         chosen[layer, expert] = (layer, generator.choice(free))
     return [chosen[pair] for pair in target]
 

@@ -13,7 +13,7 @@ from eval.answers.journal import Collector
 from eval.outcomes.garble import check_text
 from eval.outcomes.statistics import Rate, wilson
 from eval.outcomes.targets import BEHAVIORS, LANGUAGES, Axis
-from ftri.labels.behavior import answer_is_canned, label_behavior, label_parsed, language_of_thinking
+from ftri.labels.behavior import answer_is_canned, label_behavior, language_of_thinking
 from ftri.labels.coverage import coverage_warning, uncovered_language
 from ftri.labels.deciding import DECIDED, decided_label
 from ftri.labels.think_formats import ThinkFormat, parse_response
@@ -111,9 +111,7 @@ def observe(collector: Collector, arm: Arm, requests: Sequence[Request], *, labe
         inside = answer.starts_inside_think
         health = check_text(answer.text)
         parsed = parse_response(answer.text, inside, told)
-        # An answer that was ended once its label was decided has that label.
-        decided = decided_label(answer.text, inside, told) if answer.finish_reason == DECIDED else None
-        outcomes.behaviors.append((decided or label_parsed(parsed, answer.finish_reason, inside, label_cut)).value)
+        outcomes.behaviors.append(label_answer(answer, told, label_cut=label_cut))
         outcomes.languages.append(language_of_thinking(parsed.thinking if parsed else None))
         unjudged = uncovered_language(parsed.answer if parsed else None)
         if unjudged is not None:
@@ -128,6 +126,10 @@ def observe(collector: Collector, arm: Arm, requests: Sequence[Request], *, labe
 def label_answer(answer: Answer, think_format: ThinkFormat | None, *, label_cut: bool = False) -> str:
     """The behaviour of one answer, as `observe` labels those of an arm."""
     inside = answer.starts_inside_think
+    # An answer that was ended once its label was decided has that label.
+    decided = decided_label(answer.text, inside, think_format) if answer.finish_reason == DECIDED else None
+    if decided is not None:
+        return decided.value
     return label_behavior(answer.text, answer.finish_reason, inside, label_cut, think_format=think_format).value
 
 

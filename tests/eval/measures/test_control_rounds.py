@@ -7,13 +7,14 @@ import pytest
 from doubles import FakeModel
 from fake_run import EDIT, OPTIONS, PROMPTS
 
-from eval.answers.arms import Arm, Request, Sampling
+from eval.answers.arms import Answer, Arm, Request, Sampling
 from eval.answers.journal import Collector, Journal
 from eval.answers.live import LiveResponder
 from eval.measures.controls import NullDistribution, control_arms, null_distribution
-from eval.outcomes.observed import observe
+from eval.outcomes.observed import label_answer, observe
 from eval.outcomes.statistics import sequential_p_value
 from eval.outcomes.targets import Target
+from ftri.labels.deciding import DECIDED
 
 TARGET = Target("behavior", "REFUSED", "leave")
 REQUESTS = [Request(one.prompt_id, 0, (("user", one.text),), Sampling(64, until_decided=True)) for one in PROMPTS]
@@ -109,3 +110,22 @@ def test_requests_that_differ_in_how_they_end_are_not_confused(tmp_path: Path) -
     assert whole.identity() != cut.identity()
     assert "until" not in whole.identity()
     assert OPTIONS.whole_controls is False
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("<think>\nThe user asks about", "REASONED"),
+        ("<think>\n\n</think>\n\nI am sorry, I cannot answer that.", "REFUSED"),
+    ],
+)
+def test_an_answer_that_ended_with_its_label_has_that_label(text: str, label: str) -> None:
+    assert label_answer(Answer("p", 0, text, DECIDED), None) == label
+
+
+def test_a_sweep_writes_whole_answers_of_the_whole_set_alone(finished) -> None:
+    _, results, _ = finished
+    assert [point.damaged is None for point in results.sweep] == [True, True, False]
+    whole = results.sweep[-1]
+    (control,) = [one for one in results.controls if one.matching == "uniform"]
+    assert whole.moved.rate.rate == control.observed

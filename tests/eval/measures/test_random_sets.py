@@ -64,9 +64,24 @@ def test_infeasible_sets_are_drawn_again():
     assert all(layer != 4 for chosen in sets for layer, _ in chosen)
 
 
+def test_a_small_target_gets_all_the_sets_that_there_are():
+    sets = random_sets("layer", [(0, 0)], layers=[0], num_experts=3, num_sets=5, seed=0)
+    assert sorted(sets) == [[(0, 1)], [(0, 2)]]
+    rates = {0: np.arange(32) / 32}
+    one = random_sets("frequency", [(0, 7)], layers=[0], num_experts=32, num_sets=99, seed=0, frequency=rates)
+    assert sorted(one) == [[(0, expert)] for expert in range(32) if expert != 7]
+    # Two experts have 64 sets of their eight nearest each; 99 are drawn from their sixteen nearest.
+    pair = [(0, 7), (1, 20)]
+    both = random_sets(
+        "frequency", pair, layers=[0, 1], num_experts=32, num_sets=99, seed=0, frequency=rates | {1: rates[0]}
+    )
+    assert len({frozenset(chosen) for chosen in both}) == 99
+    assert {expert for chosen in both for layer, expert in chosen if layer == 0} <= set(range(17))
+
+
 def test_a_model_with_too_few_experts_is_refused():
-    with pytest.raises(InputError, match="fewer --controls"):
-        random_sets("layer", [(0, 0)], layers=[0], num_experts=3, num_sets=5, seed=0)
+    with pytest.raises(InputError, match="no random set of 1 experts matched by layer"):
+        random_sets("layer", [(0, 0)], layers=[0], num_experts=3, num_sets=5, seed=0, is_feasible=lambda pairs: False)
     with pytest.raises(InputError, match="2 random experts wanted in layer 0"):
         random_sets("layer", [(0, 0), (0, 1)], layers=[0], num_experts=2, num_sets=1, seed=0)
     with pytest.raises(InputError, match="recorded routing"):
