@@ -75,6 +75,10 @@ def test_the_expert_behind_the_refusals_is_found_checked_and_written(request_: R
     low, high = entry["log_odds_interval"]
     assert low <= entry["log_odds_alone"] <= high < 0
     assert any("screening 48 experts" in line for line in said)
+    assert any("measured on the first 16: " in line and "tokens/s" in line for line in said)
+    # What was measured once is known before the first edit of the next search, here the null's.
+    screens = [line for line in said if line.startswith("screening")]
+    assert [line.endswith("tokens/s") for line in screens] == [False, True]
     page = (request_.folder / PAGE).read_text()
     assert "<script" not in page
     text = lines(found.results.model_dump(), json.loads(found.check.model_dump_json()))
