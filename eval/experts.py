@@ -23,8 +23,10 @@ from ftri.labels.think_formats import ThinkFormat
 from ftri.prompts.sets import PromptRecord
 from rewriter.checkpoint.identity import content_sha256
 from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.dial import config_digest, open_described, open_served
+from rewriter.edit.record import without_record
 from rewriter.edit.router_weight import check_survivors
-from rewriter.errors import CheckpointError, InputError, PlanError
+from rewriter.errors import CheckpointError, InputError, PlanError, RecordError
 from rewriter.expert_set import ExpertEntry, ExpertSet, LayerIndex
 from rewriter.families.family import RouterLayout
 from rewriter.semantics import BIAS_FREE_SEMANTICS, CENTROID, REROUTE, SEMANTICS, Semantics
@@ -173,29 +175,42 @@ def is_routable(model: ModelUnderTest, suppressed: Sequence[Pair], stimulated: S
 def load_others(
     model: ModelUnderTest, sources: Sequence[str], *, layer_index: LayerIndex | None, any_model: bool
 ) -> list[NamedEdit | VariantFolder]:
-    """Further variants: an expert-set file or preset is an edit (suppressed), a folder a checkpoint of its own.
+    """Further variants: an expert-set file or preset is an edit (suppressed), a folder a checkpoint of its own; of a served
+    variant with a dial, every set is a variant.
 
-    Raises: InputError for a folder that is no checkpoint, or as `load_edit`.
+    Raises: InputError for a folder that is no checkpoint or of another model, or as `load_edit`.
     """
     others: list[NamedEdit | VariantFolder] = []
     for source in sources:
         if Path(source).is_dir():
-            theirs, ours = (_model_type(folder) for folder in (Path(source), model.folder))
-            if theirs != ours:
-                raise InputError(f"{source}: is a {theirs} model, expected {ours} like {model.model}")
-            others.append(VariantFolder(Path(source), content_sha256(source)))
+            choices = check_variant(Path(source), model)
+            sha256 = content_sha256(source)
+            others += [VariantFolder(Path(source), sha256, choice) for choice in choices]
         else:
             others.append(load_edit(model, source, None, layer_index=layer_index, any_model=any_model)[0])
     return others
 
 
-def _model_type(folder: Path) -> str:
+def check_variant(folder: Path, model: ModelUnderTest) -> list[str | None]:
+    """What is to be chosen of a variant's folder, one after the other: the sets of a served variant with a dial, else None once.
+
+    Raises: InputError for a folder that is no checkpoint or of another model.
+    """
     try:
-        return str(Checkpoint.open(folder).config.get("model_type"))
-    except CheckpointError as error:
+        variant, base = open_described(folder).config, Checkpoint.open(model.folder).config
+        served = open_served(folder)
+    except (CheckpointError, RecordError) as error:
         raise InputError(
             f"{error}; expected a checkpoint folder that mote-rewrite wrote, or an expert-set file"
         ) from None
+    theirs, ours = variant.get("model_type"), base.get("model_type")
+    if theirs != ours:
+        raise InputError(f"{folder}: is a {theirs} model, expected {ours} like {model.model}")
+    if served is not None and config_digest(without_record(base)) != served.base_config_sha256:
+        raise InputError(
+            f"{folder}: is a served variant of a model with another config.json, expected one of {model.model}"
+        )
+    return [*served.sets] if served is not None and served.has_dial else [None]
 
 
 def _is_hub_id(model: str) -> bool:

@@ -25,6 +25,7 @@ from ftri.traces.schema import MANIFEST_NAME
 from ftri.traces.writer import TraceWriter
 from rewriter.checkpoint.identity import content_sha256
 from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.dial import open_described
 from rewriter.errors import InputError
 from rewriter.families.family import RouterLayout
 from rewriter.hub.models import resolve_description, resolve_model
@@ -157,7 +158,7 @@ def plan_recording(
     find_model = resolve_model if weights else resolve_description
     resolved = find_model(options.model, options.revision, say)
     checkpoint = Checkpoint.open(resolved.folder)
-    layout = checkpoint.layout
+    layout = open_described(resolved.folder).layout
     prompt_set = load_prompt_set(options.prompts, revision=options.prompts_revision, column=options.column)
     template = load_chat_template(options.chat_template) if options.chat_template else None
     renderer = Renderer(load_tokenizer(resolved.folder), template)

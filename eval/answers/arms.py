@@ -36,6 +36,8 @@ class Arm:
     checkpoint: str | None = None
     # What that folder holds; its path says nothing, since another variant may be written there.
     content_sha256: str | None = None
+    # What is chosen of a served variant with a dial.
+    choice: str | None = None
     # Distinguishes the second run of the same model; other seeds, same everything else.
     repeat: int = 0
     # Of suppressed experts that a reroute leaves selectable.
@@ -50,6 +52,7 @@ class Arm:
             "stimulate": sorted(self.stimulate),
             "repeat": self.repeat,
             **({"bias_shifts": sorted(self.bias_shifts)} if self.bias_shifts else {}),
+            **({"choice": self.choice} if self.choice is not None else {}),
         }
 
 

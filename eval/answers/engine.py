@@ -13,7 +13,7 @@ from ftri.labels.think_formats import ThinkFormat, starts_inside_think
 from ftri.prompts.rendering import Render, Rendered, RenderedPrompt
 
 if TYPE_CHECKING:
-    from ftri.engine.edits import RouterEdit
+    from ftri.engine.edits import RouterEdit, ServedChoice
     from ftri.engine.engine import Engine
 
 # Log probabilities are held for batches of about this many; a whole vocabulary at every position would be far more.
@@ -161,10 +161,12 @@ class Decision:
         return decided_label(text, self._inside[index], self._format) is not None
 
 
-def router_edit(arm: Arm) -> RouterEdit | None:
+def router_edit(arm: Arm) -> RouterEdit | ServedChoice | None:
     """The edit that an arm's requests carry; None for the base."""
-    from ftri.engine.edits import RouterEdit
+    from ftri.engine.edits import RouterEdit, ServedChoice
 
+    if arm.choice is not None:
+        return ServedChoice(arm.choice)
     if not (arm.suppress or arm.stimulate):
         return None
     assert arm.semantics is not None

@@ -44,10 +44,17 @@ class NamedEdit:
 
 @dataclass(frozen=True)
 class VariantFolder:
-    """A checkpoint of its own under test, and what it holds."""
+    """A checkpoint of its own under test, what it holds, and, where it is a served variant with a dial, what is chosen."""
 
     path: Path
     content_sha256: str
+    choice: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        name = self.path.name or str(self.path)
+        return name if self.choice is None else f"{name}:{self.choice}"
 
 
 @dataclass
@@ -88,10 +95,11 @@ def plan_live(options: RunOptions, edit: NamedEdit, others: Sequence[NamedEdit |
     ]
     more = [
         Arm(
-            name=other.path.name or str(other.path),
+            name=other.name,
             kind="other",
             checkpoint=str(other.path),
             content_sha256=other.content_sha256,
+            choice=other.choice,
         )
         if isinstance(other, VariantFolder)
         else Arm(

@@ -85,6 +85,14 @@ def choose_arguments(given: Mapping[str, Any], folder: str) -> dict[str, Any]:
     return arguments | dict(given) | {"model": folder}
 
 
+def register_plugin() -> None:
+    """Make the editable architectures and served variants known in this process; the others find them by the package's entry
+    point."""
+    from ftri.worker.plugin import register
+
+    register()
+
+
 def editable_arguments(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that load the model by its class with editable routers (ftri.worker.models).
 
@@ -92,10 +100,8 @@ def editable_arguments(arguments: Mapping[str, Any], config: Mapping[str, Any]) 
         InputError: for hf_overrides that are a function, or a config.json without an architecture.
     """
     from ftri.worker.models import PREFIX
-    from ftri.worker.plugin import register
 
-    # In this process; the others find it by the package's entry point.
-    register()
+    register_plugin()
     overrides = arguments.get("hf_overrides") or {}
     if not isinstance(overrides, Mapping):
         raise InputError("hf_overrides is a function, expected a mapping where live edits are asked for")

@@ -11,11 +11,13 @@ from ftri.worker.planning import (
     plan_edit,
     planned_biases,
 )
+from ftri.worker.request import ServedChoice
 
 __all__ = [
     "Pair",
     "PlannedEdit",
     "RouterEdit",
+    "ServedChoice",
     "as_expert_set",
     "by_layer",
     "check_pairs",

@@ -42,13 +42,14 @@ from ftri.engine.arguments import (
     choose_capture,
     editable_arguments,
     prepare_environment,
+    register_plugin,
 )
-from ftri.engine.edits import PlannedEdit, RouterEdit, plan_edit
+from ftri.engine.edits import PlannedEdit, RouterEdit, ServedChoice, plan_edit
 from ftri.prompts.rendering import RenderedPrompt, Renderer, first_line
 from ftri.prompts.sets import PromptRecord
 from ftri.traces.rows import REMEDY, Experts, expert_dtype, fault_of
 from ftri.worker.request import EDIT_ARGUMENT
-from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.dial import open_described, open_served
 from rewriter.errors import InputError, MoteError
 from rewriter.families.lookup import router_layout
 from rewriter.hub.models import resolve_model
@@ -117,14 +118,14 @@ class Request:
     token_ids: Sequence[int]
     name: str
     params: Any  # vllm.SamplingParams
-    edit: PlannedEdit | None = None
+    edit: PlannedEdit | ServedChoice | None = None
 
 
 # Whether a response's text so far, of the prompt at a position among those given, decides all that is wanted of it.
 Until = Callable[[int, str], bool]
 DECIDED = "decided"
 # One edit for all prompts, None for the base, or one of these for each prompt.
-Edits = RouterEdit | Iterable[RouterEdit | None] | None
+Edits = RouterEdit | ServedChoice | Iterable[RouterEdit | ServedChoice | None] | None
 
 
 class Engine:
@@ -149,12 +150,20 @@ class Engine:
         """
         resolved = resolve_model(model, revision)
         self.folder = resolved.folder
-        self._checkpoint = Checkpoint.open(self.folder)
+        self._checkpoint = open_described(self.folder)
+        served = open_served(self.folder)
+        if served is not None and live_edits:
+            raise InputError(
+                f"{self.folder.name}: is a served variant, whose edits are its own, expected its base for live edits"
+            )
+        self.has_dial = served is not None and served.has_dial
         self.layout = router_layout(self._checkpoint.config)
         given = dict(engine_arguments or {})
         check_arguments(given)
         prepare_environment()
         arguments = choose_arguments(given, str(self.folder))
+        if served is not None:
+            register_plugin()
         if live_edits:
             arguments |= editable_arguments(arguments, self._checkpoint.config)
         num_experts, self._num_choices = (
@@ -229,7 +238,8 @@ class Engine:
         """Run every prompt `samples` times, but for the (prompt_id, sample) in `skip`; yields responses as they finish.
 
         Prompts are taken from the iterable as there is room, so any number of them needs little memory. `edit` is one for
-        all of them or, as a list or another iterable, an edit or None for each prompt. A response ends, with the finish
+        all of them or, as a list or another iterable, an edit or None for each prompt; where the model is a served variant with
+        a dial, a ServedChoice. A response ends, with the finish
         reason "decided", when `until` of the prompt's position and the text so far is true: where a label is wanted, the
         rest need not be written.
 
@@ -321,9 +331,9 @@ class Engine:
         """Stop the engine."""
         self.close()
 
-    def _with_edits(self, items: Iterable[T], edit: Edits) -> Iterator[tuple[T, PlannedEdit | None]]:
+    def _with_edits(self, items: Iterable[T], edit: Edits) -> Iterator[tuple[T, PlannedEdit | ServedChoice | None]]:
         """Each item with its edit worked out."""
-        if edit is None or isinstance(edit, RouterEdit):
+        if edit is None or isinstance(edit, RouterEdit | ServedChoice):
             planned = self._planned(edit)
             yield from ((item, planned) for item in items)
             return
@@ -337,10 +347,16 @@ class Engine:
         if next(edits, edits) is not edits:
             raise InputError("there are more edits than prompts, expected one (or None) for each")
 
-    def _planned(self, edit: RouterEdit | None) -> PlannedEdit | None:
+    def _planned(self, edit: RouterEdit | ServedChoice | None) -> PlannedEdit | ServedChoice | None:
         """An edit worked out for this model, once for all requests that carry it."""
         if edit is None:
             return None
+        if isinstance(edit, ServedChoice):
+            if not self.has_dial:
+                raise InputError(
+                    f"{self.folder.name}: is no served variant with a dial, so {edit.name!r} cannot be chosen"
+                )
+            return edit
         if not self.has_edits:
             raise InputError("this engine was started without live edits, expected Engine(..., live_edits=True)")
         pairs = tuple(tuple(tuple(pair) for pair in given) for given in (edit.suppress, edit.stimulate))
@@ -419,7 +435,9 @@ class Engine:
 
         try:
             prompt = TokensPrompt(prompt_token_ids=list(request.token_ids))
-            if request.edit is not None:
+            if isinstance(request.edit, ServedChoice):
+                request.params.extra_args = request.edit.as_arguments()  # vLLM's front end keeps its caches apart
+            elif request.edit is not None:
                 request.params.extra_args = {EDIT_ARGUMENT: request.edit.as_argument()}
                 # Keys and values depend on the edit: without this, another edit's prefix would be taken from the cache.
                 prompt["cache_salt"] = request.edit.key

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ftri.worker.planning import PlannedEdit, RouterEdit, plan_edit
-from ftri.worker.request import EDIT_ARGUMENT
+from ftri.worker.request import EDIT_ARGUMENT, NAME_ARGUMENT, STRENGTH_ARGUMENT
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.dial import BASE_NAME, ServedRecord, is_served, open_base, read_served
 
-NAME_ARGUMENT = "mote"
-STRENGTH_ARGUMENT = "mote_strength"
 # Requests may ask for any strength, so plans are kept for those asked for lately.
 NUM_PLANS_KEPT = 256
 

@@ -100,6 +100,13 @@ INTERNALS = {
             "0.30",
         ),
         Internal(
+            "vllm.config.speculative",
+            "SpeculativeConfig",
+            "hf_config_override(config of a draft) is looked up on the class and goes by architectures[0] for some families",
+            "0.28",
+            ("hf_config_override", "enable_adaptive_verification"),
+        ),
+        Internal(
             "vllm.v1.worker.gpu_model_runner",
             "GPUModelRunner",
             "V1: _model_forward is called once a step; get_model, requests[id].sampling_params, input_batch.req_ids and "
@@ -112,7 +119,7 @@ INTERNALS = {
             "resolve_model_state_cls",
             "V2: (vllm_config, model) -> the class whose add_request, remove_request and prepare_inputs see requests and "
             "steps; a model's own get_model_state_cls comes first",
-            "0.32",
+            "0.29",
         ),
     )
 }

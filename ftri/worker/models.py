@@ -100,18 +100,44 @@ def check_layers(dial: Dial, layers: list[int], num_stages: int) -> None:
         raise ValueError(f"vLLM's model routes in layers {layers}, expected those of the variant's sets too: {missing}")
 
 
+# KV connectors that find keys and values by vLLM's block hashes, which the cache salt is part of, or by the salt itself.
+SALTED_CONNECTORS = frozenset({"OffloadingConnector", "SimpleCPUOffloadConnector", "LMCacheMPConnector"})
+
+
 def refuse_unsupported(vllm_config: Any) -> None:
-    """Refuse settings under which a step's tokens are not where the edit looks for them.
+    """Refuse settings under which a step's tokens are not where the edit looks for them, or caches would be shared.
 
     Raises:
         ValueError: with the setting's name.
     """
-    parallel = vllm_config.parallel_config
-    for name, is_on in (
-        ("enable_dbo", parallel.enable_dbo),
-        ("data_parallel_size", parallel.data_parallel_size > 1),
-        ("prefill_context_parallel_size", parallel.prefill_context_parallel_size > 1),
-        ("decode_context_parallel_size", parallel.decode_context_parallel_size > 1),
+    parallel, speculative = vllm_config.parallel_config, vllm_config.speculative_config
+    for name, value, is_on in (
+        ("enable_dbo", parallel.enable_dbo, parallel.enable_dbo),
+        ("data_parallel_size", parallel.data_parallel_size, parallel.data_parallel_size > 1),
+        (
+            "prefill_context_parallel_size",
+            parallel.prefill_context_parallel_size,
+            parallel.prefill_context_parallel_size > 1,
+        ),
+        (
+            "decode_context_parallel_size",
+            parallel.decode_context_parallel_size,
+            parallel.decode_context_parallel_size > 1,
+        ),
+        *(
+            (name, True, getattr(config, name, False))
+            for config, name in (
+                (vllm_config.compilation_config.pass_config, "enable_sp"),
+                (speculative, "enable_adaptive_verification"),
+            )
+        ),
     ):
         if is_on:
-            raise ValueError(f"{name} is {getattr(parallel, name)}, but edits per request need it off")
+            raise ValueError(f"{name} is {value}, but edits per request need it off")
+    transfer = vllm_config.kv_transfer_config
+    connector = None if transfer is None else transfer.kv_connector
+    if connector is not None and connector not in SALTED_CONNECTORS:
+        raise ValueError(
+            f"kv_connector is {connector}, which may hand one edit's keys and values to another, expected one that goes by the"
+            f" cache salt: {', '.join(sorted(SALTED_CONNECTORS))}"
+        )

@@ -7,6 +7,9 @@ and has the front end check what requests choose.
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 from ftri.worker import internals
 from ftri.worker.configs import register_configs
 from ftri.worker.frontend import hook_input_processor
@@ -24,3 +27,23 @@ def register() -> None:
     presets.update({PREFIX + name: preset for name, preset in presets.items() if not name.startswith(PREFIX)})
     register_configs()
     hook_input_processor()
+    draft_as_the_base()
+
+
+def draft_as_the_base() -> None:
+    """Have vLLM choose the draft of multi-token prediction for an editable architecture as for the one it is of; for some
+    families (GLM-4.5, MiMo) it goes by the architecture's name. Drafts are not edited: what they propose is verified."""
+    config_class = internals.load("SpeculativeConfig")
+    original = config_class.hf_config_override
+    if hasattr(original, "mote_original"):
+        return
+
+    @functools.wraps(original)
+    def hf_config_override(hf_config: Any) -> Any:
+        names = getattr(hf_config, "architectures", None) or ()
+        if any(name.startswith(PREFIX) for name in names):
+            hf_config.architectures = [name.removeprefix(PREFIX) for name in names]
+        return original(hf_config)
+
+    hf_config_override.mote_original = original  # type: ignore[attr-defined]
+    config_class.hf_config_override = staticmethod(hf_config_override)

@@ -8,6 +8,21 @@ from typing import Any
 
 # The key of a request's `extra_args` under which ftri's engine puts its edit: {"key": text, "edit": RequestEdit.as_plain()}.
 EDIT_ARGUMENT = "mote_edit"
+# Those under which a request to a served variant chooses (ftri.worker.dial).
+NAME_ARGUMENT = "mote"
+STRENGTH_ARGUMENT = "mote_strength"
+
+
+@dataclass(frozen=True)
+class ServedChoice:
+    """What a request chooses of a served variant with a dial: the name of a set, or "none", and a strength of 0 to 1."""
+
+    name: str
+    strength: float = 1.0
+
+    def as_arguments(self) -> dict[str, Any]:
+        """As the request carries it, here and over HTTP (`vllm_xargs`)."""
+        return {NAME_ARGUMENT: self.name, STRENGTH_ARGUMENT: self.strength}
 
 
 @dataclass(frozen=True)

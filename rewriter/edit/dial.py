@@ -17,16 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rewriter import __version__
 from rewriter.checkpoint.edited_json import config_text, parse_config
 from rewriter.checkpoint.reader import CONFIG_NAME, Checkpoint, LocalFolder
-from rewriter.edit.record import BLOCK_KEY
+from rewriter.edit.record import BLOCK_KEY, SERVED_SCHEMA, without_record
 from rewriter.errors import CheckpointError, ExpertSetError, InputError, RecordError, first_problem, quoted
 from rewriter.expert_set import ExpertSet
 from rewriter.families.family import RouterLayout
-from rewriter.families.lookup import router_layout
+from rewriter.families.lookup import SERVED_PREFIX, router_layout
 from rewriter.semantics import Semantics
 
-SERVED_SCHEMA: Final = "mote.served/1"
 ARCHITECTURE_PREFIX: Final = "Mote"
-MODEL_TYPE_PREFIX: Final = "mote_"
+MODEL_TYPE_PREFIX: Final = SERVED_PREFIX
 BASE_NAME: Final = "none"
 """What a request calls the base."""
 NAME_PATTERN: Final = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -120,7 +119,7 @@ def is_served(config: Mapping[str, Any]) -> bool:
 
 def base_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A served variant's parsed config.json as its base's was, without any mote block."""
-    base = {key: value for key, value in config.items() if key != BLOCK_KEY}
+    base = without_record(config)
     base["architectures"] = [
         name.removeprefix(ARCHITECTURE_PREFIX) for name in config.get("architectures") or () if isinstance(name, str)
     ]
@@ -152,6 +151,25 @@ class BaseOfServed(LocalFolder):
 def open_base(folder: Path) -> Checkpoint:
     """The base of a served variant, from the variant's own folder."""
     return Checkpoint(BaseOfServed(folder))
+
+
+def open_served(folder: Path) -> ServedRecord | None:
+    """The record of a served variant's folder; None for any other folder.
+
+    Raises:
+        RecordError: for a record that is damaged or of another model.
+    """
+    config = Checkpoint.open(folder).config
+    return read_served(config, folder.name) if is_served(config) else None
+
+
+def open_described(folder: Path) -> Checkpoint:
+    """A model folder by whose config the model's routers are known: a served variant's as its base.
+
+    Raises:
+        RecordError: as open_served.
+    """
+    return Checkpoint.open(folder) if open_served(folder) is None else open_base(folder)
 
 
 def config_digest(base: Mapping[str, Any]) -> str:

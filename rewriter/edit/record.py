@@ -19,6 +19,7 @@ from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.semantics import ACTIONS, SUPPRESS, Action, CheckpointSemantics
 
 VARIANT_SCHEMA: Final = "mote.variant/1"
+SERVED_SCHEMA: Final = "mote.served/1"  # see dial.py
 RECIPE_SCHEMA: Final = "mote.recipe/1"
 ZERO_OUTPUT: Final = "zero output"
 """The value of an expert whose output is zeroed instead of its router's bias changed."""
@@ -231,6 +232,11 @@ def read_record(config: Mapping[str, Any], where: str, place: str = "config.json
         raise RecordError(f"{where}/{place}: has no mote block, expected a variant made by mote-rewrite")
     block = config[BLOCK_KEY]
     found = block.get("schema") if isinstance(block, Mapping) else None
+    if found == SERVED_SCHEMA:
+        raise RecordError(
+            f"{where}/{place}: is a served variant's, which changes no tensor, expected a variant that does; to"
+            " share one, upload its config.json and README.md and say which base they belong to"
+        )
     if found != VARIANT_SCHEMA:
         raise RecordError(f"{where}/{place}: its mote block has schema {quoted(found)}, expected {VARIANT_SCHEMA!r}")
     try:

@@ -20,6 +20,9 @@ FAMILIES: tuple[Family, ...] = BIASED_FAMILIES + UNBIASED_FAMILIES
 
 BY_MODEL_TYPE: dict[str, Family] = {name: family for family in FAMILIES for name in family.model_types}
 
+SERVED_PREFIX = "mote_"
+"""What the model_type of a served variant (rewriter.edit.dial) begins with; its base's follows."""
+
 _LAYER = re.compile(r"layers\.\d+\.")
 _EXPERT = re.compile(r"((?:experts|down_proj)\.)\d+(\.)")
 
@@ -53,6 +56,10 @@ def find_family(config: Config) -> Family:
             )
         return BY_MODEL_TYPE[wrapped]
     row = BY_MODEL_TYPE.get(str(model_type))
+    if row is None and str(model_type).startswith(SERVED_PREFIX):
+        raise UnknownFamilyError(
+            f"config.json: model_type {quoted(model_type)} is a served variant's, whose weights are its base's, expected the base"
+        )
     if row is None:
         raise UnknownFamilyError(
             f"config.json: model_type {quoted(model_type)} has no row in the family table{_wrapped_row(config)}; to add one,"

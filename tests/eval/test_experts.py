@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from eval.answers.plan import NamedEdit
+from eval.answers.engine import router_edit
+from eval.answers.plan import NamedEdit, plan_live
 from eval.experts import check_live_edit, load_others, open_model
-from ftri.engine.edits import RouterEdit, plan_edit
+from eval.options import RunOptions
+from ftri.engine.edits import RouterEdit, ServedChoice, plan_edit
 from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.dial import ServedSet, served_config
 from rewriter.errors import InputError, PlanError
 
 GPT_OSS = {
@@ -52,3 +55,37 @@ def test_a_variant_folder_with_a_broken_config_is_one_sentence(gpt_oss, tmp_path
     (folder / "config.json").write_text(content)
     with pytest.raises(InputError, match="expected a checkpoint folder that mote-rewrite wrote, or an expert-set file"):
         load_others(gpt_oss, [str(folder)], layer_index=None, any_model=False)
+
+
+def serve(folder, base, *, has_dial):
+    """A served variant's config.json, which is all that is read of the folder before it is loaded."""
+    sets = {
+        name: ServedSet(semantics="drop-renorm", suppress=pairs) for name, pairs in (("a", ((0, 3),)), ("b", ((1, 2),)))
+    }
+    _, config = served_config(Checkpoint.open(base), sets, None if has_dial else "a", has_dial=has_dial)
+    folder.mkdir()
+    for path in base.iterdir():
+        (folder / path.name).hardlink_to(path)
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_every_set_of_a_dial_is_a_variant_and_a_static_one_is_one(gpt_oss, tmp_path):
+    dial, static = (serve(tmp_path / name, gpt_oss.folder, has_dial=name == "dial") for name in ("dial", "static"))
+    others = load_others(gpt_oss, [str(dial), str(static)], layer_index=None, any_model=False)
+    arms = plan_live(RunOptions(), NamedEdit("e", ((0, 5),)), others).others
+    assert [(arm.name, arm.choice) for arm in arms] == [("dial:a", "a"), ("dial:b", "b"), ("static", None)]
+    assert len({json.dumps(arm.identity()) for arm in arms}) == 3
+    assert [router_edit(arm) for arm in arms] == [ServedChoice("a"), ServedChoice("b"), None]
+
+
+def test_a_served_variant_of_another_model_is_refused(gpt_oss, tmp_path):
+    dial = serve(tmp_path / "dial", gpt_oss.folder, has_dial=True)
+    (gpt_oss.folder / "config.json").unlink()
+    (gpt_oss.folder / "config.json").write_text(json.dumps(GPT_OSS | {"hidden_size": 8}))
+    with pytest.raises(InputError, match="a served variant of a model with another config.json"):
+        load_others(gpt_oss, [str(dial)], layer_index=None, any_model=False)
+    (dial / "config.json").write_text((dial / "config.json").read_text().replace("drop-renorm", "dropped"))
+    with pytest.raises(InputError, match="mote block"):
+        load_others(gpt_oss, [str(dial)], layer_index=None, any_model=False)

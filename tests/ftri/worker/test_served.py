@@ -262,3 +262,32 @@ def test_a_static_variant_is_its_one_set(tmp_path: Path, expected: dict[str, lis
     assert finished.returncode == 0, finished.stderr[-4000:]
     found = json.loads(finished.stdout.split("TEXTS")[-1])
     assert [without_end(text) for text in found] == expected["both"]
+
+
+def test_the_engine_opens_it_records_and_chooses(dialled: Path, expected: dict[str, list[str]]) -> None:
+    """What mote-record and mote-eval do with a served variant: here every prompt under every choice, in one batch."""
+    script = (
+        "import json, sys\n"
+        "from ftri.engine.edits import ServedChoice\n"
+        "from ftri.engine.engine import Engine, Sampling\n"
+        "from ftri.prompts.sets import PromptRecord\n"
+        "arguments = {'dtype': 'float32', 'max_model_len': 256, 'max_num_seqs': 16}\n"
+        "texts, names = json.loads(sys.argv[3]), json.loads(sys.argv[4])\n"
+        "with Engine(sys.argv[1], engine_arguments=arguments) as engine:\n"
+        "    prompts = [engine.render(PromptRecord(str(i), text)) for i, text in enumerate(texts)] * len(names)\n"
+        "    edits = [ServedChoice(name) for name in names for _ in texts]\n"
+        "    found = list(engine.generate(prompts, Sampling(max_tokens=int(sys.argv[2])), edit=edits))\n"
+        "assert all(one.experts.shape[1:] == (3, 4) for one in found)\n"
+        "found.sort(key=lambda one: one.index)\n"
+        "print('TEXTS' + json.dumps([one.text for one in found]))\n"
+    )
+    texts = json.dumps([prompt.text for prompt in prompts(NUM_PROMPTS)])
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
+    finished = subprocess.run(
+        [sys.executable, "-c", script, str(dialled), str(MAX_TOKENS), texts, json.dumps(list(EDITS))],
+        env=clean | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    assert json.loads(finished.stdout.split("TEXTS")[-1]) == [text for name in EDITS for text in expected[name]]

@@ -10,6 +10,7 @@ from commands import Command
 
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.dial import open_base, read_served
+from rewriter.edit.record import read_record
 from rewriter.errors import RecordError
 
 
@@ -103,3 +104,10 @@ def test_what_a_served_variant_cannot_be_is_named(base: Path, refusal: Path, ref
         (["--dial", f"a={refusal}", "--link", "wish"], "--link is 'wish'"),
     ):
         assert sentence in refuse(base, *arguments)
+
+
+def test_a_served_variant_is_no_base_and_has_no_tensors_to_push(dialled: Path, refusal: Path, refuse: Any) -> None:
+    for words in (["--suppress", refusal], ["--dial", f"again={refusal}"]):
+        assert "is a served variant" in refuse(dialled, *words)
+    with pytest.raises(RecordError, match="is a served variant's, which changes no tensor"):
+        read_record(Checkpoint.open(dialled).config, "dialled")
