@@ -4,7 +4,7 @@ usage: python benchmarks/serve.py MODEL SET [--compiled] [--rounds 3] [--prompts
 
 Every arm is a process of its own; the arms take turns, round by round, so that a machine that grows busier weighs on all of
 them. Throughput is given by the clock and by the processor's time, which other programs touch less. The dial's prompts choose in
-turn: the base, the set, and the set at half strength.
+turn: the base, the set, and the set at half strength. With --compiled the base is also run eagerly.
 """
 
 import argparse
@@ -22,6 +22,8 @@ from pathlib import Path
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 ARMS = ("base", "plugin", "static", "dial")
+# What a compiled base is compared with; live edits were eager only once.
+EAGER = "eager"
 CHOICES = ({}, {"mote": "set"}, {"mote": "set", "mote_strength": 0.5})
 
 
@@ -34,7 +36,7 @@ def run_arm(job: dict) -> None:
         max_model_len=512,
         max_num_seqs=64,
         seed=0,
-        enforce_eager=not job["compiled"],
+        enforce_eager=not job["compiled"] or job["arm"] == EAGER,
         disable_log_stats=True,
     )
     chats = [
@@ -68,7 +70,8 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.model.resolve().parent) as scratch:
-        folders = {"base": arguments.model, "plugin": arguments.model}
+        arms = (*ARMS, EAGER) if arguments.compiled else ARMS
+        folders = {"base": arguments.model, "plugin": arguments.model, EAGER: arguments.model}
         words = {
             "static": ["--semantics", "drop-renorm", "--suppress", arguments.set],
             "dial": ["--dial", f"set={arguments.set}"],
@@ -86,13 +89,13 @@ def main() -> None:
                 *how,
             ]
             subprocess.run(list(map(str, command)), check=True, capture_output=True)
-        found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
+        found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
         for _ in range(arguments.rounds):
-            for arm in ARMS:
+            for arm in arms:
                 job = vars(arguments) | {"arm": arm, "folder": str(folders[arm]), "model": None, "set": None}
                 # One process, so that its time is all of vLLM's; no plugin at all beside the base.
                 environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
-                if arm == "base":
+                if arm in ("base", EAGER):
                     environment["VLLM_PLUGINS"] = "none"
                 command = [sys.executable, __file__, "--arm", json.dumps(job)]
                 finished = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -101,7 +104,7 @@ def main() -> None:
                 found[arm].append(json.loads(finished.stdout.split("RESULT")[-1]))
     print(f"{processor_name()}, {'compiled' if arguments.compiled else 'eager'}, {arguments.rounds} rounds")
     print(f"{'arm':8} {'tokens/s':>10} {'to base':>8} {'tokens/CPU s':>13} {'to base':>8}")
-    for arm in ARMS:
+    for arm in arms:
         values = {kind: statistics.median(one[kind] for one in found[arm]) for kind in ("clock", "processor")}
         ratios = {
             kind: statistics.median(one[kind] / base[kind] for one, base in zip(found[arm], found["base"], strict=True))

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ftri.prompts.sets import PromptRecord
+from rewriter.edit.dial import open_base, open_served
+from rewriter.edit.record import without_record
 from rewriter.errors import InputError
 
 
@@ -122,10 +124,14 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         InputError: the folder has none that transformers can load.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        if open_served(folder) is None:
+            return AutoTokenizer.from_pretrained(folder)
+        # transformers refuses a served variant by its model_type; its tokenizer is the base's.
+        config = AutoConfig.for_model(**without_record(open_base(folder).config))
+        return AutoTokenizer.from_pretrained(folder, config=config)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} has no tokenizer that transformers can load ({first_line(error)})") from error
 

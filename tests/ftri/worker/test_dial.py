@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from ftri.prompts.rendering import load_tokenizer
 from ftri.worker.dial import Dial, salt
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.dial import ServedSet, served_config
+from rewriter.errors import RecordError
 
 
 def make_dial(base: Path, folder: Path, default: str | None, *, has_dial: bool) -> Dial:
@@ -71,3 +73,13 @@ def test_without_a_dial_everybody_gets_the_one_set(tiny_r1: Path, tmp_path: Path
 def test_caches_go_by_name_strength_and_the_request_s_own_salt() -> None:
     salts = [salt(("a", 1.0), None), salt(("a", 0.5), None), salt(("b", 1.0), None), salt(("a", 1.0), "mine")]
     assert len(set(salts)) == len(salts)
+
+
+def test_its_tokenizer_is_the_base_s(tiny_r1: Path, tmp_path: Path) -> None:
+    make_dial(tiny_r1, tmp_path / "static", "refusal", has_dial=False)
+    text = "What happened at Berlin Wall?"
+    assert load_tokenizer(tmp_path / "static")(text).input_ids == load_tokenizer(tiny_r1)(text).input_ids
+    with pytest.raises(RecordError, match="mote block"):
+        broken = json.loads((tmp_path / "static/config.json").read_text()) | {"mote": {}}
+        (tmp_path / "static/config.json").write_text(json.dumps(broken))
+        load_tokenizer(tmp_path / "static")
