@@ -73,6 +73,7 @@ bench: $(INSTALLED)
 
 schemas: $(INSTALLED)
 	$(BIN)/python -m rewriter.expert_set > docs/expert-set.schema.json
+	$(BIN)/python docs/render_commands.py > docs/commands.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-out demo-out-qwen

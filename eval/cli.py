@@ -9,6 +9,7 @@ import typer
 from eval.options import OUTPUT, EvalRequest
 from rewriter.command import Option, command, parameters_of
 from rewriter.console import make_app, run, say
+from rewriter.console import progress_bar as one_bar
 from rewriter.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,9 +80,7 @@ def engine_arguments(request: CommandLine, words: list[str]) -> dict[str, Any]:
 
 def progress_bar() -> "Progress":
     """One bar on stderr that counts answers, whatever the arm."""
-    from tqdm import tqdm
-
-    bar = tqdm(unit=" answers", disable=None)
+    bar = one_bar(None, "", unit=" answers")
 
     def show(arm: str, there: int, wanted: int) -> None:
         bar.set_description_str(f"{arm} {there}/{wanted}", refresh=False)
@@ -93,3 +92,7 @@ def progress_bar() -> "Progress":
 def main() -> None:
     """Console entry point."""
     run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rewriter.console import duration_text
+
 SECONDS_PER_HOUR = 3600.0
 
 
@@ -43,7 +45,7 @@ class Costs:
             lines.append("how long that takes is not known: give --tokens-per-second, or record a few prompts first")
         else:
             lines.append(
-                f"about {duration(self.seconds)} on one node, {self.node_hours:.2f} node-hours, at"
+                f"about {duration_text(self.seconds)} on one node, {self.node_hours:.2f} node-hours, at"
                 f" {self.tokens_per_second:,.0f} tokens/s ({self.rate_source})"
             )
         lines += [f"half of it: {option}" for option in self.halved_by]
@@ -83,12 +85,3 @@ def estimate(
         node_hours=seconds / SECONDS_PER_HOUR if seconds is not None else None,
         halved_by=tuple(halved_by),
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the largest unit that leaves a readable number."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / SECONDS_PER_HOUR:.1f} h"

@@ -25,6 +25,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 import typer
 from typer.core import TyperCommand
 
+from rewriter.console import QUIET_HELP, VERBOSE_HELP, Application
 from rewriter.errors import InputError
 
 Request = TypeVar("Request")
@@ -207,8 +208,15 @@ class PanelCommand(TyperCommand):
                     formatter.write_dl(records)
 
 
+# Declared by the application for every command, and options of a file like the others.
+GENERAL_PARAMETERS = [
+    Parameter(name, name, Option(text), bool, many=False, optional=False, default=False)
+    for name, text in (("quiet", QUIET_HELP), ("verbose", VERBOSE_HELP))
+]
+
+
 def command(
-    app: typer.Typer, request: type[Request], *, epilog: str | None = None, pass_on: bool = False
+    app: Application, request: type[Request], *, epilog: str | None = None, pass_on: bool = False
 ) -> Callable[[Callable[[Request, list[str]], None]], Callable[[Request, list[str]], None]]:
     """Make a function of (request, words) a command of `app`; `words` are those that `pass_on` leaves to the function."""
 
@@ -217,7 +225,10 @@ def command(
 
         def take_config(context: typer.Context, value: Path | None) -> Path | None:
             if value is not None:
-                context.default_map = {**(context.default_map or {}), **read_config(value, parameters)}
+                context.default_map = {
+                    **(context.default_map or {}),
+                    **read_config(value, parameters + GENERAL_PARAMETERS),
+                }
             return value
 
         def run(context: typer.Context, config: Path | None = None, **values: Any) -> None:

@@ -10,6 +10,7 @@ import typer
 from eval.refine.options import CHECK, RefineRequest
 from rewriter.command import Option, command, parameters_of
 from rewriter.console import make_app, run, say
+from rewriter.console import progress_bar as one_bar
 from rewriter.errors import InputError
 
 if TYPE_CHECKING:
@@ -111,9 +112,7 @@ def engine_arguments(words: list[str]) -> dict[str, Any]:
 
 def progress_bar() -> "Progress":
     """One bar on stderr: edits measured, or answers given, whatever comes."""
-    from tqdm import tqdm
-
-    bar = tqdm(disable=None)
+    bar = one_bar(None, "")
 
     def show(what: str, there: int, wanted: int) -> None:
         bar.set_description_str(what, refresh=False)
@@ -126,3 +125,7 @@ def progress_bar() -> "Progress":
 def main() -> None:
     """Console entry point."""
     run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ from eval.refine.deciding import Node, Probe, grow_tree, probe_for
 from eval.refine.growing import Growth, grow
 from eval.refine.measured import Pair
 from eval.refine.screening import Screened, pool, screened
-from ftri.costs import duration
+from rewriter.console import duration_text
 from rewriter.errors import InputError
 
 # Under this key the journal keeps the tokens per second of the first edits that were measured.
@@ -89,7 +89,7 @@ def search(
     say(
         f"screening {len(alone)} experts, each alone on {len(few)} prompts and {len(neutral.sequences)} neutral answers:"
         f" {len(alone) * screen.bench.num_tokens:,} tokens in {len(alone) * len(screen.bench.sequences):,} requests"
-        + (f", {duration(len(alone) * screen.bench.num_tokens / known)} at {known:,.0f} tokens/s" if known else "")
+        + (f", {duration_text(len(alone) * screen.bench.num_tokens / known)} at {known:,.0f} tokens/s" if known else "")
     )
     base = screen.base().chances
     count = counter(progress, "screening", len(alone))
@@ -100,7 +100,9 @@ def search(
         if screen.tokens_per_second is not None and RATE_KEY not in journal:
             journal.add_value(RATE_KEY, screen.tokens_per_second)
             left = (len(alone) - num_edits) * screen.bench.num_tokens / screen.tokens_per_second
-            say(f"measured on the first {num_edits}: {screen.tokens_per_second:,.0f} tokens/s, {duration(left)} more")
+            say(
+                f"measured on the first {num_edits}: {screen.tokens_per_second:,.0f} tokens/s, {duration_text(left)} more"
+            )
 
     measured = screen.measure(alone, advance)
     rows = screened([pair for (pair,) in alone], measured, base, options.seed)

@@ -72,3 +72,7 @@ def tune(request: CommandLine, words: list[str]) -> None:
 def main() -> None:
     """Console entry point."""
     run(app)
+
+
+if __name__ == "__main__":
+    main()

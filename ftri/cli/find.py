@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from rewriter.command import PanelCommand
-from rewriter.console import make_app, run, say
+from rewriter.console import make_app, progress_bar, run, say
 from rewriter.whole_file import make_folder
 
 if TYPE_CHECKING:
@@ -27,9 +27,15 @@ class DefaultCommandGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the default command before arguments that do not begin with a command."""
-        if not args or args[0] not in self.commands:
+        own = {*self.commands, "--install-completion", "--show-completion"}
+        if (not args and not ctx.resilient_parsing) or (args and args[0] not in own):
             args = [DEFAULT_COMMAND, *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Complete the first word: a command, or what the default command takes."""
+        default = self.commands[DEFAULT_COMMAND]
+        return [*super().shell_complete(ctx, incomplete), *default.shell_complete(ctx, incomplete)]
 
 
 app = make_app(cls=DefaultCommandGroup)
@@ -296,9 +302,7 @@ def import_command(
 
 def _progress(name: str, total: int) -> Progress:
     """A progress bar on stderr for one step, closed when its total is reached."""
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, desc=name, unit="", leave=False, disable=None)
+    bar = progress_bar(total, name, unit="", leave=False)
 
     def advance(count: int) -> None:
         bar.update(count)
@@ -329,3 +333,7 @@ def _say_summary(findings: Findings) -> None:
 def main() -> None:
     """Entry point of `mote-ftri`."""
     run(app)
+
+
+if __name__ == "__main__":
+    main()

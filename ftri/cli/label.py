@@ -179,3 +179,7 @@ def _print(entry: dict[str, Any]) -> None:
 def main() -> None:
     """Entry point of `mote-label`."""
     run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rewriter.command import Option, command, parameters_of
 from rewriter.console import make_app, run, say
 from rewriter.errors import InputError
+from rewriter.progress import PartProgress
 
 if TYPE_CHECKING:
     from ftri.endpoints import Endpoint
@@ -144,29 +145,13 @@ def record(given: CommandLine, words: list[str]) -> None:
 
 def record_with_bar(plan: RecordPlan, endpoint: Endpoint | None = None) -> RecordSummary:
     """Record by an engine, or from a server, with a progress bar on stderr: responses, tokens per second, time left."""
-    from tqdm import tqdm
-
     from ftri.record import record as run_recording
     from ftri.served import record_served
 
-    num_tokens = 0
-    with tqdm(total=plan.num_responses, unit="response", desc="recording", smoothing=0.1) as bar:
-
-        def begin(responses: int) -> None:
-            # Rate and time left are those of the running engine, not of its start or of an earlier run.
-            bar.initial = bar.n = bar.last_print_n = responses
-            bar.start_t = bar.last_print_t = bar._time()
-            bar.refresh()
-
-        def advance(responses: int, tokens: int) -> None:
-            nonlocal num_tokens
-            num_tokens += tokens
-            bar.set_postfix_str(f"{num_tokens / max(bar.format_dict['elapsed'], 1e-9):,.0f} tokens/s", refresh=False)
-            bar.update(responses)
-
+    with PartProgress("recording", plan.num_responses, "responses") as progress:
         if endpoint is None:
-            return run_recording(plan, begin, advance)
-        return record_served(plan, endpoint, begin, advance)
+            return run_recording(plan, progress.begin, progress.advance)
+        return record_served(plan, endpoint, progress.begin, progress.advance)
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
@@ -187,3 +172,7 @@ def main() -> None:
     # Deprecations within the libraries that vLLM pulls in are not the user's to mend.
     warnings.simplefilter("ignore", FutureWarning)
     run(app)
+
+
+if __name__ == "__main__":
+    main()

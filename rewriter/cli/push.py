@@ -116,7 +116,8 @@ def push_variant(request: "PushRequest", message: str | None, *, yes: bool, dry_
     prepared = prepare_push(request, files, record, say)
     if dry_run:
         return PushOutcome(prepared.plan, None)
-    say(describe_plan(prepared.plan))
+    # Whoever is asked must see what about.
+    say(describe_plan(prepared.plan), always=not yes)
     if not prepared.plan.is_done:
         check_can_ask(yes)
         if not yes and not typer.confirm("Go on?", err=True):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewriter.checkpoint.gguf.files import is_gguf
-from rewriter.console import size_text
+from rewriter.console import byte_progress, size_text
 from rewriter.edit.record import Recipe, VariantRecord, expert_set_of
 from rewriter.errors import HubError, InputError
 from rewriter.hub.errors import AccessError, hub_errors, quiet_hub_logs, with_retries
@@ -288,8 +288,6 @@ def _hash_what_decides(
     say: Say,
 ) -> Sequence[LocalFile]:
     """Hash the files whose hash may save an upload, with a progress bar."""
-    from tqdm import tqdm
-
     candidates = (*target_trees, *([source] if source and source is not known_base else []))
     wanted = {file.path for file in files if needs_hash(file, candidates, known_base)}
     if not wanted:
@@ -297,8 +295,8 @@ def _hash_what_decides(
     chosen = [file for file in files if file.path in wanted]
     size_bytes = sum(file.size_bytes for file in chosen)
     say(f"hashing {len(chosen)} files, {size_text(size_bytes)}, to see which the Hub has already")
-    with tqdm(total=size_bytes, unit="B", unit_scale=True, desc="hashing", delay=1) as bar:
-        hashed = {file.path: file for file in hash_files(chosen, ledger_path(), bar.update)}
+    with byte_progress(size_bytes, "hashing") as advance:
+        hashed = {file.path: file for file in hash_files(chosen, ledger_path(), advance)}
     return [hashed.get(file.path, file) for file in files]
 
 

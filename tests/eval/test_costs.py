@@ -4,7 +4,8 @@ import pytest
 
 from eval.costs import halved_by, part_costs
 from eval.options import EvalRequest, RunOptions
-from ftri.costs import duration, estimate
+from ftri.costs import estimate
+from rewriter.console import duration_text
 
 
 def request(tmp_path, **changes):
@@ -54,4 +55,4 @@ def test_time_goes_by_what_is_expected_where_that_is_known():
     assert (expected.expected_tokens, expected.seconds) == (200, 20.0)
     assert expected.node_hours == pytest.approx(20 / 3600)
     assert "200 expected" in expected.sentences()[0]
-    assert (duration(30), duration(600), duration(36_000)) == ("30 s", "10 min", "10.0 h")
+    assert (duration_text(30), duration_text(600), duration_text(36_000)) == ("30 s", "10 min", "10.0 h")
