@@ -2,18 +2,15 @@
 
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from eval.options import OUTPUT, EvalRequest
 from rewriter.command import Option, command, parameters_of
 from rewriter.console import make_app, run, say
-from rewriter.console import progress_bar as one_bar
 from rewriter.errors import InputError
-
-if TYPE_CHECKING:
-    from eval.answers.journal import Progress
+from rewriter.progress import PartsProgress
 
 EPILOG = """Examples:
 
@@ -60,7 +57,7 @@ def evaluate(request: CommandLine, words: list[str]) -> None:
         costs = evaluation_costs(request, say, request.tokens_per_second)
         typer.echo(json.dumps(costs.as_json()) if request.as_json else "\n".join(costs.sentences()))
         return
-    results = evaluate_request(request, say, progress_bar())
+    results = evaluate_request(request, say, PartsProgress("answers"))
     document = json.dumps(results.model_dump(mode="json", by_alias=True)) if request.as_json else one_screen(results)
     typer.echo(document, nl=request.as_json)
     say(f"{request.output / 'report.html'}")
@@ -76,17 +73,6 @@ def engine_arguments(request: CommandLine, words: list[str]) -> dict[str, Any]:
         raise unknown_option(words[0], "mote-eval", own, "nor wanted beside --base-url, where no engine is started")
     pairs = [word for pair in request.engine_argument for word in ("--engine-argument", pair)]
     return parse_engine_arguments([*words, *pairs], "mote-eval", own)
-
-
-def progress_bar() -> "Progress":
-    """One bar on stderr that counts answers, whatever the arm."""
-    bar = one_bar(None, "", unit=" answers")
-
-    def show(arm: str, there: int, wanted: int) -> None:
-        bar.set_description_str(f"{arm} {there}/{wanted}", refresh=False)
-        bar.update(1)
-
-    return show
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from eval.answers.journal import Collector, Journal, Progress
 from eval.answers.plan import NamedEdit, plan_live, plan_served, spread
+from eval.costs import Announcement, costs_of
 from eval.errors import IncompleteError
 from eval.experts import check_live_edit, find_experts, is_routable, save_found, semantics_for
 from eval.measures.measure import Scene
@@ -46,8 +47,11 @@ def evaluate(request: EvalRequest, say: Say, progress: Progress) -> Results:
     ):
         if len(journal):
             say(f"{journal.path}: going on with {len(journal)} records")
-        collector = Collector(session.responder, journal, progress, session.think_format)
-        subject = settle(request, session, spread(prompt_set.records, request.limit), collector, say)
+        prompts = spread(prompt_set.records, request.limit)
+        reckon = partial(costs_of, request, session, prompts, loaded)
+        announced = Announcement(progress, reckon, say)
+        collector = Collector(session.responder, journal, announced, session.think_format)
+        subject = settle(request, session, prompts, collector, say)
         return measure_subject(request, session, subject, collector, prompt_set.source, loaded, say)
 
 

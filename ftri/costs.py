@@ -58,6 +58,8 @@ def estimate(
     num_prompt_tokens: int,
     max_tokens: int,
     mean_completion_tokens: float | None = None,
+    num_other_requests: int = 0,
+    num_other_tokens: int = 0,
     engine_loads: int = 1,
     given_rate: float | None = None,
     measured_rate: float | None = None,
@@ -65,16 +67,21 @@ def estimate(
 ) -> Costs:
     """The costs of `num_requests` whose prompts have `num_prompt_tokens` in all and whose answers at most `max_tokens` each.
 
-    The last token of a response is sampled and never run. A given rate stands over a measured one.
+    `num_other_tokens` are run besides, some of them for `num_other_requests`. The last token of a response is sampled and never
+    run. A given rate stands over a measured one.
     """
-    most = num_prompt_tokens + num_requests * (max_tokens - 1)
+    most = num_prompt_tokens + num_other_tokens + num_requests * (max_tokens - 1)
     expected = None
     if mean_completion_tokens is not None:
-        expected = num_prompt_tokens + round(num_requests * max(min(mean_completion_tokens, max_tokens) - 1, 0))
+        expected = (
+            num_prompt_tokens
+            + num_other_tokens
+            + round(num_requests * max(min(mean_completion_tokens, max_tokens) - 1, 0))
+        )
     rate = given_rate if given_rate is not None else measured_rate
     seconds = (expected if expected is not None else most) / rate if rate else None
     return Costs(
-        requests=num_requests,
+        requests=num_requests + num_other_requests,
         prompt_tokens=num_prompt_tokens,
         most_tokens=most,
         expected_tokens=expected,

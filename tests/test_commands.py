@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from rewriter import console
 from rewriter.console import make_app, run, say
 from rewriter.errors import InputError
 from rewriter.missing import EXTRA_OF, missing_package
-from rewriter.progress import PartProgress
+from rewriter.progress import PartProgress, PartsProgress
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -208,7 +207,7 @@ def test_ctrl_c_is_130() -> None:
 
 def test_progress_is_a_sentence_a_minute_where_no_bar_can_be_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     clock = [0.0]
-    with PartProgress("recording", 40, "responses", lambda: clock[0]) as progress:
+    with PartProgress("recording", 40, "responses", now=lambda: clock[0]) as progress:
         progress.begin(10)
         for _ in range(10):
             clock[0] += 13
@@ -219,8 +218,32 @@ def test_progress_is_a_sentence_a_minute_where_no_bar_can_be_drawn(capsys: pytes
     ]
 
 
+def test_what_is_left_is_said_after_the_first_pieces(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = [0.0]
+    progress = PartProgress("recording", 100, "responses", announce_after=3, now=lambda: clock[0])
+    for _ in range(5):
+        clock[0] += 2
+        progress.advance(1, 10)
+    assert capsys.readouterr().err == (
+        "measured on the first 3 responses: 5 tokens/s; the 97 that are left take about 3 min, 0.05 node-hours\n"
+    )
+
+
+def test_every_part_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rewriter.progress.SENTENCE_EVERY_SECONDS", 0.0)
+    progress = PartsProgress("answers")
+    for part, there in (("base", 3), ("base", 4), ("variant", 1)):
+        progress(part, there, 4, 10, 2.0)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "base: 3 of 4 answers, 5 tokens/s, about 2 s left",
+        "base: 4 of 4 answers, 10 tokens/s, about 0 s left",
+        "variant: 1 of 4 answers, 5 tokens/s, about 6 s left",
+    ]
+
+
 def test_a_quiet_command_shows_no_progress(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "SENTENCE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("rewriter.progress.SENTENCE_EVERY_SECONDS", 0.0)
 
     def act() -> None:
         with PartProgress("part", 2, "answers") as progress:

@@ -118,6 +118,8 @@ Keep = Callable[[int, Answer], None]
 class Responder(Protocol):
     """Whatever answers requests: an engine on this machine, or servers."""
 
+    ready_at: float  # time.monotonic() when it last became ready to answer
+
     def identity(self) -> dict[str, Any]:
         """What, besides arm and request, decides an answer (model, revision, template, edits' values)."""
         ...

@@ -12,12 +12,12 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -28,8 +28,19 @@ from ftri.labels.think_formats import ThinkFormat
 SCHEMA = "mote.journal/2"
 # One fsync a finished answer would cost more than a small model's answers themselves; half a second of them is cheap to lose.
 SYNC_INTERVAL_SECONDS = 0.5
-Progress = Callable[[str, int, int], None]
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class Progress(Protocol):
+    """Told of every answer, or another piece of work, as it comes."""
+
+    def __call__(self, part: str, there: int, wanted: int, tokens: int = 0, seconds: float | None = None) -> None:
+        """`there` of the `wanted` pieces of a part have come; the last made the model run `tokens`, and the part was at work for
+        `seconds` since whoever answers was ready."""
+
+
+def unseen(part: str, there: int, wanted: int, tokens: int = 0, seconds: float | None = None) -> None:
+    """Progress that nobody looks at."""
 
 
 class Header(BaseModel):
@@ -280,10 +291,10 @@ class Collector:
         self,
         responder: Responder,
         journal: Journal,
-        progress: Progress = lambda name, done, total: None,
+        progress: Progress = unseen,
         think_format: ThinkFormat | None = None,
     ) -> None:
-        """`progress(arm name, answers there, answers wanted)` is called as they come; `think_format` splits them."""
+        """`progress` is told of each as it comes; `think_format` splits them."""
         self.think_format = think_format
         self.responder = responder
         self.journal = journal
@@ -311,13 +322,18 @@ class Collector:
         wanted = list(asked)
         total = sum(map(len, keys))
         there = total - len(wanted)
+        part = arms[0].name if len(arms) == 1 else f"{arms[0].name} to {arms[-1].name}"
+        began = time.monotonic()
 
         def keep(position: int, answer: Answer) -> None:
             nonlocal there
             key = wanted[position]
             self.journal.add_answer(key, asked[key][0].name, answer)
             there += 1
-            self._progress(asked[key][0].name, there, total)
+            # The last token was sampled and never run; some servers do not say which tokens they wrote.
+            tokens = len(answer.prompt_token_ids) + len(answer.token_ids) - 1 if answer.token_ids else 0
+            seconds = time.monotonic() - max(began, self.responder.ready_at)
+            self._progress(part, there, total, tokens, seconds)
 
         if asked:
             self.responder.answer([arm for arm, _ in asked.values()], [request for _, request in asked.values()], keep)

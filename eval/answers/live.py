@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -106,6 +107,7 @@ class LiveResponder:
         self._identity = identity
         self._load = load
         self._model: LiveModel | None = None
+        self.ready_at = 0.0
         self._checkpoint: str | None = None
         self.description: dict[str, Any] = {}
 
@@ -156,6 +158,7 @@ class LiveResponder:
         if self._model is None or self._checkpoint != arm.checkpoint:
             self.close()
             self._model = self._load(arm.checkpoint)
+            self.ready_at = time.monotonic()
             self._checkpoint = arm.checkpoint
             if arm.checkpoint is None:
                 self.description = self._model.describe()

@@ -42,6 +42,7 @@ class ServedResponder:
     ) -> None:
         """`endpoints` maps an arm's `checkpoint` (None: the base) to its server; `template_sha256` is that of `render`."""
         self._think_format = think_format
+        self.ready_at = 0.0
         self._endpoints = endpoints
         self._render = render
         self._template_sha256 = template_sha256

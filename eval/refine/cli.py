@@ -10,8 +10,8 @@ import typer
 from eval.refine.options import CHECK, RefineRequest
 from rewriter.command import Option, command, parameters_of
 from rewriter.console import make_app, run, say
-from rewriter.console import progress_bar as one_bar
 from rewriter.errors import InputError
+from rewriter.progress import PartsProgress
 
 if TYPE_CHECKING:
     from eval.answers.journal import Progress
@@ -111,15 +111,8 @@ def engine_arguments(words: list[str]) -> dict[str, Any]:
 
 
 def progress_bar() -> "Progress":
-    """One bar on stderr: edits measured, or answers given, whatever comes."""
-    bar = one_bar(None, "")
-
-    def show(what: str, there: int, wanted: int) -> None:
-        bar.set_description_str(what, refresh=False)
-        bar.total, bar.n = wanted, there
-        bar.refresh()
-
-    return show
+    """One line a part on stderr: edits measured, or answers given, whatever comes."""
+    return PartsProgress("pieces")
 
 
 def main() -> None:

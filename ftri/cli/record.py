@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 app = make_app()
 
 PROMPTS, ANSWERS, MODEL, SERVER = "Prompts", "Answers", "Model", "A running server"
+# Responses after which mote-record says how long the rest will take.
+MEASURED_ON = 20
 EPILOG = """Further options go to vLLM's engine and are checked by vLLM, for example --max-model-len 4096 or
 --tensor-parallel-size 8; its short ones (-tp 8) belong behind a --.
 
@@ -148,7 +150,7 @@ def record_with_bar(plan: RecordPlan, endpoint: Endpoint | None = None) -> Recor
     from ftri.record import record as run_recording
     from ftri.served import record_served
 
-    with PartProgress("recording", plan.num_responses, "responses") as progress:
+    with PartProgress("recording", plan.num_responses, "responses", announce_after=MEASURED_ON) as progress:
         if endpoint is None:
             return run_recording(plan, progress.begin, progress.advance)
         return record_served(plan, endpoint, progress.begin, progress.advance)

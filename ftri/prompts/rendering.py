@@ -7,6 +7,7 @@ think block that refusals start with cannot be seen any more. So its hash is kep
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,6 +125,8 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         InputError: the folder has none that transformers can load.
     """
+    # Without PyTorch transformers says that no models will be available; a tokenizer is all that is wanted.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoConfig, AutoTokenizer
 
     try:

@@ -9,6 +9,7 @@ import pytest
 from doubles import MOE_LAYERS, NUM_EXPERTS, VOCABULARY, FollowedModel
 from replies import REFUSAL_EXPERT
 
+from eval.answers.journal import unseen
 from eval.answers.live import LiveResponder
 from eval.answers.plan import NamedEdit
 from eval.refine import refine as operation
@@ -53,7 +54,7 @@ def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RefineRequest:
 
 def run(request: RefineRequest) -> tuple[operation.Refined, list[str]]:
     said: list[str] = []
-    return operation.refine(request, said.append, lambda what, done, total: None), said
+    return operation.refine(request, said.append, unseen), said
 
 
 def test_the_expert_behind_the_refusals_is_found_checked_and_written(request_: RefineRequest) -> None:

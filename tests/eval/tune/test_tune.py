@@ -15,6 +15,7 @@ from replies import REFUSAL_EXPERT
 from safetensors.numpy import save_file
 from tiny_models import described_tiny_r1
 
+from eval.answers.journal import unseen
 from eval.errors import IncompleteError
 from eval.results import Results
 from eval.tune.cli import main
@@ -70,7 +71,7 @@ def request_(model: Path, tmp_path: Path) -> TuneRequest:
 def run(request: TuneRequest, engine: EngineDouble) -> tuple[Tuned, list[str]]:
     said: list[str] = []
     plan = plan_tuning(request, said.append)
-    return tune(request, plan, said.append, lambda what, done, total: None, lambda: engine), said  # type: ignore[arg-type, return-value]
+    return tune(request, plan, said.append, unseen, lambda: engine), said  # type: ignore[arg-type, return-value]
 
 
 @dataclass(frozen=True)
