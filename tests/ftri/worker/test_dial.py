@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ftri.prompts.rendering import load_tokenizer
-from ftri.worker.dial import Dial, salt
+from ftri.worker.dial import Dial, check_unserved, salt
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.dial import ServedSet, served_config
 from rewriter.errors import RecordError
@@ -83,3 +83,22 @@ def test_its_tokenizer_is_the_base_s(tiny_r1: Path, tmp_path: Path) -> None:
         broken = json.loads((tmp_path / "static/config.json").read_text()) | {"mote": {}}
         (tmp_path / "static/config.json").write_text(json.dumps(broken))
         load_tokenizer(tmp_path / "static")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"mote": "refusal"}, "mote is given, but the model is no served variant"),
+        ({"mote": "none"}, "mote is given, but"),
+        ({"mote_strength": 0.5}, "mote_strength is given, but"),
+        # What HTTP can carry: text, numbers and lists.
+        ({"mote_edit": "x"}, "mote_edit is no edit"),
+        ({"mote_edit": [1]}, "mote_edit is no edit"),
+        ({"mote_edit": {"key": "x"}}, "mote_edit is no edit"),
+    ],
+)
+def test_where_no_variant_is_served_nothing_can_be_chosen(given: dict[str, Any], sentence: str) -> None:
+    check_unserved({"other": 1})
+    check_unserved({"mote_edit": {"key": "x", "edit": {}}})
+    with pytest.raises(ValueError, match=sentence):
+        check_unserved(given)
