@@ -2,6 +2,7 @@
 bounded concurrency, and rows that cannot be a recording."""
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -163,3 +164,39 @@ def test_the_dry_run_says_what_it_costs(model, shape, prompts, tmp_path):
     assert (done["requests"], done["most_tokens"], done["engine_loads"]) == (0, 0, 0)
     assert done["tokens_per_second"] > 0
     assert dry("--tokens-per-second", "0").returncode == 1
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(1800)
+def test_a_server_that_returns_what_our_recorder_saw_gives_our_recorders_folder(prompts, tmp_path):
+    """The miniature in an engine of unmodified vLLM, then the same responses and rows out of servers of both kinds."""
+    miniature = Path(__file__).resolve().parents[2] / "examples" / "tiny-r1"
+    config = json.loads((miniature / "config.json").read_text())
+    shape = {
+        "layers": config["num_hidden_layers"],
+        "first_moe_layer": config["first_k_dense_replace"],
+        "num_experts": config["n_routed_experts"],
+        "top_k": config["num_experts_per_tok"],
+    }
+    script = "from ftri.cli.record import main; main()"
+    words = ["--model", miniature, "--prompts", prompts, "-o", tmp_path / "own", "--max-tokens", "24"]
+    engine = ["--max-model-len", "256", "--max-num-seqs", "8"]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    recorded = subprocess.run(
+        [sys.executable, "-c", script, *map(str, [*words, *engine])], env=environment, capture_output=True, text=True
+    )
+    assert recorded.returncode == 0, recorded.stderr
+    own = {record.prompt_id: record for record in TraceReader(tmp_path / "own")}
+    assert len(own) == COUNT
+    for runtime in ("vllm", "sglang"):
+        with serving(shape, runtime=runtime, name="tiny", traces=str(tmp_path / "own")) as url:
+            ran = record(miniature, prompts, tmp_path / runtime, url, "--max-tokens", "24", "--served-model", "tiny")
+            assert ran.returncode == 0, ran.stderr
+        for served in TraceReader(tmp_path / runtime):
+            mine = own[served.prompt_id]
+            np.testing.assert_array_equal(served.experts, mine.experts)
+            for name in ("text", "prompt", "rendered_prompt", "prompt_token_ids", "completion_token_ids", "factors"):
+                assert getattr(served, name) == getattr(mine, name), name
+            assert served.finish_reason == mine.finish_reason
+        assert TraceReader(tmp_path / runtime).content_digest() == TraceReader(tmp_path / "own").content_digest()
