@@ -78,10 +78,12 @@ def refinement_costs(
     *,
     num_recorded: int = 0,
     num_compared: int = 0,
+    num_ranked: int | None = None,
 ) -> RefineCosts:
     """Reckon a run from its options, prompts and model, at a given rate or those that earlier runs measured; loads no engine.
 
-    `num_recorded` answers of the base and `num_compared` further sets are there when it begins, beside --traces and --compare.
+    `num_recorded` answers of the base and `num_compared` further sets are there when it begins, beside --traces and --compare;
+    `num_ranked` candidates, in place of those of --candidates.
 
     Raises: MoteError for what the run itself would refuse before it loads an engine.
     """
@@ -99,7 +101,7 @@ def refinement_costs(
     prompt_tokens = mean_prompt_tokens(render, prompts)
     parts = search_parts(
         request,
-        num_candidates=num_candidates(request, session.model),
+        num_candidates=num_ranked or num_candidates(request, session.model),
         num_finding=len(finding),
         tokens_a_prompt=prompt_tokens + ASSUMED_DECIDING_TOKENS,
         neutral_tokens=len(texts) * (mean_prompt_tokens(render, texts) + request.kl_tokens),

@@ -44,6 +44,7 @@ from eval.session import LentEngine, Say, Session, open_session
 from ftri.prompts.sets import PromptRecord, load_prompt_set
 from rewriter.errors import InputError
 from rewriter.expert_set import ExpertSet
+from rewriter.semantics import CENTROID, REROUTE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -212,7 +213,7 @@ class _Workbench:
                 request.kl_listed,
                 seed,
             ),
-            lambda experts: request.semantics != "reroute" or is_routable(self.model, experts, ()),
+            lambda experts: request.semantics not in (REROUTE, CENTROID) or is_routable(self.model, experts, ()),
             self.say,
             progress,
         )

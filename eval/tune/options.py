@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 from eval.options import one_of
-from eval.refine.options import BEHAVIOR_NAMES, INPUT, SEARCH, RefineRequest
+from eval.refine.options import ALL_ACTIVE, BEHAVIOR_NAMES, INPUT, SEARCH, RefineRequest, expert_file
 from rewriter.command import Option
 from rewriter.errors import InputError
 
+FOUND = "found"
 FIND = "The list by correlation, which the search is compared with"
 
 
@@ -32,6 +33,14 @@ class TuneRequest(RefineRequest):
             parse=one_of(BEHAVIOR_NAMES),
         ),
     ] = "refused"
+    candidates: Annotated[
+        str,
+        Option(
+            "all-active; the first N of mote-ftri's ranking with found:N; or an expert set, its first N with FILE:N.",
+            SEARCH,
+            metavar="all-active|found:N|FILE[:N]",
+        ),
+    ] = ALL_ACTIVE
     k: Annotated[int, Option("Experts of mote-ftri's list.", FIND, short="-k", name="top")] = 10
     statistic: Annotated[str, Option("mote-ftri's ranking.", FIND)] = "paper"
     positions: Annotated[str, Option("mote-ftri's tokens.", FIND)] = "prompt"
@@ -56,6 +65,17 @@ class TuneRequest(RefineRequest):
         return self.output / "found.json"
 
     @property
+    def ranked(self) -> Path:
+        """mote-ftri's expert set of the candidates, with --candidates found:N."""
+        return self.output / "candidates.json"
+
+    @property
+    def num_ranked(self) -> int | None:
+        """How many candidates mote-ftri is to rank; None where they do not come from it."""
+        name, count = expert_file(self.candidates)
+        return count if name == FOUND else None
+
+    @property
     def find_report(self) -> Path:
         """The folder of mote-ftri's report."""
         return self.output / "find"
@@ -74,6 +94,8 @@ class TuneRequest(RefineRequest):
         """Raise InputError for values that cannot be meant."""
         if self.k < 1:
             raise InputError(f"--top is {self.k}, expected at least 1")
+        if self.candidates == FOUND or self.num_ranked == 0:
+            raise InputError(f"--candidates is {self.candidates}, expected a number above 0 as in found:200")
         self.as_refinement().check()
 
     def as_refinement(self, *, recorded: bool = True) -> RefineRequest:
@@ -87,5 +109,6 @@ class TuneRequest(RefineRequest):
                 "report": self.output / "refine",
                 "traces": self.recording if recorded else None,
                 "compare": compare,
+                "candidates": self.candidates if self.num_ranked is None else str(self.ranked),
             }
         )

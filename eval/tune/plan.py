@@ -71,5 +71,6 @@ def show_plan(
             tokens_per_second,
             num_recorded=len(recording.records),
             num_compared=int(not is_recorded),
+            num_ranked=request.num_ranked,
         ),
     )

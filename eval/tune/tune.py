@@ -38,11 +38,12 @@ from ftri.traces.reader import TraceReader
 from ftri.traces.schema import INDEX_NAME, MANIFEST_NAME
 from rewriter.errors import InputError
 from rewriter.rewrite import RewriteRequest, execute, prepare
-from rewriter.semantics import DROP, DROP_RENORM, REROUTE
+from rewriter.semantics import CENTROID, DROP, DROP_RENORM, REROUTE
 from rewriter.serve import execute_served, prepare_served
 from rewriter.whole_file import make_folder, write_whole
 
-RECORD, LABEL, FIND, REFINE, WRITE = "record", "label", "find", "refine and check", "write the variant"
+RECORD, LABEL, FIND, RANK = "record", "label", "find", "rank the candidates"
+REFINE, WRITE = "refine and check", "write the variant"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,12 @@ def plan_tuning(request: TuneRequest, say: Say) -> RecordPlan:
     )
 
 
+def as_written(request: TuneRequest, plan: RecordPlan) -> TuneRequest:
+    """The request with the reroute that a checkpoint of this model holds, so that what is measured is what is written."""
+    is_centroid = request.semantics == REROUTE and not plan.layout.has_bias
+    return replace(request, semantics=CENTROID) if is_centroid else request
+
+
 def tune(request: TuneRequest, plan: RecordPlan, say: Say, progress: Progress, engine: LentEngine) -> Tuned:
     """Do all steps that are not done, on the one `engine`.
 
@@ -109,6 +116,7 @@ def tune(request: TuneRequest, plan: RecordPlan, say: Say, progress: Progress, e
         IncompleteError: the search found no set, so that there is no variant to write.
         MoteError: as the steps' own operations do; what was done is kept.
     """
+    request = as_written(request, plan)
     make_folder(request.output)
     steps = Steps(request.output, rewriter.__version__, say)
     finding, _ = split_prompts(plan.records, request.split, by=request.split_by, seed=request.seed)
@@ -131,12 +139,17 @@ def tune(request: TuneRequest, plan: RecordPlan, say: Say, progress: Progress, e
     )
     found_of = [recorded, file_digest(request.labels), asdict(options) | {"labels": None}]
     steps.do(FIND, found_of, [request.found], lambda: _find(request, plan, options, say))
+    candidates = []
+    if request.num_ranked is not None:
+        more = replace(options, k=request.num_ranked)
+        steps.do(RANK, [*found_of, more.k], [request.ranked], lambda: _rank(request, more))
+        candidates = [file_digest(request.ranked)]
     refinement = request.as_refinement()
     asked = {name: str(value) for name, value in asdict(refinement).items()}
     results = refinement.folder / CHECK_RESULTS
     steps.do(
         REFINE,
-        [recorded, file_digest(request.found), asked],
+        [recorded, file_digest(request.found), candidates, asked],
         [refinement.folder / REFINE_RESULTS, refinement.folder / PAGE],
         lambda: _refine(request, say, progress, engine),
     )
@@ -197,6 +210,10 @@ def _find(request: TuneRequest, plan: RecordPlan, options: FindOptions, say: Say
         say(f"warning: {warning}")
     expert_set_of(findings).save(request.found)
     say(f"{write_report(findings, [request.recording], request.find_report, str(plan.folder))}")
+
+
+def _rank(request: TuneRequest, options: FindOptions) -> None:
+    expert_set_of(find([request.recording], options)).save(request.ranked)
 
 
 def _refine(request: TuneRequest, say: Say, progress: Progress, engine: LentEngine) -> None:

@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,11 +20,12 @@ from eval.errors import IncompleteError
 from eval.results import Results
 from eval.tune.cli import main
 from eval.tune.options import TuneRequest
-from eval.tune.tune import Tuned, plan_tuning, tune
+from eval.tune.tune import Tuned, as_written, plan_tuning, tune
 from ftri.traces.reader import TraceReader
 from rewriter.errors import MoteError
 from rewriter.expert_set import ExpertSet
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 PLACES = ("Beijing", "Shanghai", "Paris", "London", "Rome")
 
 
@@ -155,6 +156,26 @@ def test_a_search_that_finds_nothing_is_said_and_leaves_no_variant(
     assert not request_.variant.exists() and request_.found.is_file()
 
 
+def test_candidates_are_those_of_the_ranking(
+    request_: TuneRequest, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.tune.tune.write_report", lambda *arguments: "left out")
+    request = replace(request_, candidates="found:3", controls=0, null_searches=0)
+    with suppress(IncompleteError):  # whether those three move anything is not asked here
+        run(request, EngineDouble(model))
+    assert len(ExpertSet.load(request.ranked).experts) == 3 and len(ExpertSet.load(request.found).experts) == 4
+    results = json.loads((request.output / "refine" / "refine.json").read_text())
+    assert len(results["screened"]) == 3
+
+
+def test_what_is_measured_is_the_reroute_that_a_checkpoint_holds(request_: TuneRequest) -> None:
+    plan = plan_tuning(request_, lambda message: None)
+    assert as_written(request_, plan).semantics == "reroute"
+    unbiased = plan_tuning(replace(request_, model=str(EXAMPLES / "tiny-qwen3")), lambda message: None)
+    assert as_written(request_, unbiased).semantics == "reroute (centroid)"
+    assert as_written(replace(request_, semantics="drop"), unbiased).semantics == "drop"
+
+
 def test_prompts_without_the_behaviour_are_one_sentence(request_: TuneRequest, model: Path) -> None:
     with pytest.raises(MoteError, match="--behavior TRUNCATED: no class 'TRUNCATED'"):
         run(replace(request_, target="truncated"), EngineDouble(model))
@@ -189,6 +210,7 @@ def test_dry_run_says_steps_and_costs_and_writes_nothing(model: Path, tmp_path: 
     [
         (("--top", "0"), "--top is 0, expected at least 1"),
         (("--max-experts", "0"), "--max-experts is 0, expected at least 1"),
+        (("--candidates", "found"), "--candidates is found, expected a number above 0 as in found:200"),
         (("--behavior", "rude"), "--behavior is 'rude', expected"),
         (("--tokens-per-second", "0"), "--tokens-per-second is 0, expected more than 0"),
     ],
