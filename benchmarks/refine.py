@@ -1,6 +1,6 @@
 """Experts by cause beside experts by correlation, on prompts that found neither: flips, KL, and p against random sets.
 
-usage: python benchmarks/refine.py MODEL --work DIR [--prompts what-happened:reconstructed-756] [--controls 99] [--at-risk 60]
+usage: python benchmarks/refine.py MODEL --work DIR [--prompts what-happened:reconstructed-756] [--controls 99] [--at-risk 30]
 
 One engine: mote-tune's steps (recording, list, search on half of the prompts), then, on the other half, every ranking of
 mote-ftri (statistics x positions) and the search's set at every size, each by its flips on all prompts at risk, its KL on
@@ -10,6 +10,7 @@ neutral prompts, and its p-value against random sets. A run that was stopped goe
 import argparse
 import json
 import os
+import random
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -68,6 +69,11 @@ class HeldOut:
         outcomes = observe(self.collector, self.arm(pairs), self.requests)
         return outcomes, move_rate(self.target, self.base.behaviors, outcomes.behaviors)
 
+    def moved(self, pairs: Sequence[Pair]) -> float:
+        """The share of refusals that a set ends, on the prompts that random sets answer."""
+        outcomes = observe(self.collector, self.arm(pairs), self.requests[: self.at_risk])
+        return move_rate(self.target, self.base.behaviors[: self.at_risk], outcomes.behaviors)
+
     def kl(self, pairs: Sequence[Pair]) -> float:
         """Nats a token of the base's answers to neutral prompts."""
         live = self.session.live
@@ -118,7 +124,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--prompts", default="what-happened:reconstructed-756")
     parser.add_argument("--controls", type=int, default=99)
-    parser.add_argument("--at-risk", type=int, default=60, help="prompts at risk that random sets answer")
+    parser.add_argument("--at-risk", type=int, default=30, help="prompts at risk that random sets answer")
     parser.add_argument("--max-tokens", type=int, default=64)
     arguments = parser.parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -148,34 +154,47 @@ def compare(request: TuneRequest, session: Session, collector: Collector, argume
     """Print the tables."""
     held_out = prepare(request, session, collector, arguments)
     refined = json.loads((request.refined.parent / "refine" / "refine.json").read_text())
-    path = [tuple(pair) for pair in ExpertSet.load(request.refined).model_pairs(session.model.layout.moe_layers)]
+    assert session.model is not None
+    layout = session.model.layout
+    path = [tuple(pair) for pair in ExpertSet.load(request.refined).model_pairs(layout.moe_layers)]
     ranked = rankings(request)
     paper = ranked[PAPER]
+    size = len(path)
     print(f"{len(held_out.requests)} refusals among the prompts that found nothing\n")
-    print("| set | experts | flips | KL | p uniform (sets, highest) | p layer | p frequency |")
-    print("|---|---|---|---|---|---|---|")
+    print("| set | experts | flips | KL |\n|---|---|---|---|")
     for name, pairs in [
-        *((f"refined, first {count}", path[:count]) for count in range(1, len(path) + 1)),
+        *((f"refined, first {count}", path[:count]) for count in range(1, size + 1)),
         *((f"the paper's list, first {count}", paper[:count]) for count in range(1, NUM_EXPERTS + 1)),
     ]:
-        nulls = " | ".join(held_out.p_value(matching, pairs) for matching in MATCHINGS)
-        print(
-            f"| {name} | {words(pairs)} | {held_out.flips(pairs)[1]:.1%} | {held_out.kl(pairs):.4f} | {nulls} |",
-            flush=True,
-        )
-    print(f"\nthe search's own null: {[one['held_out_moved'] for one in refined['nulls']]}\n")
-    size = len(path)
-    print(
-        f"| ranking | flips of {size} | KL | flips of {NUM_EXPERTS} | KL | p uniform of {NUM_EXPERTS} | rank of {path[0]} |"
-    )
+        print(f"| {name} | {words(pairs)} | {held_out.flips(pairs)[1]:.1%} | {held_out.kl(pairs):.4f} |", flush=True)
+    print(f"\nthe search moved {refined['moved']:.1%} by its own measure; with shuffled labels:", end=" ")
+    print([(one["experts"], one["moved_in_search"], one["held_out_moved"]) for one in refined["nulls"]], "\n")
+    everywhere = [(layer, expert) for layer in layout.moe_layers for expert in range(layout.num_experts)]
+    generator = random.Random(0)
+    null = [held_out.moved(generator.sample(everywhere, NUM_EXPERTS)) for _ in range(held_out.num_controls)]
+    print(f"| ranking | flips of {size} | KL | flips of {NUM_EXPERTS} | KL | p of {NUM_EXPERTS} | rank of {path[0]} |")
     print("|---|---|---|---|---|---|---|")
     for name, pairs in ranked.items():
         few, many = pairs[:size], pairs[:NUM_EXPERTS]
+        as_many = sum(value >= held_out.moved(many) for value in null)
         print(
             f"| {name} | {held_out.flips(few)[1]:.1%} | {held_out.kl(few):.4f} | {held_out.flips(many)[1]:.1%}"
-            f" | {held_out.kl(many):.4f} | {held_out.p_value('uniform', many)} | {pairs.index(path[0]) + 1} |",
+            f" | {held_out.kl(many):.4f} | {(1 + as_many) / (1 + len(null)):.2g} | {pairs.index(path[0]) + 1} |",
             flush=True,
         )
+    print(f"\np there: beside {len(null)} sets of {NUM_EXPERTS} drawn from all experts, the same for every ranking\n")
+    print("| set | " + " | ".join(f"p {matching} (sets, highest)" for matching in MATCHINGS) + " |\n|---|---|---|---|")
+    for name, pairs in (
+        ("refined, first 1", path[:1]),
+        (f"the paper's list, first {size}", paper[:size]),
+        (f"refined, {size}", path),
+        (f"the paper's list, {NUM_EXPERTS}", paper[:NUM_EXPERTS]),
+    ):
+        for matching in MATCHINGS:
+            print(
+                f"| {name} | " * (matching == MATCHINGS[0]) + held_out.p_value(matching, pairs), end=" | ", flush=True
+            )
+        print()
 
 
 def prepare(request: TuneRequest, session: Session, collector: Collector, arguments: argparse.Namespace) -> HeldOut:
@@ -190,7 +209,7 @@ def prepare(request: TuneRequest, session: Session, collector: Collector, argume
     risky = [position for position, label in enumerate(base.behaviors) if label == request.target_label]
     neutral = load_neutral(evaluation)
     assert neutral is not None
-    answers = list(collector.answers(BASE, requests_for(neutral.records[:32], evaluation.options)))
+    answers = list(collector.answers(BASE, requests_for(neutral.records[:16], evaluation.options)))
     own = [journal_answer for journal_answer in map(collector.journal.answer, [base.keys[one] for one in risky])]
     scored = live.score(BASE, [one.prompt_token_ids + one.token_ids for one in own], None, routing=True)
     frequency = selection_frequency(

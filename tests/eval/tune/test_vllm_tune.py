@@ -16,7 +16,8 @@ from ftri.prompts.sets import load_prompts
 from ftri.traces.reader import TraceReader
 from rewriter.expert_set import ExpertSet
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+# Six starts of an engine, beside other work.
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 MINIATURE = Path(__file__).parents[3] / "examples" / "tiny-r1"
 # The one that ends every refusal alone, and that no prompt token selects.
