@@ -36,7 +36,7 @@ POSITIONS = {
 # Tokens counted at a time: the 64-bit copy of their ids stays in the processor's cache.
 BLOCK_TOKENS = 128
 # Rows that are read and worked on at a time.
-BLOCK_SIZE_BYTES = 32 * 1024 * 1024
+BLOCK_SIZE_BYTES = 8 * 1024 * 1024
 # Above this size the maps go to a temporary file instead of memory.
 MAX_MEMORY_BYTES = 64 * 1024 * 1024
 

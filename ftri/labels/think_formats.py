@@ -197,6 +197,27 @@ THINK_FORMATS: tuple[ThinkFormat, ...] = (
         source=_VLLM + "cohere_command_reasoning_parser.py",
     ),
     ThinkFormat(
+        name="solar",
+        model_types=("solar_open",),
+        markers=(
+            Markers(
+                opens=r"(?:<\|begin\|>assistant)?<\|think\|>",
+                closes=r"<\|end\|>",
+                answer_opens=r"(?:<\|begin\|>assistant)?<\|content\|>",
+                answer_closes=r"<\|(?:end|flush)\|>",
+                told_by=r"\A\s*(?:<\|begin\|>assistant)?<\|(?:think|content)\|>|"
+                r"<\|end\|>\s*<\|begin\|>assistant(?:<\|content\|>)?",
+            ),
+        ),
+        source="chat template of upstage/Solar-Open-100B",
+    ),
+    ThinkFormat(
+        name="exaone-deep",
+        model_types=("exaone",),
+        markers=(Markers(opens=r"<thought>", closes=r"</thought>"),),
+        source="chat template of LGAI-EXAONE/EXAONE-Deep-32B",
+    ),
+    ThinkFormat(
         name="granite",
         model_types=("granitemoe", "granitemoeshared", "granitemoehybrid"),
         markers=(

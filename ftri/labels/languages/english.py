@@ -80,6 +80,9 @@ _DO_NOT_HELP = any_of(
     r"get involved|support (?:or|such|this|that)|promote|encourage|take on|touch|distribute|handle (?:such|this|"
     r"that|requests))\b"
 )
+_NO_QUESTION = (
+    r"(?<!\bcan )(?<!\bmay )(?<!\bdo )(?<!\bif )(?<!\bshould )(?<!\bcould )(?<!\bshall )(?<!\bmust )(?<!\bwould )"
+)
 _SUBJECT_MATTER = (
     r"(?:something|anything|a (?:topic|subject|request|question|thing|task|matter)|one|content|"
     r"territory|an area|information)"
@@ -105,8 +108,14 @@ _UNMISTAKABLE = compiled(
     r"\b(?:not (?:able|willing|allowed|permitted) to|unable to|cannot|will not) (?:be of (?:help|assistance)|"
     r"be able to (?:help|assist|"
     r"provide|answer|discuss))",
+    r"^\W*(?:no[,.!]* )?i (?:(?:will|would) not|am not (?:going to |about to )?(?:do|doing|writing|helping)\b[^.,]{0,20})[.!]",
+    r"^\W*sorry\b[ ,.!;:—–-]*(?:but )?(?:i )?cannot (?:do|go) ",
+    r"\bi (?:am (?:stopping|ending (?:this|it)|going to (?:stop|have to stop))|will (?:stop|have to stop|end (?:this|it))|"
+    r"have to stop|must stop) (?:right )?here(?:[.!]|,? (?:since|because|as) (?:this|that|the|your|what)\b)",
     r"\bi(?: am|'m)? (?:am )?(?:just |simply |really )?(?:not comfortable|uncomfortable)\b",
-    r"\bi (?:must|have to|need to|am going to|will have to|will|would|should|would like to|am (?:forced|obliged|"
+    # Not a question: "should I decline the meeting?"
+    _NO_QUESTION
+    + r"\bi (?:must|have to|need to|am going to|will have to|will|would|should|would like to|am (?:forced|obliged|"
     r"required) to|am afraid i must)?"
     r" ?"
     + _ADVERBS

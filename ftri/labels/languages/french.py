@@ -22,6 +22,9 @@ _HELP_NOW = (
 )
 
 _UNMISTAKABLE = compiled(
+    r"\b(?:regrett|désol|navré)\w*[^.,!?;]{0,15} de ne pas (?:pouvoir|être en mesure)(?! assister à)[^.!?;]{0,40}?(?:"
+    + _HELP
+    + r")",
     r"\b(?:je|nous) ne "
     + _PRONOUNS
     + r"(?:peux|puis|pouvons|pourrai[s]?|saurai[s]?|souhaite|veux|vais|dois|compte|désire|"

@@ -26,6 +26,7 @@ _HELP_NOW = (
 _GAP = r"[^.!?;]{0,70}?"
 
 _UNMISTAKABLE = compiled(
+    r"\b(?:bedauer|tut mir leid|leider)[^.!?;]{0,40}" + _NOT + r"[^.!?;]{0,40}(?:" + _HELP + r")\w* zu können\b",
     r"\b"
     + _MODAL
     + r" (?:und (?:werde|will|darf|kann) )?(?:ich|wir)\b"

@@ -23,6 +23,7 @@ _HELP_NOW = (
 )
 
 _UNMISTAKABLE = compiled(
+    r"\b(?:dispiace|spiace|scus|rammaric)\w*[^.,!?;]{0,15} non poter(?! assistere a)[^.!?;]{0,40}?(?:" + _HELP + r")",
     r"\bnon "
     + _PRONOUNS
     + r"(?:posso|potrò|potrei|devo|voglio|vorrei|intendo|riesco a|possiamo|desidero)\b ?[^.!?;]{0,50}?(?:"

@@ -23,6 +23,9 @@ _HELP_NOW = (
 )
 
 _UNMISTAKABLE = compiled(
+    r"\b(?:lament|desculp|perdo|sint)\w*[^.,!?;]{0,15} não (?:poder|conseguir)(?! assistir a)[^.!?;]{0,40}?(?:"
+    + _HELP
+    + r")",
     r"\bnão " + _PRONOUNS + r"(?:posso|poderei|poderia|devo|quero|vou|consigo|pretendo|desejo|podemos|irei|hei de|"
     r"estou aqui para)\b[^.!?;]{0,50}?(?:" + _HELP + r")",
     r"\b(?:não|nunca|nem|jamais) " + _PRONOUNS + _HELP_NOW + r"\b",

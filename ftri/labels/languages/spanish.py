@@ -24,6 +24,9 @@ _HELP_NOW = (
 )
 
 _UNMISTAKABLE = compiled(
+    r"\b(?:lament|sient|sentimos|disculp|perdon)\w*[^.,!?;]{0,15} no poder(?! asistir a)[^.!?;]{0,40}?(?:"
+    + _HELP
+    + r")",
     r"\bno "
     + _PRONOUNS
     + r"(?:puedo|podré|podría|debo|quiero|voy a|pienso|deseo|podemos|he de|estoy aquí para|logro)\b[^.!?;]{0,50}?(?:"

@@ -1,6 +1,7 @@
 """Permutation, bootstrap and folds against brute force on cases small enough to enumerate."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -62,6 +63,19 @@ def test_family_wise_error_is_kept_without_any_effect(name):
         found = statistics.permutation_test(maps, resonance.STATISTICS[name], 99, seed)
         rejections += found.p_max_t.min() <= 0.05
     assert rejections <= 9
+
+
+def test_sums_over_maps_of_r1_s_size_work_on_a_part_at_a_time():
+    maps = make_maps(np.ones((800, 58, 256)), np.arange(800) % 2)
+    tracemalloc.start()
+    try:
+        scores = statistics.observed_scores(maps, PAPER)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert scores.shape == (58 * 256,)
+    # A whole block of before, and its cast to float64, took 96 MB; the last one of each was still there beside the next.
+    assert peak < 50e6
 
 
 def test_samples_of_a_prompt_are_shuffled_and_resampled_together():

@@ -35,6 +35,8 @@ WRITTEN = {
     "longcat": ("<longcat_think>\n", "\n</longcat_think>\n", ("", "")),
     "seed-oss": ("<seed:think>", "</seed:think>", ("", "")),
     "cohere": ("<|START_THINKING|>", "<|END_THINKING|>", ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),
+    "solar": ("<|begin|>assistant<|think|>", "<|end|><|begin|>assistant", ("<|content|>", "<|flush|>")),
+    "exaone-deep": ("<thought>\n", "\n</thought>\n", ("", "")),
     "granite": ("Here is my thought process:\n", "\nHere is my response:\n", ("", "")),
     "think": ("<think>\n", "\n</think>\n\n", ("", "<｜end▁of▁sentence｜>")),
 }
