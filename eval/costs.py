@@ -240,7 +240,13 @@ def part_costs(
         PartCost("sets of harm and XSTest", 2 * num_safety),
         # Two turns, base and variant.
         PartCost("MT-Bench", 4 * num_questions),
-        PartCost("MT-Bench's judge, at its own server", 4 * num_questions, max_tokens=max_judge_tokens, elsewhere=True),
+        PartCost(
+            "MT-Bench's judge, at its own server",
+            4 * num_questions,
+            at_most=True,
+            max_tokens=max_judge_tokens,
+            elsewhere=True,
+        ),
     ]
     return [part for part in parts if part.answers]
 
