@@ -16,7 +16,7 @@ from eval.answers.plan import NamedEdit, VariantFolder, requests_for
 from eval.options import RunOptions
 from eval.outcomes.held_out import PROVENANCE_KEY, prompt_sha256
 from eval.outcomes.observed import label_answer
-from ftri.engine.edits import RouterEdit, by_layer, check_shifts, planned_biases
+from ftri.engine.edits import RouterEdit, by_layer, check_shifts, planned_biases, shift_width
 from ftri.labels.behavior import thinking_language
 from ftri.labels.contrast import parse_contrast
 from ftri.labels.think_formats import ThinkFormat
@@ -161,6 +161,21 @@ def check_routable(
             check_survivors(layer, model.layout, experts)
         return
     planned_biases(Checkpoint.open(model.folder), suppressed, stimulated, bias_shifts=bias_shifts)
+
+
+def shift_widths(model: ModelUnderTest) -> dict[int, float]:
+    """By layer, the shift of a router bias from which on it decides whatever the scores are; see eval.refine.tuning.
+
+    Raises: PlanError where no live edit shifts the model's router biases.
+    """
+    layout = model.layout
+    if not layout.has_bias or not layout.family.can_stimulate:
+        why = "a router bias that is part of the logit" if layout.has_bias else "no router bias"
+        raise PlanError(
+            f"family {layout.family.name} has {why}, so no strength is tuned by it, expected no --tune-strength"
+        )
+    checkpoint = Checkpoint.open(model.folder)
+    return {layer: shift_width(checkpoint, model.layout, layer) for layer in model.layout.moe_layers}
 
 
 def is_routable(model: ModelUnderTest, suppressed: Sequence[Pair], stimulated: Sequence[Pair]) -> bool:

@@ -17,6 +17,7 @@ from eval.answers.live import TokenDistributions
 from eval.measures.kl import kl_per_position
 from eval.refine.deciding import Probe, chance
 from eval.refine.measured import Measured, Pair
+from eval.refine.tuning import Dose
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,10 +117,19 @@ class EditBench:
         self, sets: Sequence[tuple[Pair, ...]], progress: Callable[[int], None] = lambda num_edits: None
     ) -> list[Measured]:
         """Measure sets of experts, each suppressed as a whole, in the order given; `progress` hears of every edit done."""
-        arms = [Arm("edit", "sweep", self.semantics if experts else None, experts) for experts in sets]
+        return self.measure_doses([Dose(experts) for experts in sets], progress)
+
+    def measure_doses(
+        self, doses: Sequence[Dose], progress: Callable[[int], None] = lambda num_edits: None
+    ) -> list[Measured]:
+        """The same for sets of which some experts have a finite bias shift."""
+        arms = [
+            Arm("edit", "sweep", self.semantics if one.experts else None, one.experts, bias_shifts=one.bias_shifts)
+            for one in doses
+        ]
         keys = [digest(["edit", *self._key, arm.identity()])[:32] for arm in arms]
         missing = {key: arm for key, arm in zip(keys, arms, strict=True) if key not in self._journal}
-        progress(len(sets) - len(missing))
+        progress(len(doses) - len(missing))
         for part in in_parts(list(missing.items()), EDITS_AT_A_TIME):
             started = time.monotonic()
             for (key, _), measured in zip(part, self._run([arm for _, arm in part]), strict=True):

@@ -93,6 +93,18 @@ def lines(results: Mapping[str, Any], check: Mapping[str, Any] | None) -> list[s
         f"most {null['highest']:.1%}, p = {null['p_value']:.3g}"
         for null in check["controls"]
     ]
+    if (tuned := results["tuned"]) is not None:
+        best, grown = tuned["best"], tuned["grown_moved"]
+        rows.append(
+            f"tuned in {len(tuned['trials'])} trials: "
+            + (
+                f"whole reroutes {grown:.1%} at a KL of {tuned['grown_kl']:.4f}"
+                if grown is not None
+                else "no whole set"
+            )
+            + ", strengths "
+            + (f"{best['moved']:.1%} at {best['kl']:.4f}" if best is not None else "that fit the budget were not found")
+        )
     rows += [
         f"the search's own null {number}: {len(null['experts'])} experts, held out "
         + ("no set" if null["held_out_moved"] is None else f"{null['held_out_moved']:.1%}")

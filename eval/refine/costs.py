@@ -9,7 +9,7 @@ from eval.answers.journal import Journal
 from eval.answers.plan import spread
 from eval.costs import PartCost, mean_prompt_tokens, part_costs
 from eval.evaluate import JOURNAL
-from eval.experts import ModelUnderTest
+from eval.experts import ModelUnderTest, shift_widths
 from eval.measures import safety
 from eval.measures.fidelity import load_neutral
 from eval.outcomes.held_out import split_prompts
@@ -94,6 +94,8 @@ def refinement_costs(
     finding, testing = split_prompts(prompts, request.split, by=request.split_by, seed=request.seed)
     session = open_session(evaluation, say)
     assert session.model is not None
+    if request.tune_strength:
+        shift_widths(session.model)  # or the sentence that there are none
     render, _ = make_render(session.model.folder, request.chat_template)
     neutral = load_neutral(evaluation)
     assert neutral is not None, "an engine has neutral prompts"
@@ -170,11 +172,13 @@ def search_parts(
         SearchPart("screening", num_candidates, round(num_candidates * screening), at_most=not is_exact),
         SearchPart("growing", sets, round(sets * growing)),
     ]
+    if request.tune_strength:
+        parts.append(SearchPart("tuning", request.tune_trials, round(request.tune_trials * growing), at_most=False))
     if request.null_searches:
         parts.append(
             SearchPart(
                 f"{request.null_searches} null searches",
-                request.null_searches * (num_candidates + sets),
+                request.null_searches * sum(part.edits for part in parts),
                 request.null_searches * sum(part.tokens for part in parts),
             )
         )

@@ -79,6 +79,15 @@ class RefineRequest:
         float | None, Option("Most KL from the base, nats a token of neutral text.", SEARCH, metavar="NATS")
     ] = None
     max_experts: Annotated[int, Option("Most experts in the set.", SEARCH, metavar="K")] = 10
+    tune_strength: Annotated[
+        bool,
+        Option(
+            "Search how strongly each expert is rerouted, a finite shift of its router bias, within the KL budget"
+            " [without --budget-kl: the KL of the set as a whole].",
+            SEARCH,
+        ),
+    ] = False
+    tune_trials: Annotated[int, Option("Sets of strengths that --tune-strength measures.", SEARCH, metavar="N")] = 96
     screen_prompts: Annotated[int, Option("Prompts of the target that every candidate alone is run on.", SEARCH)] = 20
     grow_prompts: Annotated[int, Option("Prompts of the target that sets are run on.", SEARCH)] = 60
     pool: Annotated[int, Option("The search goes on with this many of the strongest.", SEARCH, metavar="N")] = 16
@@ -132,7 +141,7 @@ class RefineRequest:
         choose_format(self.think_format, None)
         least = {
             "max_experts": 1, "screen_prompts": 1, "grow_prompts": 1, "pool": 1, "kl_prompts": 1, "kl_tokens": 1,
-            "kl_listed": 2, "null_searches": 0, "controls": 0, "max_tokens": 1,
+            "kl_listed": 2, "null_searches": 0, "controls": 0, "max_tokens": 1, "tune_trials": 1,
         }  # fmt: skip
         for name, number in least.items():
             if getattr(self, name) < number:
@@ -141,6 +150,10 @@ class RefineRequest:
             raise InputError(f"--budget-kl is {self.budget_kl:g}, expected nats a token above 0")
         if not 0 <= self.least_rate < 1:
             raise InputError(f"--least-rate is {self.least_rate:g}, expected a share of tokens from 0 to below 1")
+        if self.tune_strength and self.semantics != "reroute":
+            raise InputError(
+                f"--tune-strength shifts router biases, so --semantics is {self.semantics}, expected reroute"
+            )
         if self.target in self.toward:
             raise InputError(f"--toward names {self.target}, expected behaviours other than the --target")
 

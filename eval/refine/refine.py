@@ -16,7 +16,7 @@ from eval.answers.live import LiveResponder
 from eval.answers.plan import NamedEdit, requests_for, spread
 from eval.answers.recorded import take_over
 from eval.evaluate import JOURNAL, Subject, measure_subject
-from eval.experts import ModelUnderTest, is_routable
+from eval.experts import ModelUnderTest, is_routable, shift_widths
 from eval.measures.controls import labels_alone, selection_frequency
 from eval.measures.fidelity import load_neutral
 from eval.outcomes.held_out import PROVENANCE_KEY, HeldOut, prompt_sha256, split_prompts
@@ -32,11 +32,13 @@ from eval.refine.results import (
     NullSearch,
     RefineResults,
     ScreenedExpert,
+    TunedStrengths,
     entries_of,
     path_of,
 )
 from eval.refine.screening import active_experts
 from eval.refine.search import Labelled, Searched, SearchOptions, search, shuffled
+from eval.refine.tuning import Dose
 from eval.report.outputs import make_output
 from eval.results import Results
 from eval.run import load_measures
@@ -101,6 +103,7 @@ def refine(request: RefineRequest, say: Say, progress: Progress, lent: LentEngin
             say(f"no set was found: {found.growth.ended}")
             return Refined(results, None, None)
         expert_set.save(request.output)
+        assert found.chosen is not None
         say(f"{request.output}: {len(expert_set.experts)} experts; checking them on {len(testing)} other prompts")
         session.expert_sets.append(expert_set)
         held_out = HeldOut(
@@ -109,7 +112,11 @@ def refine(request: RefineRequest, say: Say, progress: Progress, lent: LentEngin
             sentence=f"The experts were searched for on {len(finding)} prompts and tested on {len(testing)} others.",
         )
         subject = Subject(
-            NamedEdit(request.output.stem, tuple(results.chosen)), request.target_label, "leave", testing, held_out
+            NamedEdit(request.output.stem, tuple(results.chosen), (), found.chosen.dose.bias_shifts),
+            request.target_label,
+            "leave",
+            testing,
+            held_out,
         )
         check = measure_subject(
             evaluation, session, subject, bench.collector, prompt_set.source, load_measures(evaluation), say
@@ -139,6 +146,7 @@ class _Workbench:
         self.live: LiveResponder = session.live
         self.collector = collector
         self.say = say
+        self.widths = shift_widths(self.model) if request.tune_strength else None
         self.options = request.as_evaluation().options
         answers = list(collector.answers(BASE_ARM, requests_for(finding, self.options)))
         labels = self._labels_of(answers)
@@ -212,10 +220,12 @@ class _Workbench:
                 request.pool,
                 request.kl_listed,
                 seed,
+                request.tune_trials if request.tune_strength else 0,
             ),
             lambda experts: request.semantics not in (REROUTE, CENTROID) or is_routable(self.model, experts, ()),
             self.say,
             progress,
+            self.widths,
         )
 
     def nulls(self, testing: Sequence[PromptRecord], progress: Progress) -> list[NullSearch]:
@@ -229,15 +239,14 @@ class _Workbench:
         found = []
         for number in range(1, request.null_searches + 1):
             self.say(f"null search {number} of {request.null_searches}: the same with shuffled labels")
-            one = self.search(shuffled(self.responses, request.seed + number), request.seed, progress).growth.best
-            experts = one.experts if one else ()
-            after = (
-                self._labels(Arm(f"null-{number}", "control", request.semantics, experts), requests) if one else None
-            )
+            one = self.search(shuffled(self.responses, request.seed + number), request.seed, progress).chosen
+            dose = one.dose if one else Dose(())
+            arm = Arm(f"null-{number}", "control", request.semantics, dose.experts, bias_shifts=dose.bias_shifts)
+            after = self._labels(arm, requests) if one else None
             found.append(
                 NullSearch(
                     seed=request.seed + number,
-                    experts=list(experts),
+                    experts=list(dose.experts),
                     moved_in_search=one.moved if one else 0.0,
                     held_out_moved=move_rate(target, before, after) if after is not None else None,
                 )
@@ -261,7 +270,7 @@ class _Workbench:
             )
             for row in found.screened
         ]
-        best = found.growth.best
+        best = found.chosen
         options = asdict(self.request)
         return RefineResults(
             schema="mote.refine/1",
@@ -278,10 +287,11 @@ class _Workbench:
             resonance=self.resonance.tolist(),
             screened=rows,
             path=path_of(found.growth),
-            chosen=list(best.experts) if best else [],
+            chosen=list(best.dose.experts) if best else [],
             moved=best.moved if best else 0.0,
             kl=best.kl if best else 0.0,
             ended=found.growth.ended,
+            tuned=TunedStrengths.of(found.tuning, found.growth) if found.tuning is not None else None,
             num_edits=found.num_edits_run,
             num_screen_tokens=found.num_screen_tokens,
             seconds=seconds,
@@ -300,7 +310,7 @@ class _Workbench:
 
     def expert_set(self, found: Searched, results: RefineResults, finding: Sequence[PromptRecord]) -> ExpertSet | None:
         """The best set as the artifact; None when the search found nothing."""
-        if found.growth.best is None:
+        if found.chosen is None:
             return None
         request = self.request
         return ExpertSet(
@@ -308,7 +318,7 @@ class _Workbench:
             revision=self.model.revision,
             layer_index="model",
             behavior=request.target,
-            experts=entries_of(found.growth, results.screened),
+            experts=entries_of(found.growth, found.chosen.dose, results.screened),
             provenance={
                 "source": "mote-refine",
                 "prompts": request.prompts,

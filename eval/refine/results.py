@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from eval.refine.growing import Growth, Step
 from eval.refine.screening import Screened
+from eval.refine.tuning import Dose, Trial, Tuning
 from rewriter.expert_set import ExpertEntry
 from rewriter.whole_file import write_whole
 
@@ -79,6 +81,46 @@ class PathStep(BaseModel):
         )
 
 
+class TunedTrial(BaseModel):
+    """One set of strengths: its experts, the bias shifts of those that stay selectable, and what it was measured to do."""
+
+    experts: list[tuple[int, int]]
+    bias_shifts: list[tuple[int, int, float]]
+    moved: float
+    kl: float
+
+    @classmethod
+    def of(cls, trial: Trial) -> TunedTrial:
+        """From a trial of the tuning."""
+        return cls(
+            experts=list(trial.dose.experts),
+            bias_shifts=list(trial.dose.bias_shifts),
+            moved=trial.moved,
+            kl=trial.kl,
+        )
+
+
+class TunedStrengths(BaseModel):
+    """What searching strengths came to, beside the best set that was grown of whole reroutes (None: there was none)."""
+
+    budget_kl: float | None = Field(description="Nats a token; None: no bound.")
+    best: TunedTrial | None
+    grown_moved: float | None
+    grown_kl: float | None
+    trials: list[TunedTrial]
+
+    @classmethod
+    def of(cls, tuning: Tuning, growth: Growth) -> TunedStrengths:
+        """From a search's tuning."""
+        return cls(
+            budget_kl=tuning.budget_kl if math.isfinite(tuning.budget_kl) else None,
+            best=TunedTrial.of(tuning.best) if tuning.best is not None else None,
+            grown_moved=growth.best.moved if growth.best is not None else None,
+            grown_kl=growth.best.kl if growth.best is not None else None,
+            trials=[TunedTrial.of(one) for one in tuning.trials],
+        )
+
+
 class NullSearch(BaseModel):
     """The same search with shuffled labels: what it thought it moved, and what its set moves on the held-out prompts."""
 
@@ -114,6 +156,7 @@ class RefineResults(BaseModel):
     num_edits: int
     num_screen_tokens: int
     seconds: float
+    tuned: TunedStrengths | None = None
     nulls: list[NullSearch] = []
 
     def save(self, path: Path) -> None:
@@ -127,25 +170,26 @@ def path_of(growth: Growth) -> list[PathStep]:
     return [PathStep.of(step, front) for step in growth.steps]
 
 
-def entries_of(growth: Growth, rows: list[ScreenedExpert]) -> list[ExpertEntry]:
-    """The best set's experts in the order in which they were taken, so that the first K are a set as well.
+def entries_of(growth: Growth, dose: Dose, rows: list[ScreenedExpert]) -> list[ExpertEntry]:
+    """The chosen set's experts in the order in which they were taken, so that the first K are a set as well.
 
-    Each has its own effect and cost (alone) with the interval, and those of the set up to it.
+    Each has its own effect and cost (alone, as a whole reroute) with the interval, and those of the set up to it; of tuned sets
+    only the whole was measured.
     """
-    if growth.best is None:
-        return []
     alone = {(row.layer, row.expert): row for row in rows}
     reached = {step.experts: step for step in growth.steps}
+    shifts = {(layer, expert): shift for layer, expert, shift in dose.bias_shifts}
     entries = []
-    for place, (layer, expert) in enumerate(growth.best.experts, start=1):
+    for place, (layer, expert) in enumerate(dose.experts, start=1):
         row = alone[layer, expert]
-        step = reached.get(growth.best.experts[:place])
+        step = None if dose.bias_shifts else reached.get(dose.experts[:place])
         entries.append(
             ExpertEntry.model_validate(
                 {
                     "layer": layer,
                     "expert": expert,
                     "resonance": row.resonance,
+                    "bias_shift": shifts.get((layer, expert)),
                     "order": place,
                     "moved_alone": round(row.moved, 4),
                     "log_odds_alone": round(row.shift, 4),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.answers.arms import Answer, Semantics
@@ -13,6 +14,7 @@ from eval.refine.deciding import Node, Probe, grow_tree, probe_for
 from eval.refine.growing import Growth, grow
 from eval.refine.measured import Pair
 from eval.refine.screening import Screened, pool, screened
+from eval.refine.tuning import Dose, Trial, Tuning, tune
 from rewriter.console import duration_text
 from rewriter.errors import InputError
 
@@ -43,6 +45,7 @@ class SearchOptions:
     pool: int
     kl_listed: int
     seed: int
+    num_trials: int = 0  # of tuning strengths; 0: every expert is suppressed as a whole
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,15 @@ class Searched:
     growth: Growth
     num_edits_run: int
     num_screen_tokens: int
+    tuning: Tuning | None = None
+
+    @property
+    def chosen(self) -> Trial | None:
+        """The set that the search ends with: tuned where strengths were searched, else the best that was grown."""
+        if self.tuning is not None:
+            return self.tuning.best
+        best = self.growth.best
+        return Trial(Dose(best.experts), best.moved, best.kl) if best is not None else None
 
 
 def search(
@@ -68,8 +80,11 @@ def search(
     is_feasible: Callable[[tuple[Pair, ...]], bool],
     say: Say,
     progress: Progress = lambda what, done, total: None,
+    widths: Mapping[int, float] | None = None,
 ) -> Searched:
-    """Learn the deciding tokens, screen every candidate alone, and grow a set from the strongest.
+    """Learn the deciding tokens, screen every candidate alone, grow a set from the strongest, and tune its strengths if asked.
+
+    widths: by layer, for tuning; see eval.refine.tuning.
 
     Raises:
         InputError: when the responses do not hold both kinds, or nothing tells them apart.
@@ -123,6 +138,28 @@ def search(
         budget_kl=options.budget_kl,
         is_feasible=is_feasible,
     )
+    tuning = None
+    if options.num_trials:
+        assert widths is not None
+        grown = growth.best.experts if growth.best is not None else ()
+        others = [pair for pair in strongest if pair not in grown][: options.max_experts - len(grown)]
+        say(
+            f"tuning the strengths of {len(grown)} experts and {len(others)} that may join them: {options.num_trials} trials"
+        )
+        budget = options.budget_kl
+        if budget is None:
+            budget = growth.best.kl if growth.best is not None else math.inf
+        count_trial = counter(progress, "tuning", options.num_trials)
+        tuning = tune(
+            grown,
+            others,
+            widths,
+            lambda doses: more.measure_doses(doses, count_trial),
+            more.base().chances,
+            budget_kl=budget,
+            num_trials=options.num_trials,
+            seed=options.seed,
+        )
     return Searched(
         tree,
         base,
@@ -130,6 +167,7 @@ def search(
         growth,
         screen.num_edits_run + more.num_edits_run,
         len(alone) * screen.bench.num_tokens,
+        tuning,
     )
 
 

@@ -10,6 +10,7 @@ from ftri.worker.planning import (
     check_shifts,
     plan_edit,
     planned_biases,
+    shift_width,
 )
 from ftri.worker.request import ServedChoice
 
@@ -24,4 +25,5 @@ __all__ = [
     "check_shifts",
     "plan_edit",
     "planned_biases",
+    "shift_width",
 ]

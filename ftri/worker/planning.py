@@ -139,11 +139,9 @@ def bias_entries(
     shifts = {(layer, expert): shift for layer, expert, shift in edit.bias_shifts}
     for pairs, sign in ((suppress, -1), (stimulate, 1)):
         for layer, expert in sorted(pairs):
-            bias = base_bias(checkpoint, layout, layer)
-            finite = bias[np.isfinite(bias)]
-            width = float(finite.max() - finite.min()) + layout.score_range
-            whole = shifts.get((layer, expert), sign * width)
-            entries.append((layer, expert, float(bias[expert]) + edit.strength * whole))
+            whole = shifts.get((layer, expert), sign * shift_width(checkpoint, layout, layer))
+            value = float(base_bias(checkpoint, layout, layer)[expert])
+            entries.append((layer, expert, value + edit.strength * whole))
     return sorted(entries)
 
 
@@ -178,6 +176,14 @@ def base_bias(checkpoint: Checkpoint, layout: RouterLayout, layer: int) -> np.nd
     entry = checkpoint.find(layout.bias_names(layer))
     assert entry is not None, "planned before"
     return decode_bias(checkpoint.read(entry), entry.dtype).astype(np.float64)
+
+
+def shift_width(checkpoint: Checkpoint, layout: RouterLayout, layer: int) -> float:
+    """The width within which a bias of a layer decides anything: the spread of its biases and the range of the score."""
+    assert layout.score_range is not None
+    bias = base_bias(checkpoint, layout, layer)
+    finite = bias[np.isfinite(bias)]
+    return float(finite.max() - finite.min()) + layout.score_range
 
 
 def check_pairs(edit: RouterEdit, layout: RouterLayout) -> None:

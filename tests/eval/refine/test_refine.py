@@ -9,6 +9,7 @@ import pytest
 from doubles import MOE_LAYERS, NUM_EXPERTS, VOCABULARY, FollowedModel
 from replies import REFUSAL_EXPERT
 
+from eval import evaluate
 from eval.answers.journal import unseen
 from eval.answers.live import LiveResponder
 from eval.answers.plan import NamedEdit
@@ -130,3 +131,30 @@ def test_what_cannot_be_meant_is_one_sentence(
 ) -> None:
     with pytest.raises(MoteError, match=sentence):
         run(replace(request_, **changes))  # type: ignore[arg-type]
+
+
+def test_tuned_strengths_are_checked_and_written_as_bias_shifts(
+    request_: RefineRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(operation, "shift_widths", lambda model: dict.fromkeys(MOE_LAYERS, 1.5))
+    for module in (operation, evaluate):
+        monkeypatch.setattr(module, "is_routable", lambda *arguments: True)
+    asked = replace(
+        request_, semantics="reroute", tune_strength=True, tune_trials=8, controls=3, max_experts=1, null_searches=0
+    )
+    found, said = run(asked)
+    assert any("tuning the strengths of" in line for line in said)
+    results = found.results
+    assert results.tuned is not None and results.tuned.best is not None
+    assert len(results.tuned.trials) == 8
+    assert REFUSAL_EXPERT in results.chosen
+    written = ExpertSet.load(asked.output)
+    shifts = written.bias_shifts(MOE_LAYERS)
+    assert [(*pair, shift) for pair, shift in shifts.items()] == results.tuned.best.bias_shifts
+    assert found.check is not None
+    primary = found.check.arm(found.check.primary)
+    assert primary.bias_shifts == results.tuned.best.bias_shifts
+    assert "Strengths" in (asked.folder / PAGE).read_text()
+    text = lines(results.model_dump(), json.loads(found.check.model_dump_json()))
+    assert any(line.startswith("tuned in 8 trials: whole reroutes") for line in text)
