@@ -65,7 +65,9 @@ def test_kill_9_and_the_same_command_again(tiny_r1: Path, prompt_file: Path, tmp
     summary = json.loads(printed)
     assert (summary["resumed_responses"], summary["responses"]) == (num_saved, 2 * COUNT - num_saved)
     assert summary["capture"] == "router_hook"
-    assert "tokens/s" in talk and f"{2 * COUNT}/{2 * COUNT}" in talk
+    assert summary["tokens_per_second"] > 0
+    # Off a terminal the rate is said once, where enough is left for it to matter.
+    assert "tokens/s; the" in talk or 2 * COUNT - num_saved < 40
 
     reader = TraceReader(folder)
     records = sorted(reader, key=lambda record: record.key)

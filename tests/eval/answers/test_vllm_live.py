@@ -5,6 +5,7 @@ import json
 import pytest
 from tiny_models import build_tiny_r1
 
+from eval.answers.journal import unseen
 from eval.evaluate import evaluate
 from eval.options import EvalRequest, RunOptions
 from eval.results import Results
@@ -53,7 +54,7 @@ def evaluated(tmp_path_factory):
         limit=12,
         engine_arguments={"max_model_len": 256, "max_num_seqs": 16},
     )
-    results = evaluate(request, loads.append, lambda arm, there, wanted: None)
+    results = evaluate(request, loads.append, unseen)
     return folder, request, results
 
 
@@ -94,6 +95,6 @@ def test_divergence_and_routing_are_measured(evaluated):
 def test_a_rerun_loads_no_engine(evaluated):
     folder, request, results = evaluated
     said = []
-    again = evaluate(request, said.append, lambda arm, there, wanted: None)
+    again = evaluate(request, said.append, unseen)
     assert again.model_dump(exclude={"created"}) == results.model_dump(exclude={"created"})
     assert Results.load(folder / "out" / "results.json") == again
