@@ -27,15 +27,10 @@ def switch_recording(engine: Any, on: bool) -> None:
     recorder = engine._llm.model_executor.driver_worker.worker.mote_recorder
     recorder.runner.execute_model = recorder.execute_model if on else recorder._execute_model
     engine.capture = "router_hook" if on else None
-    from vllm.model_executor.layers.fused_moe.layer import MoERunner
-    from vllm.model_executor.layers.fused_moe.routed_experts_capturer import bind_routed_experts_capturer
+    from ftri.worker.routers import moe_runners
 
-    if on:
-        bind_routed_experts_capturer(recorder.runner.model, recorder.capturer)
-        return
-    for module in recorder.runner.model.modules():
-        if isinstance(module, MoERunner):
-            module.router.set_capture_fn(None)
+    for layer in moe_runners(recorder.runner.get_model()).values():
+        layer.router.mote_rows = recorder.rows if on else None
 
 
 def measure_overhead(model: str, batch: int, num_prompts: int, max_tokens: int, rounds: int, folder: Path) -> None:

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ftri.costs import Costs, estimate
 from ftri.engine.arguments import without_secrets
 from ftri.engine.engine import Engine, Generation, Sampling
@@ -21,7 +23,7 @@ from ftri.prompts.rendering import RenderedPrompt, Renderer, load_chat_template,
 from ftri.prompts.sets import PromptRecord, load_prompt_set
 from ftri.traces.reader import TraceReader, TraceRecord
 from ftri.traces.rows import expert_dtype
-from ftri.traces.schema import MANIFEST_NAME
+from ftri.traces.schema import MANIFEST_NAME, WeightsName
 from ftri.traces.writer import TraceWriter
 from rewriter.checkpoint.identity import content_sha256
 from rewriter.checkpoint.reader import Checkpoint
@@ -48,6 +50,7 @@ class RecordOptions:
     samples: int = 1
     sampling: Sampling = field(default_factory=Sampling)
     engine_arguments: Mapping[str, Any] = field(default_factory=dict)
+    weights: WeightsName | None = None
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,10 @@ class RecordPlan:
         num_prompt_tokens = self.num_prompt_tokens * self.options.samples
         longest = num_prompt_tokens + self.num_responses * (self.options.sampling.max_tokens - 1)
         layout = self.layout
-        row_bytes = (
-            len(layout.moe_layers) * layout.top_k * expert_dtype(layout.num_experts + layout.num_other_choices).itemsize
-        )
+        selection_bytes = expert_dtype(layout.num_experts + layout.num_other_choices).itemsize
+        if self.options.weights is not None:
+            selection_bytes += np.dtype(self.options.weights).itemsize
+        row_bytes = len(layout.moe_layers) * layout.top_k * selection_bytes
         return {
             "model": self.manifest["model"],
             "revision": self.manifest["revision"],
@@ -174,6 +178,7 @@ def plan_recording(
         "num_experts": layout.num_experts,
         **({"num_other_choices": layout.num_other_choices} if layout.num_other_choices else {}),
         "top_k": layout.top_k,
+        **({"weights": options.weights} if options.weights else {}),
         "template_sha256": None if options.raw else renderer.template_sha256,
         "prompts": {**prompt_set.source, "records_sha256": prompts_digest(prompt_set.records)},
         "samples": options.samples,
@@ -202,6 +207,7 @@ def load_engine(plan: RecordPlan) -> Engine:
         record=True,
         chat_template=load_chat_template(template) if template else None,
         engine_arguments=plan.options.engine_arguments,
+        weights=plan.options.weights,
     )
 
 
@@ -291,6 +297,7 @@ def as_record(generation: Generation) -> TraceRecord:
         finish_reason=generation.finish_reason,
         factors=dict(generation.prompt.factors),
         experts=generation.experts,
+        weights=generation.weights,
     )
 
 

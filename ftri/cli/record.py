@@ -16,6 +16,7 @@ from rewriter.progress import PartProgress
 if TYPE_CHECKING:
     from ftri.endpoints import Endpoint
     from ftri.record import RecordOptions, RecordPlan, RecordSummary
+    from ftri.traces.schema import WeightsName
 
 app = make_app()
 
@@ -55,6 +56,13 @@ class CommandLine:
     temperature: Annotated[float, Option("0 takes the most likely token.", ANSWERS)] = 0.0
     top_p: Annotated[float, Option("Nucleus of the distribution sampled from.", ANSWERS)] = 1.0
     seed: Annotated[int, Option("Seed of the samples; each response has its own from it.", ANSWERS)] = 0
+    weights: Annotated[
+        str | None,
+        Option(
+            "Keep the weights of the selected experts too, as float16 or float32.",
+            metavar="TYPE",
+        ),
+    ] = None
     base_url: Annotated[
         str | None,
         Option(
@@ -104,7 +112,22 @@ class CommandLine:
             samples=self.samples,
             sampling=Sampling(self.max_tokens, self.temperature, self.top_p, seed=self.seed),
             engine_arguments=parse_engine_arguments(words, "mote-record", own) if self.base_url is None else {},
+            weights=self.weights_type(),
         )
+
+    def weights_type(self) -> WeightsName | None:
+        """What weights are kept in.
+
+        Raises:
+            InputError: it is no type of theirs, or a server is asked, which returns none.
+        """
+        if self.weights is None:
+            return None
+        if self.weights not in ("float16", "float32"):
+            raise InputError(f"--weights is {self.weights!r}, expected float16 or float32")
+        if self.base_url is not None:
+            raise InputError("--weights is given with --base-url, but servers return no weights, expected one of them")
+        return "float16" if self.weights == "float16" else "float32"
 
     def check(self) -> None:
         """See to it that the values can be meant.

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from ftri.traces.rows import expert_dtype
+from ftri.worker import internals
+from ftri.worker.request import Recording
 from rewriter.errors import InputError
 
 # Arguments of vLLM's engine that the parts above are built on; a user's value would be overwritten.
@@ -64,10 +66,8 @@ def check_arguments(given: Mapping[str, Any]) -> None:
 
 def choose_arguments(given: Mapping[str, Any], folder: str) -> dict[str, Any]:
     """The user's engine arguments with our defaults beneath."""
-    from vllm.platforms import current_platform
-
     arguments: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False, "seed": 0, "max_logprobs": -1}
-    if current_platform.is_cpu():
+    if internals.load("current_platform").is_cpu():
         # The CPU build's rotary kernel garbles the rope part of latent attention when several tokens are run at once
         # (vLLM 0.32, configs without rope_scaling); with the operator off, vLLM's own PyTorch code does it.
         arguments["compilation_config"] = {"custom_ops": ["-rotary_embedding"]}
@@ -93,8 +93,15 @@ def register_plugin() -> None:
     register()
 
 
-def editable_arguments(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that load the model by its class with editable routers (ftri.worker.models).
+def is_eager_by_default() -> bool:
+    """Whether an engine whose routers are hooked is eager unless told otherwise: on a CPU compiling takes minutes."""
+    return bool(internals.load("current_platform").is_cpu())
+
+
+def editable_arguments(
+    arguments: Mapping[str, Any], config: Mapping[str, Any], recording: Recording | None = None
+) -> dict[str, Any]:
+    """Arguments that load the model by its class with editable routers (ftri.worker.models), and tell it what to record.
 
     Raises:
         InputError: for hf_overrides that are a function, or a config.json without an architecture.
@@ -104,13 +111,14 @@ def editable_arguments(arguments: Mapping[str, Any], config: Mapping[str, Any]) 
     register_plugin()
     overrides = arguments.get("hf_overrides") or {}
     if not isinstance(overrides, Mapping):
-        raise InputError("hf_overrides is a function, expected a mapping where live edits are asked for")
+        raise InputError("hf_overrides is a function, expected a mapping where routing is recorded or edited")
     architectures = overrides.get("architectures") or config.get("architectures") or []
     if not architectures:
         raise InputError("config.json: architectures is missing, expected the name of the model's class")
-    if architectures[0].startswith(PREFIX):
-        return {}
-    return {"hf_overrides": {**overrides, "architectures": [PREFIX + architectures[0]]}}
+    added: dict[str, Any] = {} if recording is None else dict(recording.as_override())
+    if not architectures[0].startswith(PREFIX):
+        added["architectures"] = [PREFIX + architectures[0]]
+    return {"hf_overrides": {**overrides, **added}} if added else {}
 
 
 def check_slots_stay(arguments: Mapping[str, Any]) -> None:
@@ -127,21 +135,19 @@ def check_slots_stay(arguments: Mapping[str, Any]) -> None:
             )
 
 
-def choose_capture(arguments: Mapping[str, Any], num_experts: int = 0, num_choices: int = 0) -> str:
+def choose_capture(
+    arguments: Mapping[str, Any], num_experts: int = 0, num_choices: int = 0, keeps_weights: bool = False
+) -> str:
     """How routing can be got out of an engine of these arguments: "routed_experts" where it takes the argument, else
-    "router_hook". vLLM's own capture keeps ids as wide as its experts need, which `num_choices` may not fit."""
+    "router_hook". vLLM's own capture keeps ids as wide as its experts need, which `num_choices` may not fit, and no weights."""
     from vllm import EngineArgs
 
-    fits = expert_dtype(num_choices) == expert_dtype(num_experts)
-    if not fits:
-        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    if keeps_weights or expert_dtype(num_choices) != expert_dtype(num_experts):
         return "router_hook"
     if "enable_return_routed_experts" in {field.name for field in dataclasses.fields(EngineArgs)}:
         try:
             EngineArgs(**arguments, enable_return_routed_experts=True).create_engine_config()
         except (ValueError, NotImplementedError):
-            # The hook is written for this model runner; vLLM's own capture asks for the other one.
-            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
             return "router_hook"
         return "routed_experts"
     return "router_hook"
@@ -205,9 +211,8 @@ def _pair(pair: str) -> tuple[str, Any]:
 def _parse_words(words: Sequence[str], command: str, own: Iterable[str]) -> dict[str, Any]:
     prepare_environment()
     from vllm import EngineArgs
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    class Parser(FlexibleArgumentParser):
+    class Parser(internals.load("FlexibleArgumentParser")):  # type: ignore[misc]
         """vLLM's parser with its errors as exceptions."""
 
         def error(self, message: str) -> NoReturn:
@@ -218,7 +223,9 @@ def _parse_words(words: Sequence[str], command: str, own: Iterable[str]) -> dict
     if unknown:
         raise unknown_option(unknown[0], command, own, "nor an engine argument of this vLLM")
     defaults = vars(parser.parse_args([]))
-    return {name: value for name, value in vars(found).items() if value != defaults[name]}
+    # A flag that was taken back (--no-enforce-eager) says something, though vLLM has the same by default.
+    flags = {word[5:].replace("-", "_") for word in words if word.startswith("--no-")}
+    return {name: value for name, value in vars(found).items() if value != defaults[name] or name in flags}
 
 
 def unknown_option(word: str, command: str, own: Iterable[str], otherwise: str) -> InputError:

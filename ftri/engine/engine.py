@@ -16,9 +16,9 @@ live edits. Screening single experts is a list of edits of one pair each:
         engine.generate((prompt for prompt, _ in screen), Sampling(max_tokens=1), edit=(edit for _, edit in screen))
 
 Routing comes from vLLM's own `enable_return_routed_experts` where the engine accepts it (`engine.capture` is then
-"routed_experts"), else from the worker extension of ftri.worker.extension ("router_hook"); both give the same rows. The hook runs
-Python in every step, so the engine is eager with it; live edits work in compiled and captured
-modes too (`enforce_eager=False`, with `record=False`).
+"routed_experts"), else, and where `weights` are asked for, which it does not return, from the routers of ftri.worker.routers
+("router_hook"); both give the same rows. Recording and live edits work in eager, compiled and captured modes, with either of
+vLLM's model runners; an engine on a CPU is eager unless `enforce_eager=False` is given, since compiling takes minutes there.
 
 Letters of shapes: T tokens run through the model, L MoE layers, K selected experts, N most likely tokens, V vocabulary.
 """
@@ -41,14 +41,18 @@ from ftri.engine.arguments import (
     choose_arguments,
     choose_capture,
     editable_arguments,
+    is_eager_by_default,
     prepare_environment,
     register_plugin,
 )
 from ftri.engine.edits import PlannedEdit, RouterEdit, ServedChoice, plan_edit
+from ftri.engine.rows import Rows, together
 from ftri.prompts.rendering import RenderedPrompt, Renderer, first_line
 from ftri.prompts.sets import PromptRecord
-from ftri.traces.rows import REMEDY, Experts, expert_dtype, fault_of
-from ftri.worker.request import EDIT_ARGUMENT
+from ftri.traces.rows import REMEDY, Experts, Weights
+from ftri.traces.schema import WeightsName
+from ftri.worker import internals
+from ftri.worker.request import EDIT_ARGUMENT, Recording
 from rewriter.edit.dial import open_described, open_served
 from rewriter.errors import InputError, MoteError
 from rewriter.families.lookup import router_layout
@@ -83,7 +87,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Generation:
-    """One finished response; `experts` [T, L, K] uint8 or uint16, ascending within K, or None when not recorded."""
+    """One finished response; `experts` [T, L, K] uint8 or uint16, ascending within K, or None when not recorded; `weights`
+    [T, L, K] float16 or float32, theirs as the router hands them to the kernels, or None when not kept."""
 
     prompt: RenderedPrompt
     index: int  # position of the prompt among those given
@@ -92,6 +97,7 @@ class Generation:
     text: str  # raw: special tokens kept, no reasoning parser; without the end-of-text token
     finish_reason: str
     experts: Experts | None
+    weights: Weights | None = None
 
 
 @dataclass(frozen=True)
@@ -139,8 +145,10 @@ class Engine:
         live_edits: bool = False,
         chat_template: str | None = None,
         engine_arguments: Mapping[str, Any] | None = None,
+        weights: WeightsName | None = None,
     ) -> None:
-        """Load a local folder or Hub model; `engine_arguments` are fields of vLLM's EngineArgs.
+        """Load a local folder or Hub model; `engine_arguments` are fields of vLLM's EngineArgs. `weights`, "float16" or
+        "float32", keeps the weights of the recorded experts too.
 
         Raises:
             InputError: wrong engine arguments.
@@ -166,24 +174,21 @@ class Engine:
             register_plugin()
         if live_edits:
             arguments |= editable_arguments(arguments, self._checkpoint.config)
-        num_experts, self._num_choices = (
-            self.layout.num_experts,
-            self.layout.num_experts + self.layout.num_other_choices,
+        self._num_choices = self.layout.num_experts + self.layout.num_other_choices
+        self._weights = weights if record else None
+        self.capture = (
+            choose_capture(arguments, self.layout.num_experts, self._num_choices, self._weights is not None)
+            if record
+            else None
         )
-        self.capture = choose_capture(arguments, num_experts, self._num_choices) if record else None
         if live_edits or self.capture == "router_hook":
             arguments["worker_extension_cls"] = WORKER_EXTENSION
-        if live_edits:
-            # Compiled engines edit alike, but are minutes longer in starting: asked for by enforce_eager=False.
-            arguments.setdefault("enforce_eager", True)
+            # Compiled engines record and edit alike, but are minutes longer in starting.
+            arguments.setdefault("enforce_eager", is_eager_by_default())
         if self.capture == "router_hook":
             check_slots_stay(arguments)
-            arguments["enforce_eager"] = True
-            if given.get("enforce_eager") is False:
-                raise InputError(
-                    "enforce_eager is false, but the routing hook needs it true (graphs would skip it); give record=False"
-                    " for live edits alone"
-                )
+            recording = Recording(self._num_choices, self._weights is not None, live_edits)
+            arguments |= editable_arguments(arguments, self._checkpoint.config, recording)
         if self.capture == "routed_experts":
             arguments["enable_return_routed_experts"] = True
         self.has_edits = live_edits
@@ -205,7 +210,8 @@ class Engine:
 
     def _install(self) -> None:
         try:
-            ranks = self._llm.collective_rpc("mote_install", args=(self.capture == "router_hook", self._num_choices))
+            is_hooked = self.capture == "router_hook"
+            ranks = self._llm.collective_rpc("mote_install", args=(is_hooked, self._num_choices, self._weights))
         except (RuntimeError, ValueError, ImportError, AttributeError) as error:
             raise EngineError(f"this vLLM's routers cannot be hooked into ({first_line(error)})") from error
         self._rank_layers = [rank["layers"] for rank in ranks]
@@ -283,9 +289,10 @@ class Engine:
                     token_ids=list(output.outputs[0].token_ids),
                     text=output.outputs[0].text,
                     finish_reason=output.outputs[0].finish_reason or ("unknown" if output.finished else DECIDED),
-                    experts=experts,
+                    experts=None if rows is None else rows.experts,
+                    weights=None if rows is None else rows.weights,
                 )
-                for (index, sample, prompt), output, experts in finished
+                for (index, sample, prompt), output, rows in finished
             ]
 
     def score(
@@ -313,7 +320,8 @@ class Engine:
         )
         scores: dict[int, Score] = {}
         for finished in self._run(requests):
-            for number, output, experts in finished:
+            for number, output, rows in finished:
+                experts = None if rows is None else rows.experts
                 scores[number] = read_score(output.prompt_logprobs, token_id_lists[number], num_logprobs, experts)
         return [scores[number] for number in range(len(token_id_lists))]
 
@@ -381,8 +389,8 @@ class Engine:
 
     def _run(
         self, requests: Iterator[Request], until: Callable[[Any, str], bool] | None = None
-    ) -> Iterator[list[tuple[Any, Any, Experts | None]]]:
-        """Feed requests and yield (label, output, experts) as they finish, those of one step together.
+    ) -> Iterator[list[tuple[Any, Any, Rows | None]]]:
+        """Feed requests and yield (label, output, rows) as they finish, those of one step together.
 
         Outputs that `until` (given a request's label and its text so far) ends are yielded as they are, unfinished; vLLM
         is told to drop them.
@@ -418,8 +426,8 @@ class Engine:
                 for output in finished:
                     del internal_ids[output.request_id]
                 yield [
-                    (labels.pop(output.request_id), output, experts)
-                    for output, experts in zip(finished, rows, strict=True)
+                    (labels.pop(output.request_id), output, of_output)
+                    for output, of_output in zip(finished, rows, strict=True)
                 ]
         finally:
             # The caller stopped early, or a request was refused; an engine that died can only fail again, and its second
@@ -430,11 +438,8 @@ class Engine:
                     self._llm.step()
 
     def _add(self, request_id: str, request: Request) -> str:
-        from vllm.exceptions import VLLMError
-        from vllm.inputs import TokensPrompt
-
         try:
-            prompt = TokensPrompt(prompt_token_ids=list(request.token_ids))
+            prompt = internals.load("TokensPrompt")(prompt_token_ids=list(request.token_ids))
             if isinstance(request.edit, ServedChoice):
                 request.params.extra_args = request.edit.as_arguments()  # vLLM's front end keeps its caches apart
             elif request.edit is not None:
@@ -442,56 +447,39 @@ class Engine:
                 # Keys and values depend on the edit: without this, another edit's prefix would be taken from the cache.
                 prompt["cache_salt"] = request.edit.key
             internal_id: str = self._llm.add_request(request_id, prompt, request.params)
-        except (ValueError, VLLMError) as error:
+        except (ValueError, internals.load("VLLMError")) as error:
             raise EngineError(f"prompt {request.name!r} cannot be run: {first_line(error)}") from error
         return internal_id
 
     def _step(self) -> list[Any]:
-        from vllm.exceptions import VLLMError
-
         try:
             outputs: list[Any] = self._llm.step()
-        except (RuntimeError, VLLMError) as error:
+        except (RuntimeError, internals.load("VLLMError")) as error:
             self._is_dead = True
             raise EngineError(f"vLLM failed while it ran: {first_line(error)}") from error
         return outputs
 
-    def _rows_of(self, outputs: Sequence[Any], internal_ids: Mapping[str, str]) -> list[Experts | None]:
-        """The experts [T, L, K] of finished requests, ascending within K."""
+    def _rows_of(self, outputs: Sequence[Any], internal_ids: Mapping[str, str]) -> list[Rows | None]:
+        """The rows of finished requests, ascending within K."""
         if self.capture is None or not outputs:
             return [None] * len(outputs)
         counts = [len(output.prompt_token_ids) + len(output.outputs[0].token_ids) - 1 for output in outputs]
         if self.capture == "routed_experts":
             layers = list(self.layout.moe_layers)
-            rows = [
-                output.outputs[0].routed_experts[:count, layers] for output, count in zip(outputs, counts, strict=True)
+            found = [
+                Rows(output.outputs[0].routed_experts[:count, layers])
+                for output, count in zip(outputs, counts, strict=True)
             ]
         else:
-            rows = self._take_rows([internal_ids[output.request_id] for output in outputs], counts)
-        # Kernels give the selected experts in an order of their own; as a set they are the same everywhere.
-        rows = [np.sort(one, axis=-1) for one in rows]
-        row_shape = (len(self.layout.moe_layers), self.layout.top_k)
-        for output, experts, count in zip(outputs, rows, counts, strict=True):
-            fault = fault_of(experts, count, row_shape, self._num_choices)
+            request_ids = [internal_ids[output.request_id] for output in outputs]
+            answers = self._llm.collective_rpc("mote_take", args=(request_ids, counts))
+            found = together(answers, self._rank_layers, counts, self.layout, self._weights)
+        rows: list[Rows | None] = []
+        for output, one, count in zip(outputs, found, counts, strict=True):
+            rows.append(ascending := one.ascending())
+            fault = ascending.fault(count, self.layout)
             if fault is not None:
                 raise EngineError(f"request {output.request_id} came back with {fault}; {REMEDY}")
-        return rows
-
-    def _take_rows(self, request_ids: list[str], counts: list[int]) -> list[Experts]:
-        """Put the parts of all ranks together: each pipeline rank has its own layers, one data rank the request."""
-        dtype = expert_dtype(self._num_choices)
-        position = {layer: number for number, layer in enumerate(self.layout.moe_layers)}
-        rows = [np.zeros((count, len(position), self.layout.top_k), dtype) for count in counts]
-        filled = [set[int]() for _ in counts]
-        answers = self._llm.collective_rpc("mote_take", args=(request_ids, counts))
-        for layers, parts in zip(self._rank_layers, answers, strict=True):
-            for number, part in enumerate(parts):
-                if part is not None and layers:
-                    shape = (counts[number], len(layers), self.layout.top_k)
-                    rows[number][:, [position[layer] for layer in layers]] = np.frombuffer(part, dtype).reshape(shape)
-                    filled[number].update(layers)
-        for request_id, layers_found in zip(request_ids, filled, strict=True):
-            assert len(layers_found) == len(position), f"no rank holds all rows of request {request_id}"
         return rows
 
 
@@ -502,10 +490,9 @@ def start_engine(arguments: Mapping[str, Any]) -> Any:
         EngineError: with vLLM's own reason, when it does not start.
     """
     from vllm import EngineArgs
-    from vllm.v1.engine.llm_engine import LLMEngine
 
     try:
-        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+        return internals.load("LLMEngine").from_engine_args(EngineArgs(**arguments))
     except (ValueError, RuntimeError, OSError, KeyError, NotImplementedError, AssertionError) as error:
         raise EngineError(f"vLLM cannot load {arguments['model']}: {first_line(error)}") from error
 
@@ -514,10 +501,8 @@ def stop_engine(llm: Any) -> None:
     """Stop vLLM and free what it holds in this process."""
     import gc
 
-    from vllm.distributed import cleanup_dist_env_and_memory
-
     llm.engine_core.shutdown()
-    cleanup_dist_env_and_memory()
+    internals.load("cleanup_dist_env_and_memory")()
     gc.collect()
 
 
@@ -527,8 +512,8 @@ def sampling_params(sampling: Sampling, prompt: RenderedPrompt, sample: int, wat
     A watched response is handed out after every step, with all of its text so far.
     """
     from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
 
+    kinds = internals.load("RequestOutputKind")
     seed = sampling.seed_of(prompt.prompt_id, sample)
     return SamplingParams(
         max_tokens=sampling.max_tokens,
@@ -538,7 +523,7 @@ def sampling_params(sampling: Sampling, prompt: RenderedPrompt, sample: int, wat
         seed=seed,
         # <think> is a special token in some tokenizers, and the labels need it.
         skip_special_tokens=False,
-        output_kind=RequestOutputKind.CUMULATIVE if watched else RequestOutputKind.FINAL_ONLY,
+        output_kind=kinds.CUMULATIVE if watched else kinds.FINAL_ONLY,
     )
 
 

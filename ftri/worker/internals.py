@@ -20,12 +20,13 @@ class Internal:
     relied_on: str
     since: str
     members: tuple[str, ...] = ()  # methods and attributes of a class that are used by name
+    key: str = ""  # what the table calls it, where another module of vLLM's has the same name
 
 
 FUSED_MOE = "vllm.model_executor.layers.fused_moe"
 
 INTERNALS = {
-    one.name: one
+    one.key or one.name: one
     for one in (
         Internal(
             f"{FUSED_MOE}.layer",
@@ -110,9 +111,123 @@ INTERNALS = {
             "vllm.v1.worker.gpu_model_runner",
             "GPUModelRunner",
             "V1: _model_forward is called once a step; get_model, requests[id].sampling_params, input_batch.req_ids and "
-            "query_start_loc.np describe the step",
+            "query_start_loc.np describe the step; execute_model(scheduler_output, ...) runs it, an attribute that can be set on "
+            "the object, after which input_batch.block_table[group].slot_mapping.gpu has the cache slots of its tokens",
             "0.28",
             ("_model_forward", "get_model", "requests", "input_batch", "query_start_loc", "execute_model"),
+        ),
+        Internal(
+            "vllm.v1.worker.gpu.model_runner",
+            "GPUModelRunner",
+            "V2: get_model; execute_model(scheduler_output, ...) as V1's, then block_tables.slot_mappings [groups, tokens] "
+            "has the cache slots of its tokens; kv_cache_config",
+            "0.32",
+            ("get_model", "execute_model", "block_tables", "kv_cache_config"),
+            key="GPUModelRunner V2",
+        ),
+        Internal(
+            "vllm.v1.worker.gpu.block_table",
+            "BlockTables",
+            "V2: slot_mappings, int64 [groups, tokens], -1 for tokens without a slot on this rank",
+            "0.32",
+            ("slot_mappings",),
+        ),
+        Internal(
+            "vllm.v1.core.sched.output",
+            "SchedulerOutput",
+            "finished_req_ids, scheduled_new_reqs, scheduled_cached_reqs and total_num_scheduled_tokens of a step, to either "
+            "runner",
+            "0.28",
+            ("finished_req_ids", "scheduled_new_reqs", "scheduled_cached_reqs", "total_num_scheduled_tokens"),
+        ),
+        Internal(
+            "vllm.v1.core.sched.output",
+            "NewRequestData",
+            "req_id and block_ids (a list a group), all that the request has so far; V2 gets resumed requests as new ones",
+            "0.28",
+            ("req_id", "block_ids"),
+        ),
+        Internal(
+            "vllm.v1.core.sched.output",
+            "CachedRequestData",
+            "req_ids and their new_block_ids, added to what each has, or in its place for resumed_req_ids",
+            "0.28",
+            ("req_ids", "new_block_ids", "resumed_req_ids"),
+        ),
+        Internal(
+            "vllm.v1.kv_cache_interface",
+            "FullAttentionSpec",
+            "the cache of layers that keep every token of a request; block_size",
+            "0.28",
+        ),
+        Internal(
+            "vllm.v1.kv_cache_interface",
+            "UniformTypeKVCacheSpecs",
+            "kv_cache_specs, the layers of a group that share blocks",
+            "0.28",
+            ("kv_cache_specs",),
+        ),
+        Internal(
+            f"{FUSED_MOE}.routed_experts_capturer",
+            "RoutedExpertsCapturer",
+            "capture(layer, rows [N, K]) writes this rank's rows, of whichever the router saw, to device_buffer[:, layer], "
+            "asked only where there are several ranks",
+            "0.30",
+            ("capture", "device_buffer"),
+        ),
+        Internal(
+            "vllm.distributed.parallel_state",
+            "get_tp_group",
+            "is_first_rank: tensor-parallel ranks route alike",
+            "0.28",
+        ),
+        Internal(
+            "vllm.config.vllm",
+            "VllmConfig",
+            "handed to a model's constructor: model_config.hf_config (on which hf_overrides are set), scheduler_config, "
+            "parallel_config, device_config, compilation_config",
+            "0.28",
+            ("model_config", "scheduler_config", "parallel_config", "device_config", "compilation_config"),
+        ),
+        Internal(
+            "vllm.engine.arg_utils",
+            "EngineArgs",
+            "fields by name; add_cli_args(parser); create_engine_config() raises ValueError or NotImplementedError for what this "
+            "build cannot do; enable_return_routed_experts (since 0.31 a short form of aux_output_config) has routed_experts "
+            "returned",
+            "0.28",
+            ("add_cli_args", "create_engine_config", "enable_return_routed_experts"),
+        ),
+        Internal(
+            "vllm.v1.engine.llm_engine",
+            "LLMEngine",
+            "from_engine_args, add_request(id, prompt, params) -> the id that workers see, step, abort_request, "
+            "has_unfinished_requests, collective_rpc, get_tokenizer, engine_core.shutdown",
+            "0.28",
+            ("from_engine_args", "add_request", "step", "abort_request", "has_unfinished_requests", "collective_rpc"),
+        ),
+        Internal(
+            "vllm.outputs",
+            "CompletionOutput",
+            "routed_experts [tokens, hidden layers, top-k], set when the request has finished",
+            "0.28",
+            ("routed_experts",),
+        ),
+        Internal(
+            "vllm.distributed.parallel_state",
+            "cleanup_dist_env_and_memory",
+            "lets go of what an engine held in this process",
+            "0.28",
+        ),
+        Internal("vllm.exceptions", "VLLMError", "what the engine raises for a request that it refuses", "0.30"),
+        Internal("vllm.inputs", "TokensPrompt", "a prompt as token ids, a dict that takes cache_salt", "0.28"),
+        Internal("vllm.sampling_params", "RequestOutputKind", "CUMULATIVE and FINAL_ONLY", "0.28"),
+        Internal("vllm.platforms", "current_platform", "is_cpu()", "0.28"),
+        Internal(
+            "vllm.utils.argparse_utils",
+            "FlexibleArgumentParser",
+            "the parser of vLLM's own command line, whose error(message) can be overridden",
+            "0.28",
         ),
         Internal(
             "vllm.v1.worker.gpu.model_states",

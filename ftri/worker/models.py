@@ -10,8 +10,8 @@ from typing import Any
 
 from ftri.worker import internals
 from ftri.worker.dial import Dial, dial_of
-from ftri.worker.request import RequestEdit
-from ftri.worker.routers import attach, editable_routers
+from ftri.worker.request import RequestEdit, recording_of
+from ftri.worker.routers import attach_edits, attach_rows, editable_routers, reach
 from ftri.worker.steps import Requests, editing_state_class, hook_runner_v1, read_live_edit
 
 PREFIX = "Mote"
@@ -51,12 +51,20 @@ def editable_model_class(architecture: str) -> type:
     def construct(self: Any, *, vllm_config: Any, prefix: str = "", **keywords: Any) -> None:
         dial = dial_of(vllm_config.model_config)
         is_static = dial is not None and not dial.record.has_dial
-        if not is_static:
+        recording = recording_of(vllm_config.model_config.hf_config)
+        if recording is not None:
+            refuse_unrecorded(vllm_config)
+        if not is_static and (recording is None or recording.has_edits or dial is not None):
             refuse_unsupported(vllm_config)
         with editable_routers():
             base.__init__(self, vllm_config=vllm_config, prefix=prefix, **keywords)
+        reach(self)
+        if recording is not None:
+            self.mote_rows = attach_rows(self, vllm_config, recording.num_choices, recording.keeps_weights)
+            if dial is None and not recording.has_edits:
+                return
         # One slot for every request that a step can have, and the base's.
-        tables = attach(self, vllm_config, 1 if is_static else vllm_config.scheduler_config.max_num_seqs + 1)
+        tables = attach_edits(self, vllm_config, 1 if is_static else vllm_config.scheduler_config.max_num_seqs + 1)
         if dial is not None:
             check_layers(dial, tables.layers, vllm_config.parallel_config.pipeline_parallel_size)
             tables.allow(planned_sets(dial))
@@ -141,3 +149,19 @@ def refuse_unsupported(vllm_config: Any) -> None:
             f"kv_connector is {connector}, which may hand one edit's keys and values to another, expected one that goes by the"
             f" cache salt: {', '.join(sorted(SALTED_CONNECTORS))}"
         )
+
+
+def refuse_unrecorded(vllm_config: Any) -> None:
+    """Refuse settings under which a step's tokens are not where the recorder looks for them.
+
+    Raises:
+        ValueError: with the setting's name.
+    """
+    parallel = vllm_config.parallel_config
+    for name, is_on in (
+        ("enable_dbo", parallel.enable_dbo),
+        ("prefill_context_parallel_size", parallel.prefill_context_parallel_size > 1),
+        ("decode_context_parallel_size", parallel.decode_context_parallel_size > 1),
+    ):
+        if is_on:
+            raise ValueError(f"{name} is {getattr(parallel, name)}, expected it off while routing is recorded")

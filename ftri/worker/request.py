@@ -1,4 +1,4 @@
-"""The edit that a request carries to the workers, which the engine writes and the workers read; needs neither torch nor vLLM."""
+"""What the engine writes for the workers to read, a request's edit and what is to be recorded; needs neither torch nor vLLM."""
 
 from __future__ import annotations
 
@@ -65,3 +65,27 @@ class RequestEdit:
             strength=plain["strength"],
             centroid=[(layer, expert) for layer, expert in plain["centroid"]],
         )
+
+
+# Under this name a model's config says what is to be recorded: "NUM_CHOICES weights edits", the last two where wanted.
+RECORDING_KEY = "mote_recording"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What ftri's engine wants of the routers: ids below `num_choices` written down, their weights, per-request edits."""
+
+    num_choices: int
+    keeps_weights: bool
+    has_edits: bool
+
+    def as_override(self) -> dict[str, str]:
+        """The entry of vLLM's hf_overrides, which reaches the model's constructor in every worker."""
+        words = [str(self.num_choices), *["weights"] * self.keeps_weights, *["edits"] * self.has_edits]
+        return {RECORDING_KEY: " ".join(words)}
+
+
+def recording_of(config: Any) -> Recording | None:
+    """What a model's config says of recording; None for nothing."""
+    words = str(getattr(config, RECORDING_KEY, None) or "").split()
+    return Recording(int(words[0]), "weights" in words, "edits" in words) if words else None

@@ -1,9 +1,9 @@
 """vLLM's own routers with an edit behind their computation, for every family at once.
 
 `create_fused_moe_router` makes every router while a model is constructed. Exchanged for that time, it hands out routers of
-a subclass of their own class whose `_compute_routing` edits what was selected, before vLLM's routing capture, so records
-show what was selected after the edit. No model's code is copied, and vLLM's own computation always comes first: the bits of
-tokens without an edit are its own.
+a subclass of their own class whose `_compute_routing` edits what was selected, and then writes it down where a recording is
+wanted. No model's code is copied, and vLLM's own computation always comes first: the bits of tokens without an edit are its
+own.
 
 Letters of shapes: N tokens of a step, E experts, K selected experts.
 """
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from ftri.worker import internals
+from ftri.worker.record import StepRows
 from ftri.worker.selection import RoutingRule, select, stimulate, weigh, with_mean_logits
 from ftri.worker.tables import REROUTES, STIMULATES, WEIGHS, EditTables
 
@@ -41,7 +42,6 @@ def editable_routers() -> Iterator[None]:
         ):
             own_class: Any = type(router)
             router.__class__ = editable_class(own_class)
-            router.mote_tables = None
         return router
 
     module.create_fused_moe_router = create
@@ -59,18 +59,24 @@ def editable_class(router_class: Any) -> type:
         self: Any, hidden_states: Any, router_logits: Any, indices_type: Any, **keywords: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         weights, ids = router_class._compute_routing(self, hidden_states, router_logits, indices_type, **keywords)
-        if self.mote_tables is None:
+        if self.mote_tables is None and self.mote_rows is None:
             return weights, ids
         if torch.compiler.is_compiling():
-            return edit_in_graph(hidden_states, router_logits, weights, ids, self.mote_number)
-        return self.mote_edit(hidden_states, router_logits, weights, ids)
+            return route_in_graph(hidden_states, router_logits, weights, ids, self.mote_number)
+        return self.mote_route(hidden_states, router_logits, weights, ids)
+
+    def mote_route(
+        self: Any, hidden_states: Any, router_logits: Any, weights: torch.Tensor, ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.mote_tables is not None and self.mote_tables.needed[self.mote_row]:
+            weights, ids = self.mote_edit(hidden_states, router_logits, weights, ids)
+        if self.mote_rows is not None:
+            self.mote_rows.write(self.mote_row, weights, ids)
+        return weights, ids
 
     def mote_edit(
         self: Any, hidden_states: Any, router_logits: Any, weights: torch.Tensor, ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.mote_tables.needed[self.mote_row]:
-            return weights, ids
-
         def reselect(bias: torch.Tensor, is_centroid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             logits = with_mean_logits(router_logits, is_centroid[:, : router_logits.shape[-1]])
             if self.mote_rule is not None:
@@ -90,7 +96,10 @@ def editable_class(router_class: Any) -> type:
         f"Mote{router_class.__name__}",
         (router_class,),
         {
+            "mote_tables": None,
+            "mote_rows": None,
             "_compute_routing": compute_routing,
+            "mote_route": mote_route,
             "mote_edit": mote_edit,
             "routing_method_type": property(routing_method_type),
             # Asked by vLLM 0.33 instead.
@@ -106,19 +115,19 @@ ROUTERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 NUMBERS = itertools.count()
 
 
-@torch.library.custom_op("mote::edit_routing", mutates_args=())
-def edit_in_graph(
+@torch.library.custom_op("mote::route", mutates_args=())
+def route_in_graph(
     hidden_states: torch.Tensor, router_logits: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, number: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A router's edit as one operator of a compiled graph, where vLLM compiles routers with the model (its CPU build; on GPUs
-    they lie behind an operator of its own). Compiled into the graph instead, the edit's results reach vLLM's CPU kernel in a
-    layout that it does not expect (vLLM 0.32: it takes routing for contiguous, whatever its strides)."""
-    edited, selected = ROUTERS[number].mote_edit(hidden_states, router_logits, weights, ids)
+    """A router's edit and record as one operator of a compiled graph, where vLLM compiles routers with the model (its CPU
+    build; on GPUs they lie behind an operator of its own). Compiled into the graph instead, the edit's results reach vLLM's CPU
+    kernel in a layout that it does not expect (vLLM 0.32: it takes routing for contiguous, whatever its strides)."""
+    edited, selected = ROUTERS[number].mote_route(hidden_states, router_logits, weights, ids)
     # An operator's results are never its arguments.
     return (edited.clone() if edited is weights else edited), (selected.clone() if selected is ids else selected)
 
 
-@edit_in_graph.register_fake
+@route_in_graph.register_fake
 def _shapes_in_graph(
     hidden_states: torch.Tensor, router_logits: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, number: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,21 +194,33 @@ def routing_rule(router: Any) -> RoutingRule | None:
     )
 
 
-def attach(model: torch.nn.Module, vllm_config: Any, num_slots: int) -> EditTables:
-    """Give every MoE layer of a newly constructed model its row of new tables.
+def reach(model: torch.nn.Module) -> list[int]:
+    """Number the routers of a newly constructed model's MoE layers, so that they can be edited and recorded; returns the layers.
 
     Raises:
         UneditableError: where a layer's routing cannot be reached.
     """
     runners = moe_runners(model)
-    layers = list(runners)
-    for layer, runner in runners.items():
+    for row, (layer, runner) in enumerate(runners.items()):
         if not hasattr(runner.router, "mote_tables"):
-            raise UneditableError(f"layer {layer}: no edit reaches a {type(runner.router).__name__}")
+            raise UneditableError(f"layer {layer}: neither edits nor records reach a {type(runner.router).__name__}")
         if runner.routed_experts.quant_method.is_monolithic:
             raise UneditableError(KERNEL_SENTENCE.format(layer=layer))
         # Some methods choose their kernel only when weights are loaded.
         runner.routed_experts.forward_monolithic = refuse_monolithic(layer)
+        runner.router.mote_row, runner.router.mote_number = row, next(NUMBERS)
+        ROUTERS[runner.router.mote_number] = runner.router
+    return list(runners)
+
+
+def attach_edits(model: torch.nn.Module, vllm_config: Any, num_slots: int) -> EditTables:
+    """Give every MoE layer of a model whose routers were reached its row of new tables.
+
+    Raises:
+        UneditableError: where no edit is known for a layer's router.
+    """
+    runners = moe_runners(model)
+    layers = list(runners)
     num_experts = max(runners[layer].moe_config.num_logical_experts for layer in layers)
     tables = EditTables(
         layers=layers,
@@ -211,17 +232,25 @@ def attach(model: torch.nn.Module, vllm_config: Any, num_slots: int) -> EditTabl
         # vLLM's CPU build captures no graphs, so that Python runs there in compiled mode too.
         is_eager=vllm_config.model_config.enforce_eager or vllm_config.device_config.device.type == "cpu",
     )
-    for row, layer in enumerate(layers):
+    for layer in layers:
         router = runners[layer].router
-        router.mote_tables, router.mote_row, router.mote_rule = tables, row, routing_rule(router)
-        router.mote_number = next(NUMBERS)
-        ROUTERS[router.mote_number] = router
+        router.mote_tables, router.mote_rule = tables, routing_rule(router)
     return tables
 
 
+def attach_rows(model: torch.nn.Module, vllm_config: Any, num_choices: int, keeps_weights: bool) -> StepRows:
+    """Have the routers of a model, which were reached, write down what they select (ftri.worker.record)."""
+    runners = moe_runners(model)
+    top_k = max((runner.router.top_k for runner in runners.values()), default=0)
+    rows = StepRows(len(runners), step_size(vllm_config), top_k, num_choices, keeps_weights, vllm_config)
+    for runner in runners.values():
+        runner.router.mote_rows = rows
+    return rows
+
+
 KERNEL_SENTENCE = (
-    "layer {layer} routes inside a fused kernel where no edit reaches, expected a modular one (choose another with"
-    " --moe-backend)"
+    "layer {layer} routes inside a fused kernel where neither edits nor records reach, expected a modular one (choose another"
+    " with --moe-backend)"
 )
 
 

@@ -23,7 +23,10 @@ def installed() -> Path:
 def names_of(path: Path) -> set[str]:
     """What a module binds at its top level, and in its classes as Class.name, by reading it."""
     names = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    # What is imported for type checkers, and given by the module's __getattr__.
+    body += [inner for node in body if isinstance(node, ast.If) for inner in node.body]
+    for node in body:
         bound = bound_by(node)
         names |= bound
         if isinstance(node, ast.ClassDef):
@@ -74,3 +77,26 @@ def test_a_name_that_went_away_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(INTERNALS, "no_such_name", gone)
     with pytest.raises(ImportError, match="no json.no_such_name, which MoTE relies on since 0.28"):
         internals.load("no_such_name")
+
+
+def imported_by(path: Path) -> set[str]:
+    """The modules that a file names in import statements, wherever they stand."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("package", ["ftri", "eval", "rewriter", "benchmarks"])
+def test_no_other_module_imports_what_is_inside_vllm(package: str) -> None:
+    """The package itself (`from vllm import EngineArgs`) is vLLM's public face; all below it stands in the table."""
+    root = Path(internals.__file__).parents[2]
+    files = list((root / package).rglob("*.py"))
+    assert files
+    found = {
+        f"{path.relative_to(root)}: {name}" for path in files for name in imported_by(path) if name.startswith("vllm.")
+    }
+    assert not found, "expected ftri/worker/internals.py to name it"
