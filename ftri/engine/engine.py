@@ -17,8 +17,9 @@ live edits. Screening single experts is a list of edits of one pair each:
 
 Routing comes from vLLM's own `enable_return_routed_experts` where the engine accepts it (`engine.capture` is then
 "routed_experts"), else, and where `weights` are asked for, which it does not return, from the routers of ftri.worker.routers
-("router_hook"); both give the same rows. Recording and live edits work in eager, compiled and captured modes, with either of
-vLLM's model runners; an engine on a CPU is eager unless `enforce_eager=False` is given, since compiling takes minutes there.
+("router_hook"). Recording was run eagerly with vLLM's model runner V1; compiled and captured modes and runner V2 are reached by
+construction (fixed buffers, the scheduler's own words) and were not run. An engine on a CPU is eager unless
+`enforce_eager=False` is given, since compiling takes minutes there.
 
 Letters of shapes: T tokens run through the model, L MoE layers, K selected experts, N most likely tokens, V vocabulary.
 """
