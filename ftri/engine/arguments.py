@@ -93,11 +93,6 @@ def register_plugin() -> None:
     register()
 
 
-def is_eager_by_default() -> bool:
-    """Whether an engine whose routers are hooked is eager unless told otherwise: on a CPU compiling takes minutes."""
-    return bool(internals.load("current_platform").is_cpu())
-
-
 def editable_arguments(
     arguments: Mapping[str, Any], config: Mapping[str, Any], recording: Recording | None = None
 ) -> dict[str, Any]:
@@ -143,14 +138,22 @@ def choose_capture(
     from vllm import EngineArgs
 
     if keeps_weights or expert_dtype(num_choices) != expert_dtype(num_experts):
+        prefer_first_runner()
         return "router_hook"
     if "enable_return_routed_experts" in {field.name for field in dataclasses.fields(EngineArgs)}:
         try:
             EngineArgs(**arguments, enable_return_routed_experts=True).create_engine_config()
         except (ValueError, NotImplementedError):
+            prefer_first_runner()
             return "router_hook"
         return "routed_experts"
+    prefer_first_runner()
     return "router_hook"
+
+
+def prefer_first_runner() -> None:
+    """Model runner V1 for the hook, unless the user chose: recording was run with it, and is only built for V2."""
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
 
 def parse_engine_arguments(

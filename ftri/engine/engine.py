@@ -17,9 +17,9 @@ live edits. Screening single experts is a list of edits of one pair each:
 
 Routing comes from vLLM's own `enable_return_routed_experts` where the engine accepts it (`engine.capture` is then
 "routed_experts"), else, and where `weights` are asked for, which it does not return, from the routers of ftri.worker.routers
-("router_hook"). Recording was run eagerly with vLLM's model runner V1; compiled and captured modes and runner V2 are reached by
-construction (fixed buffers, the scheduler's own words) and were not run. An engine on a CPU is eager unless
-`enforce_eager=False` is given, since compiling takes minutes there.
+("router_hook"). The hook records eagerly, and with vLLM's model runner V1 unless VLLM_USE_V2_MODEL_RUNNER says otherwise: V2 is
+built for (the scheduler's own words) but was not run. Live edits work in compiled and captured modes too
+(`enforce_eager=False`, with `record=False`).
 
 Letters of shapes: T tokens run through the model, L MoE layers, K selected experts, N most likely tokens, V vocabulary.
 """
@@ -42,7 +42,6 @@ from ftri.engine.arguments import (
     choose_arguments,
     choose_capture,
     editable_arguments,
-    is_eager_by_default,
     prepare_environment,
     register_plugin,
 )
@@ -184,10 +183,15 @@ class Engine:
         )
         if live_edits or self.capture == "router_hook":
             arguments["worker_extension_cls"] = WORKER_EXTENSION
-            # Compiled engines record and edit alike, but are minutes longer in starting.
-            arguments.setdefault("enforce_eager", is_eager_by_default())
+            # Compiled engines edit alike, but are minutes longer in starting: asked for by enforce_eager=False.
+            arguments.setdefault("enforce_eager", True)
         if self.capture == "router_hook":
             check_slots_stay(arguments)
+            if not arguments["enforce_eager"]:
+                raise InputError(
+                    "enforce_eager is false, but recording by the routing hook was only ever run with it true; give"
+                    " record=False for live edits alone"
+                )
             recording = Recording(self._num_choices, self._weights is not None, live_edits)
             arguments |= editable_arguments(arguments, self._checkpoint.config, recording)
         if self.capture == "routed_experts":

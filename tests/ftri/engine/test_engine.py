@@ -173,6 +173,7 @@ def test_in_bfloat16_only_near_ties_differ(tiny_r1: Path, tmp_path: Path) -> Non
     [
         ({"max_modle_len": 1}, "max_modle_len is not an engine argument of this vLLM"),
         ({"worker_extension_cls": "x"}, "worker_extension_cls is set by MoTE itself"),
+        ({"enforce_eager": False}, "enforce_eager is false"),
     ],
 )
 def test_wrong_engine_arguments_are_named(tiny_r1: Path, arguments: dict[str, object], sentence: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ftri.worker.models import SALTED_CONNECTORS, refuse_unsupported
-from ftri.worker.routers import UneditableError, attach, refuse_monolithic
+from ftri.worker.routers import UneditableError, reach, refuse_monolithic
 
 
 def config(**changes: Any) -> Any:
@@ -75,7 +75,7 @@ def test_the_connectors_that_are_let_through_go_by_the_salt() -> None:
 
 
 class Layer(torch.nn.Module):
-    """What attach looks at of a MoE layer."""
+    """What reach looks at of a MoE layer."""
 
     def __init__(self, router: Any, is_monolithic: bool) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Layer(torch.nn.Module):
     ("router", "is_monolithic", "sentence"),
     [
         (SimpleNamespace(mote_tables=None), True, "layer 3 routes inside a fused kernel .* --moe-backend"),
-        (SimpleNamespace(), False, "layer 3: no edit reaches a SimpleNamespace"),
+        (SimpleNamespace(), False, "layer 3: neither edits nor records reach a SimpleNamespace"),
     ],
 )
 def test_a_layer_that_no_edit_reaches_is_refused(
@@ -96,7 +96,7 @@ def test_a_layer_that_no_edit_reaches_is_refused(
 ) -> None:
     monkeypatch.setattr("ftri.worker.internals.load", lambda name: {"MoERunner": Layer}[name])
     with pytest.raises(UneditableError, match=sentence):
-        attach(torch.nn.Sequential(Layer(router, is_monolithic)), None, 1)
+        reach(torch.nn.Sequential(Layer(router, is_monolithic)))
 
 
 def test_a_kernel_that_decides_to_route_by_itself_after_loading_gives_no_answer() -> None:
