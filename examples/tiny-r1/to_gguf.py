@@ -149,6 +149,11 @@ def add_metadata(writer: gguf.GGUFWriter, config: dict[str, Any], model: Path, k
     writer.add_rope_dimension_count(config["qk_rope_head_dim"])
     writer.add_float32(f"{ARCHITECTURE}.rope.scaling.yarn_log_multiplier", 0.1 * scaling["mscale_all_dim"])
     writer.add_quantization_version(2)
+    add_tokenizer(writer, config, model)
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, config: dict[str, Any], model: Path) -> None:
+    """The tokenizer and the chat template, the same for both miniatures."""
     tokenizer = json.loads((model / "tokenizer.json").read_text("utf-8"))
     vocabulary = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].__getitem__)
     added = {token["content"]: CONTROL if token["special"] else USER_DEFINED for token in tokenizer["added_tokens"]}

@@ -23,6 +23,8 @@ SCORES: dict[int, Score] = {1: "softmax", 2: "sigmoid", 3: "logit", 4: "sqrtsoft
 
 BIAS = "blk.{layer}.exp_probs_b.bias"
 OUTPUTS = (("blk.{layer}.ffn_down_exps.weight",),)
+# The router [E, D], a row an expert, which llama-quantize never packs (src/llama-quant.cpp).
+ROUTER = ("blk.{layer}.ffn_gate_inp.weight",)
 MINUS_INF_WARNING = (
     "A router bias of -inf is refused by llama.cpp's --check-tensors and llama-quantize, and releases around November 2025"
     " compute 0 * -inf where experts are grouped, which gives wrong texts; the margin is right on all of them."
@@ -36,11 +38,13 @@ def _biased(
     score: Score = "sigmoid",
     bias: str = BIAS,
     always_normalises: bool = False,
+    router: tuple[str, ...] = (),
     notes: str = "",
 ) -> Family:
     """A row with a selection bias.
 
-    score: what a file without the gating key means; always_normalises: the loader's graph reads no key for it.
+    score: what a file without the gating key means; always_normalises: the loader's graph reads no key for it; router: given
+    where files of the architecture may lack the bias.
     """
     return Family(
         name=f"{architectures[0]} (GGUF)",
@@ -50,6 +54,7 @@ def _biased(
         num_experts="expert_count",
         top_k="expert_used_count",
         bias=(bias,),
+        router=router,
         expert_outputs=OUTPUTS,
         score=score,
         num_groups="expert_group_count",
@@ -61,8 +66,11 @@ def _biased(
     )
 
 
-def _unbiased(*architectures: str, source: str) -> Family:
-    """A row whose routers have no bias, so that experts can only be dropped."""
+def _unbiased(*architectures: str, source: str, normalises: bool | None = True) -> Family:
+    """A row whose routers have no bias: experts are rerouted by their router row, or dropped.
+
+    normalises: what the loader's graph passes to build_moe_ffn; None: it reads the file's key.
+    """
     return Family(
         name=f"{architectures[0]} (GGUF)",
         model_types=architectures,
@@ -70,14 +78,17 @@ def _unbiased(*architectures: str, source: str) -> Family:
         layers=BY_TENSORS,
         num_experts="expert_count",
         top_k="expert_used_count",
+        router=ROUTER,
         expert_outputs=OUTPUTS,
+        renormalize="expert_weights_norm" if normalises is None else None,
+        renormalize_default=bool(normalises),
     )
 
 
 GGUF_FAMILIES: tuple[Family, ...] = (
     # DeepSeek V3 and R1, Kimi K2, GLM 4.7 Lite; V2 has no bias, and its files before V3 no gating key.
-    _biased("deepseek2", "mistral4", source="src/models/deepseek2.cpp, mistral4.cpp", score="softmax"),
-    _biased("deepseek2-ocr", source="src/models/deepseek2ocr.cpp", score="softmax"),
+    _biased("deepseek2", "mistral4", source="src/models/deepseek2.cpp, mistral4.cpp", score="softmax", router=ROUTER),
+    _biased("deepseek2-ocr", source="src/models/deepseek2ocr.cpp", score="softmax", router=ROUTER),
     _biased("deepseek32", source="src/models/deepseek32.cpp"),
     _biased(
         "deepseek4",
@@ -125,24 +136,25 @@ GGUF_FAMILIES: tuple[Family, ...] = (
         minus_inf_warning=MINUS_INF_WARNING,
     ),
     _unbiased("llama", source="src/models/llama.cpp (Mixtral)"),
-    _unbiased("llama4", source="src/models/llama4.cpp"),
-    _unbiased("qwen2moe", source="src/models/qwen2moe.cpp"),
+    _unbiased("llama4", source="src/models/llama4.cpp", normalises=False),
+    _unbiased("qwen2moe", source="src/models/qwen2moe.cpp", normalises=False),
     _unbiased("qwen3moe", source="src/models/qwen3moe.cpp"),
     _unbiased("qwen3next", source="src/models/qwen3next.cpp"),
     _unbiased("qwen3vlmoe", source="src/models/qwen3vlmoe.cpp"),
     _unbiased("qwen35moe", source="src/models/qwen35moe.cpp"),
-    _unbiased("olmoe", source="src/models/olmoe.cpp"),
-    _unbiased("deepseek", source="src/models/deepseek.cpp"),
-    _unbiased("bailingmoe", source="src/models/bailingmoe.cpp"),
+    _unbiased("olmoe", source="src/models/olmoe.cpp", normalises=False),
+    _unbiased("deepseek", source="src/models/deepseek.cpp", normalises=False),
+    _unbiased("bailingmoe", source="src/models/bailingmoe.cpp", normalises=None),
     _unbiased("hunyuan-moe", source="src/models/hunyuan-moe.cpp"),
     _unbiased("granitemoe", "granitehybrid", source="src/models/granite.cpp, granite-moe.cpp, granite-hybrid.cpp"),
+    # Its norm before the router is an RMS norm to llama.cpp, whatever bias it has: no constant shift, so the centroid.
     _unbiased("phimoe", source="src/models/phi3.cpp, phimoe.cpp"),
     _unbiased("gemma4", source="src/models/gemma4.cpp"),
-    _unbiased("cohere2moe", source="src/models/cohere2moe.cpp"),
+    _unbiased("cohere2moe", source="src/models/cohere2moe.cpp", normalises=None),
     _unbiased("minimax-01", source="src/models/minimax-01.cpp"),
     _unbiased("smallthinker", source="src/models/smallthinker.cpp"),
     _unbiased("dbrx", source="src/models/dbrx.cpp"),
-    _unbiased("jamba", source="src/models/jamba.cpp"),
+    _unbiased("jamba", source="src/models/jamba.cpp", normalises=False),
     _unbiased("grok", source="src/models/grok.cpp"),
     _unbiased("arctic", source="src/models/arctic.cpp"),
 )

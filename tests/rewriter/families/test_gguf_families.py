@@ -10,6 +10,7 @@ def test_each_architecture_stands_in_one_row_with_a_source():
     for row in GGUF_FAMILIES:
         assert row.source.startswith("src/models/")
         assert row.minus_inf_warning or not row.bias
+        assert row.router or row.bias  # what a reroute is written by
 
 
 def test_names_and_tensors_are_those_of_the_gguf_package():
@@ -21,6 +22,8 @@ def test_names_and_tensors_are_those_of_the_gguf_package():
         tensors = constants.MODEL_TENSORS[architectures[name]]
         row = BY_ARCHITECTURE[name]
         assert constants.MODEL_TENSOR.FFN_DOWN_EXP in tensors, name
+        if row.router:
+            assert constants.MODEL_TENSOR.FFN_GATE_INP in tensors, name
         has_bias = constants.MODEL_TENSOR.FFN_EXP_PROBS_B in tensors
         assert (
             has_bias == any("exp_probs_b" in template for template in row.bias) or name in NOT_IN_THE_PACKAGES_LIST
