@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from checkpoints import bias_name, build_checkpoint, shard_of, tree_state, write_set
 from commands import Command
+from gguf_files import model_tensors, write_split
 
 pytestmark = pytest.mark.slow
 IMAGE_BYTES = 1 << 30
@@ -85,6 +86,27 @@ def test_blocks_are_shared(kind: str, tmp_path: Path, mote_rewrite: Command, mot
             opened.seek(-5, os.SEEK_END)
             opened.write(bytes([old[0] ^ 1]))
         assert "differs from the base" in mote_verify(out, "--base", base).error
+        assert tree_state(base) == before
+
+
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_blocks_of_gguf_files_are_shared(
+    kind: str, tmp_path: Path, mote_rewrite: Command, mote_verify: Command
+) -> None:
+    """Headers that grow by whole blocks leave the bodies shared; so do values alone, without a stamp."""
+    with filesystem(kind, tmp_path) as mounted:
+        base, chosen = mounted / "base", write_set(tmp_path / "refusal.json", [(1, 3), (3, 0)])
+        write_split(base, tensors=model_tensors(hidden=4096))
+        total = sum(path.stat().st_size for path in base.glob("*.gguf"))
+        before = tree_state(base)
+        for name, stamp in (("stamped", ()), ("plain", ("--no-stamp",))):
+            used = used_bytes(mounted)
+            outcome = mote_rewrite("--model", base, "--suppress", chosen, "-o", mounted / name, *stamp, "--json")
+            assert outcome.code == 0, outcome.stderr
+            result = json.loads(outcome.stdout)
+            assert result["bytes_copied"] == 0 and result["bytes_shared"] > 0.99 * total
+            assert used_bytes(mounted) - used < FREE_BLOCKS_BYTES < total / 2
+            assert mote_verify(mounted / name, "--base", base, "--full").code == 0
         assert tree_state(base) == before
 
 
