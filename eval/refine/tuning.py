@@ -95,9 +95,7 @@ def tune(
     names = {pair: f"{pair[0]}/{pair[1]}" for pair in pairs}
     study = optuna.create_study(
         directions=["maximize", "minimize"],
-        sampler=optuna.samplers.TPESampler(
-            seed=seed, constraints_func=lambda trial: (trial.user_attrs["kl"] - budget_kl,)
-        ),
+        sampler=optuna.samplers.TPESampler(seed=seed),
     )
     for strength in FIRST_STRENGTHS:
         study.enqueue_trial({name: strength if pair in grown else 0.0 for pair, name in names.items()})
@@ -109,7 +107,7 @@ def tune(
         ]
         for one, dose, measured in zip(asked, doses, measure(doses), strict=True):
             trial = Trial(dose, measured.moved(base), measured.kl)
-            one.set_user_attr("kl", trial.kl)
+            one.set_constraint("KL above the budget", trial.kl - budget_kl)
             study.tell(one, [trial.moved, trial.kl])
             trials.append(trial)
     return Tuning(tuple(trials), budget_kl)
