@@ -9,7 +9,6 @@ import typer
 from eval.options import OUTPUT, EvalRequest
 from rewriter.command import Option, command, parameters_of
 from rewriter.console import make_app, run, say
-from rewriter.errors import InputError
 from rewriter.progress import PartsProgress
 
 EPILOG = """Examples:
@@ -47,10 +46,10 @@ def evaluate(request: CommandLine, words: list[str]) -> None:
     from eval.evaluate import check_complete
     from eval.evaluate import evaluate as evaluate_request
     from eval.report.table import one_screen
+    from ftri.costs import check_rate
 
     request = replace(request, engine_arguments=engine_arguments(request, words))
-    if request.tokens_per_second is not None and not request.tokens_per_second > 0:
-        raise InputError(f"--tokens-per-second is {request.tokens_per_second:g}, expected more than 0")
+    check_rate(request.tokens_per_second)
     if request.dry_run:
         from eval.costs import evaluation_costs
 

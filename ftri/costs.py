@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rewriter.console import duration_text
+from rewriter.errors import InputError
 
 SECONDS_PER_HOUR = 3600.0
 
@@ -50,6 +51,12 @@ class Costs:
             )
         lines += [f"half of it: {option}" for option in self.halved_by]
         return lines
+
+
+def check_rate(tokens_per_second: float | None) -> None:
+    """Refuse a --tokens-per-second that is no rate. Raises: InputError."""
+    if tokens_per_second is not None and not tokens_per_second > 0:
+        raise InputError(f"--tokens-per-second is {tokens_per_second:g}, expected more than 0")
 
 
 def estimate(

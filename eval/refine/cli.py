@@ -10,7 +10,6 @@ import typer
 from eval.refine.options import CHECK, RefineRequest
 from rewriter.command import Option, command, parameters_of
 from rewriter.console import make_app, run, say
-from rewriter.errors import InputError
 from rewriter.progress import PartsProgress
 
 if TYPE_CHECKING:
@@ -50,10 +49,10 @@ def refine(request: CommandLine, words: list[str]) -> None:
     from eval.evaluate import check_complete
     from eval.refine.page import PAGE
     from eval.refine.refine import refine as refine_request
+    from ftri.costs import check_rate
 
     request = replace(request, engine_arguments=engine_arguments(words))
-    if request.tokens_per_second is not None and not request.tokens_per_second > 0:
-        raise InputError(f"--tokens-per-second is {request.tokens_per_second:g}, expected more than 0")
+    check_rate(request.tokens_per_second)
     if request.dry_run:
         from eval.refine.costs import refinement_costs
 

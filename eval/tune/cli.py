@@ -11,7 +11,6 @@ from eval.refine.options import CHECK, INPUT
 from eval.tune.options import TuneRequest
 from rewriter.command import Option, command, parameters_of
 from rewriter.console import make_app, run, say
-from rewriter.errors import InputError
 
 EPILOG = """Examples:
 
@@ -49,12 +48,12 @@ def tune(request: CommandLine, words: list[str]) -> None:
     from eval.tune.plan import show_plan
     from eval.tune.tune import OneEngine, plan_tuning
     from eval.tune.tune import tune as tune_request
+    from ftri.costs import check_rate
     from ftri.engine.arguments import parse_engine_arguments
 
     own = [f"--{parameter.name}" for parameter in parameters_of(CommandLine)]
     request = replace(request, engine_arguments=parse_engine_arguments(words, "mote-tune", own))
-    if request.tokens_per_second is not None and not request.tokens_per_second > 0:
-        raise InputError(f"--tokens-per-second is {request.tokens_per_second:g}, expected more than 0")
+    check_rate(request.tokens_per_second)
     recording = plan_tuning(request, say)
     plan = show_plan(request, recording, say, request.tokens_per_second)
     if request.dry_run:

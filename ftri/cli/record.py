@@ -135,11 +135,12 @@ class CommandLine:
         Raises:
             InputError: one cannot.
         """
+        from ftri.costs import check_rate
+
         for name, least in (("concurrency", 1), ("attempts", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name} is {getattr(self, name)}, expected at least {least}")
-        if self.tokens_per_second is not None and not self.tokens_per_second > 0:
-            raise InputError(f"--tokens-per-second is {self.tokens_per_second:g}, expected more than 0")
+        check_rate(self.tokens_per_second)
 
     def endpoint(self) -> Endpoint | None:
         """The server to record from, where one was named."""
