@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from eval.options import OUTPUT, EvalRequest
-from rewriter.command import Option, command, parameters_of
+from rewriter.command import DefaultCommandGroup, Option, command, parameters_of
 from rewriter.console import make_app, run, say
 from rewriter.progress import PartsProgress
 
@@ -24,7 +24,7 @@ Further options go to vLLM's engine and are checked by vLLM, for example --tenso
 A run that was stopped goes on where it was when the same command is given again.
 """
 
-app = make_app()
+app = make_app(cls=DefaultCommandGroup)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from rewriter.console import QUIET_HELP, VERBOSE_HELP, Application
 from rewriter.errors import InputError
@@ -206,6 +206,35 @@ class PanelCommand(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+        group = ctx.parent.command if ctx.parent is not None else None
+        if isinstance(group, DefaultCommandGroup) and group.default is self:
+            with formatter.section("Other commands"):
+                formatter.write_dl(group.others(str(ctx.parent.info_name)))
+
+
+class DefaultCommandGroup(TyperGroup):
+    """A group whose first command may be left out: `mote-ftri TRACES` is `mote-ftri find TRACES`."""
+
+    @property
+    def default(self) -> Any:
+        """The command that was declared first."""
+        return next(iter(self.commands.values()))
+
+    def others(self, name: str) -> list[tuple[str, str]]:
+        """The commands that have to be named, each with its purpose; `name` is the group's."""
+        commands = list(self.commands.items())[1:]
+        return [(f"{name} {word}", command.get_short_help_str(limit=120)) for word, command in commands]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the default command before arguments that do not begin with a command."""
+        own = {*self.commands, "--install-completion", "--show-completion"}
+        if (not args and not ctx.resilient_parsing) or (args and args[0] not in own):
+            args = [str(self.default.name), *args]
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Complete the first word: a command, or what the default command takes."""
+        return [*super().shell_complete(ctx, incomplete), *self.default.shell_complete(ctx, incomplete)]
 
 
 # Declared by the application for every command, and options of a file like the others.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from rewriter.command import PanelCommand
+from rewriter.command import DefaultCommandGroup, PanelCommand
 from rewriter.console import make_app, progress_bar, run, say
 from rewriter.whole_file import make_folder
 
@@ -18,30 +17,12 @@ if TYPE_CHECKING:
     from ftri.analysis.significance import Progress
     from rewriter.expert_set import ExpertSet
 
-DEFAULT_COMMAND = "find"
 CLASSES, RANKING, RESULT = "Classes", "Ranking", "Result"
-
-
-class DefaultCommandGroup(TyperGroup):
-    """A group whose first command may be left out: `mote-ftri TRACES` is `mote-ftri find TRACES`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the default command before arguments that do not begin with a command."""
-        own = {*self.commands, "--install-completion", "--show-completion"}
-        if (not args and not ctx.resilient_parsing) or (args and args[0] not in own):
-            args = [DEFAULT_COMMAND, *args]
-        return super().parse_args(ctx, args)
-
-    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """Complete the first word: a command, or what the default command takes."""
-        default = self.commands[DEFAULT_COMMAND]
-        return [*super().shell_complete(ctx, incomplete), *default.shell_complete(ctx, incomplete)]
-
 
 app = make_app(cls=DefaultCommandGroup)
 
 
-@app.command(DEFAULT_COMMAND, cls=PanelCommand)
+@app.command("find", cls=PanelCommand)
 def find_command(
     *,
     traces: Annotated[
@@ -156,7 +137,7 @@ def find_command(
     """Find the experts that a behaviour uses more than other responses do (functional Token Resonance Imaging).
 
     Counts, for every prompt, how many tokens selected each expert, and ranks experts by the mean of the class minus the
-    mean of the others. With `merge` as the first word, adds trace folders instead: mote-ftri merge --help.
+    mean of the others.
 
     Example: mote-ftri traces --behavior refused -o refusal.json --report report
 
