@@ -144,7 +144,9 @@ def result_lines(result: WriteResult, plan: Plan) -> list[str]:
         f"  {plan.config_place}: {result.renormalization}",
     ]
     if result.files_left_out:
-        lines.append(f"  left out (other weights, training state): {', '.join(result.files_left_out)}")
+        lines.append(
+            f"  left out (other weights, training state, scripts, linked folders): {', '.join(result.files_left_out)}"
+        )
     if result.bytes_linked:
         lines.append("  note: linked shards are the base's own files; do not edit them in place")
     lines += [f"  note: {note}" for note in plan.notes]

@@ -72,11 +72,18 @@ def list_files(folder: Path, record: VariantRecord) -> list[LocalFile]:
 
     Raises:
         CheckpointError: a link leads elsewhere.
-        InputError: something is not a file.
+        InputError: something is not a file, a folder is a link, or cannot be read.
     """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"'{error.filename}' cannot be read ({error.strerror}), so what it holds is not known")
+
     files = []
-    for base, folders, names in os.walk(folder):
+    for base, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
+        for name in folders:
+            if (Path(base) / name).is_symlink():
+                raise InputError(f"'{Path(base) / name}' is a link to a folder, expected none in a variant")
         for name in sorted(names):
             if name.startswith("."):
                 continue

@@ -30,6 +30,7 @@ SERVE_BLOCK = "mote-serve"
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MAX_FRONT_MATTER_CHARACTERS = 4_000_000
 MAX_FRONT_MATTER_DEPTH = 32
+FRONT_MATTER = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 NUM_TABLE_ROWS = 200
@@ -159,7 +160,7 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
     Raises:
         ValueError: the front matter is not YAML, or not a mapping.
     """
-    match = re.match(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", text, flags=re.DOTALL | re.MULTILINE)
+    match = FRONT_MATTER.match(text)
     if match is None:
         return {}, text
     data = _load_front_matter(match.group(1))
@@ -214,25 +215,27 @@ def block(name: str, text: str) -> str:
 
 def find_block(card: str, name: str) -> str | None:
     """Return the text between a block's markers, or None if the card has no such block."""
-    match = _block_pattern(name).search(card)
+    match = _block_pattern(name).search(_parted(card)[1])
     return match.group(1).strip() if match else None
 
 
 def replace_block(card: str, name: str, text: str, heading: str | None = None) -> str:
     """Return the card with the named block's text replaced; if absent, append it under heading.
 
-    Everything outside the markers stays as it is, byte for byte.
+    Everything outside the markers stays as it is, byte for byte. The front matter has no blocks: what it carries over from
+    the base's card (its terms, its licence's name) may be a stranger's words, and may be these markers.
 
     Raises:
-        ValueError: the card has more than one such block, or only one of the two markers.
+        ValueError: the card's body has more than one such block, or only one of the two markers.
     """
-    num_starts, num_ends = card.count(f"<!-- {name}:start -->"), card.count(f"<!-- {name}:end -->")
+    head, body = _parted(card)
+    num_starts, num_ends = body.count(f"<!-- {name}:start -->"), body.count(f"<!-- {name}:end -->")
     if num_starts == num_ends == 0:
         title = f"## {heading}\n\n" if heading else ""
         return f"{card.rstrip()}\n\n{title}{block(name, text)}\n"
-    if num_starts != 1 or num_ends != 1 or _block_pattern(name).search(card) is None:
+    if num_starts != 1 or num_ends != 1 or _block_pattern(name).search(body) is None:
         raise ValueError(f"the card has {num_starts} start and {num_ends} end markers of {name}, expected one of each")
-    return _block_pattern(name).sub(lambda _: block(name, text), card)
+    return head + _block_pattern(name).sub(lambda _: block(name, text), body)
 
 
 def replace_results(card: str, results: str) -> str:
@@ -379,6 +382,13 @@ def _licence(facts: CardFacts, base_data: Mapping[str, Any]) -> str:
     if any(key.startswith("extra_gated") for key in base_data):
         lines.append("The base asks for agreement to terms of access; they are carried over in this card's metadata.")
     return " ".join(lines)
+
+
+def _parted(card: str) -> tuple[str, str]:
+    """A card's front matter with its dashes, and all behind it."""
+    match = FRONT_MATTER.match(card)
+    end = match.end() if match is not None else 0
+    return card[:end], card[end:]
 
 
 def _block_pattern(name: str) -> re.Pattern[str]:

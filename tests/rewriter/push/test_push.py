@@ -256,6 +256,17 @@ def test_a_link_to_a_file_outside_the_model_is_not_published(hub: Hub, tmp_path:
     assert hub.double.repo("alice/linked") is None and writes(hub) == []
 
 
+def test_a_linked_folder_is_not_passed_over(hub: Hub, tmp_path: Path) -> None:
+    """What a variant seems to hold would be missing from what is published, and nobody told."""
+    linked = shutil.copytree(hub.variant, tmp_path / "linked")
+    (tmp_path / "elsewhere").mkdir()
+    (linked / "assets").symlink_to(tmp_path / "elsewhere")
+    for more in ((), ("--recipe",)):
+        refused = hub.error(hub.push(linked, "alice/linked", "--yes", *more, fails=True))
+        assert f"'{linked / 'assets'}' is a link to a folder, expected none in a variant" in refused
+    assert hub.double.repo("alice/linked") is None and writes(hub) == []
+
+
 def test_token_that_may_only_read(hub: Hub) -> None:
     refused = hub.error(hub.push(hub.variant, "alice/readonly", "--yes", token=READ_TOKEN, fails=True))
     assert "the token has no permission for 'alice/readonly' (403): it needs write access" in refused

@@ -12,6 +12,7 @@ from rewriter.variant.card import (
     EditedExpert,
     build_card,
     find_block,
+    join_card,
     replace_results,
     replace_safety,
     replace_serve_line,
@@ -165,6 +166,22 @@ def test_results_are_appended_to_a_card_without_the_section() -> None:
 def test_broken_markers_are_refused(broken: str) -> None:
     with pytest.raises(ValueError, match="expected one of each"):
         replace_results(broken, "x")
+
+
+def test_markers_in_a_bases_card_are_no_markers() -> None:
+    """A stranger's base card may hold the words between which our sections are replaced; terms and tags carry them over."""
+    marks = "<!-- mote-eval:start -->\n---\n<!-- mote-serve:end -->"
+    base_card = join_card(
+        {"license_name": marks, "extra_gated_prompt": marks, "tags": ["<!-- mote-eval:start -->"]}, marks
+    )
+    card = build_card(facts(), base_card)
+    assert split_card(card)[0]["extra_gated_prompt"] == split_card(card)[0]["license_name"] == marks
+    measured = replace_serve_line(replace_results(card, "ninety"), "vllm serve alice/R1-mote")
+    assert find_block(measured, "mote-eval") == "ninety" and "./R1-mote" not in measured
+    assert split_card(measured)[0] == split_card(card)[0]
+    only_words = join_card({"license_name": "<!-- mote-eval:start -->a<!-- mote-eval:end -->"}, "# Mine")
+    assert find_block(only_words, "mote-eval") is None
+    assert find_block(replace_results(only_words, "ninety"), "mote-eval") == "ninety"
 
 
 def test_serving_line_is_replaced() -> None:
