@@ -1,12 +1,12 @@
 """Reports and cards made of hostile text, opened in a browser: no script of a prompt, a response or a name runs."""
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import synthetic
+from chromium import FLAGS, chromium_path
 from doubles import MOE_LAYERS
 from fake_run import evaluate
 
@@ -47,16 +47,16 @@ if (!one.href || one.protocol === "javascript:") one.click();</script>"""
 
 def opened(html: str, folder: Path) -> str:
     """The document as Chromium has it after the page's scripts have run and everything was clicked."""
-    path = next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-    )
-    if path is None:
-        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
     page = folder / "page.html"
     page.write_text(html + VISITOR, encoding="utf-8", errors="replace")
-    flags = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run --disable-sync"
-    flags += " --disable-background-networking --disable-component-update --virtual-time-budget=3000"
-    command = [path, *flags.split(), f"--user-data-dir={folder / 'profile'}", "--dump-dom", page.as_uri()]
+    command = [
+        chromium_path(),
+        *FLAGS,
+        "--virtual-time-budget=3000",
+        f"--user-data-dir={folder / 'profile'}",
+        "--dump-dom",
+        page.as_uri(),
+    ]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "<body" in shown.stdout, shown.stderr[-2000:]
     return shown.stdout

@@ -3,12 +3,12 @@
 import html.parser
 import json
 import re
-import shutil
 import struct
 import subprocess
 
 import pytest
 import synthetic
+from chromium import chromium_path
 from running import run_main
 
 from ftri.analysis.find import find
@@ -212,14 +212,6 @@ VISITOR = """
 """
 
 
-def browser():
-    """The path of an installed Chromium or Chrome; the test fails without one rather than pass unseen."""
-    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
-        if path := shutil.which(name):
-            return path
-    pytest.fail("no Chromium is installed: the slow tests look at the report in one (Debian: apt-get install chromium)")
-
-
 def visit(page, folder):
     """What the visitor saw of a page, opened from a file without a network."""
     errors = "<script>window.visitorErrors = []; window.onerror = (m) => window.visitorErrors.push(String(m));</script>"
@@ -227,7 +219,7 @@ def visit(page, folder):
     text = page.replace("<head>", "<head>" + errors, 1).replace("</body>", VISITOR + "</body>")
     path.write_text(text, encoding="utf-8")
     command = [
-        browser(),
+        chromium_path(),
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
