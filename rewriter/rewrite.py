@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -64,14 +64,22 @@ class Edit:
     def plan(self, checkpoint: Model, **base: str | None) -> Plan:
         """The plan on a base; a recipe's base is checked first, by the hashes of what would change.
 
-        Raises: as make_plan does; CheckpointError for a base that is not the recipe's.
+        Raises: as make_plan does; CheckpointError for a base that is not the recipe's; InputError for a bias that nothing gets.
         """
         if self.recipe is None:
+            self._check_bias_is_set(checkpoint)
             return make_plan(checkpoint, self.suppress, self.stimulate, self.options, **base)
         check_base(self.recipe, checkpoint)
         plan = make_plan(checkpoint, self.suppress, self.stimulate, self.options, **base)
         check_plan(self.recipe, plan)
         return plan
+
+    def _check_bias_is_set(self, checkpoint: Model) -> None:
+        """Refuse a value for the bias of suppressed experts where none gets one: it would be passed over without a word."""
+        is_set = checkpoint.layout.has_bias and self.options.semantics != DROP
+        if self.suppress is not None and not is_set and self.options.suppress_bias != "auto":
+            why = "a drop sets no bias" if checkpoint.layout.has_bias else "this model's routers have no bias"
+            raise InputError(f"--suppress-bias is {self.options.suppress_bias}, but {why}, expected no --suppress-bias")
 
 
 @dataclass(frozen=True)
@@ -294,7 +302,7 @@ def _edit_of_recipe(request: RewriteRequest) -> Edit:
             raise InputError(f"--recipe says what to edit, so --{name.replace('_', '-')} cannot be given with it")
     recipe = load_recipe(str(request.recipe))
     suppress, stimulate = expert_set_of(recipe, SUPPRESS), expert_set_of(recipe, STIMULATE)
-    return Edit(options_of(recipe), suppress, stimulate, recipe)
+    return Edit(replace(options_of(recipe), stamp=request.stamp), suppress, stimulate, recipe)
 
 
 def _load_set(source: str | None, request: RewriteRequest, layer_index: LayerIndex | None) -> ExpertSet | None:

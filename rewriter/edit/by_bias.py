@@ -10,11 +10,11 @@ from rewriter.checkpoint.source import TensorEntry
 from rewriter.edit.by_output import drop_outputs
 from rewriter.edit.feasibility import check_feasible
 from rewriter.edit.patches import EditOptions, LayerEdit, Pair, ShiftedBias, TensorPatch, of_layer, whole_patch
-from rewriter.edit.record import MINUS_INF
+from rewriter.edit.record import MINUS_INF, VariantRecord
 from rewriter.edit.tensors import MINUS_INFINITY, Margins, decode_bias, edit_bias, margins, shift_bias
 from rewriter.errors import CheckpointError, PlanError
 from rewriter.families.family import RouterLayout
-from rewriter.semantics import DROP, CheckpointSemantics
+from rewriter.semantics import DROP, STIMULATE, CheckpointSemantics
 
 
 def edit_by_bias(
@@ -24,10 +24,12 @@ def edit_by_bias(
     semantics: CheckpointSemantics,
     options: EditOptions,
     shifts: Mapping[Pair, float],
+    previous: VariantRecord | None,
 ) -> tuple[list[LayerEdit], list[TensorPatch]]:
     """The edit of routers with a bias; a drop needs it for stimulation only.
 
-    shifts: what is added to the bias of suppressed experts that stay selectable.
+    shifts: what is added to the bias of suppressed experts that stay selectable; previous: the record of the base, where that is
+    a variant itself, whose suppressed experts must stay out.
     """
     layers: list[LayerEdit] = []
     patches: list[TensorPatch] = []
@@ -39,7 +41,7 @@ def edit_by_bias(
                 layers.append(LayerEdit(layer, chosen, ()))
                 continue
         of_this = {expert: shift for (at, expert), shift in sorted(shifts.items()) if at == layer}
-        edit, patch = _edit_layer_bias(checkpoint, layer, chosen, favoured, options, of_this)
+        edit, patch = _edit_layer_bias(checkpoint, layer, chosen, favoured, options, of_this, previous)
         layers.append(edit)
         patches.append(patch)
     return layers, patches
@@ -52,6 +54,7 @@ def _edit_layer_bias(
     stimulated: tuple[int, ...],
     options: EditOptions,
     shifts: Mapping[int, float],
+    previous: VariantRecord | None,
 ) -> tuple[LayerEdit, TensorPatch]:
     """The patch of one layer's selection bias."""
     layout = checkpoint.layout
@@ -65,7 +68,9 @@ def _edit_layer_bias(
         suppressed_here: tuple[int, ...] = ()
     else:
         suppressed_here = tuple(expert for expert in suppressed if expert not in shifts)
-    dead_before = set(np.flatnonzero(np.isneginf(bias)).tolist())
+    # Those of a base that is a variant may be kept out by a finite bias.
+    kept_out, raised = _edited_before(previous, layer)
+    dead_before = set(np.flatnonzero(np.isneginf(bias)).tolist()) | (kept_out - shifts.keys())
     revived = dead_before & set(stimulated)
     value = _suppress_value(layer, bias, suppressed_here, stimulated, options, layout) if suppressed_here else None
     favour = _margins(layer, bias, suppressed_here, stimulated, layout).stimulate if stimulated else None
@@ -88,6 +93,8 @@ def _edit_layer_bias(
         stimulated=stimulated,
         edited=edited.astype(np.float64).ravel().tolist(),
     )
+    touched = dead_before | raised | {*suppressed_here, *stimulated}
+    _check_kept_out(layer, edited, dead_before - {*suppressed_here, *stimulated}, touched, layout)
     edit = LayerEdit(
         layer,
         suppressed,
@@ -97,6 +104,33 @@ def _edit_layer_bias(
         shifted=tuple(ShiftedBias(expert, shift, float(edited[expert])) for expert, shift in shifts.items()),
     )
     return edit, whole_patch(entry, before, edited.tobytes())
+
+
+def _edited_before(previous: VariantRecord | None, layer: int) -> tuple[set[int], set[int]]:
+    """The experts of a layer that the base's own edits keep out by the router's bias, and those that they stimulate."""
+    edits = [one for one in previous.edits_in_force() if one.layer == layer and one.edits_bias] if previous else []
+    return (
+        {one.expert for one in edits if one.rules_out_selection},
+        {one.expert for one in edits if one.action == STIMULATE},
+    )
+
+
+def _check_kept_out(layer: int, edited: Any, kept_out: set[int], touched: set[int], layout: RouterLayout) -> None:
+    """Refuse an edit whose lower biases bring experts that the base keeps out by a finite one within reach of a selection.
+
+    touched: the experts that any edit suppresses or stimulates; the others are those to lie below.
+    """
+    finite = sorted(expert for expert in kept_out if np.isfinite(float(edited[expert])))
+    if not finite:
+        return
+    bound = _margins(layer, edited, tuple(touched), (), layout).suppress_bound
+    for expert in finite:
+        if not float(edited[expert]) < bound:
+            raise PlanError(
+                f"layer {layer}: the base keeps expert {expert} out by a bias of {float(edited[expert]):g}, but beside the biases"
+                f" of this edit it could be selected, expected less than {bound:g}; edit the base's own base with one set of all"
+                " experts"
+            )
 
 
 def _read_bias(checkpoint: Model, layer: int) -> tuple[TensorEntry, bytes]:

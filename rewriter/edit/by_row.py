@@ -3,7 +3,7 @@
 from rewriter.checkpoint.kinds import Model
 from rewriter.edit.by_output import drop_outputs
 from rewriter.edit.patches import EditOptions, LayerEdit, Pair, TensorPatch, of_layer, sha256
-from rewriter.edit.record import VariantRecord
+from rewriter.edit.record import SHIFTED_ROW, ExpertRecord, VariantRecord
 from rewriter.edit.router_weight import RowChange, edit_router
 from rewriter.families.family import RouterLayout
 from rewriter.semantics import CENTROID, DROP, REROUTE, CheckpointSemantics
@@ -21,8 +21,9 @@ def edit_without_bias(
     may_reroute = options.semantics != DROP and bool(layout.family.router)
     if may_reroute and (options.semantics is not None or layout.reroutes_by_default or layout.family.router_norm):
         before = _rows_suppressed_before(previous)
+        pairs = [(one.layer, one.expert) for one in before]
         edits = {
-            layer: edit_router(checkpoint, layer, {*experts, *of_layer(before, layer)})
+            layer: edit_router(checkpoint, layer, {*experts, *of_layer(pairs, layer)})
             for layer, experts in chosen.items()
         }
         is_certain = all(edit.shift is not None for edit in edits.values())
@@ -30,7 +31,10 @@ def edit_without_bias(
             patches = [_row_patch(row) for edit in edits.values() for row in edit.rows]
             for layer, experts in chosen.items():
                 if edits[layer].shift is None:
-                    patches += drop_outputs(checkpoint, layout, layer, experts)
+                    # A row of the base's that was shifted is a mean now, which a token may select.
+                    shifted = of_layer(((one.layer, one.expert) for one in before if one.value == SHIFTED_ROW), layer)
+                    chosen[layer] = tuple(sorted({*experts, *shifted}))
+                    patches += drop_outputs(checkpoint, layout, layer, chosen[layer])
             layers = [
                 LayerEdit(layer, experts, (), suppress_value=edits[layer].shift) for layer, experts in chosen.items()
             ]
@@ -40,10 +44,10 @@ def edit_without_bias(
     return DROP, layers, patches
 
 
-def _rows_suppressed_before(previous: VariantRecord | None) -> list[Pair]:
+def _rows_suppressed_before(previous: VariantRecord | None) -> list[ExpertRecord]:
     """The experts whose router rows the base's own edits took out of the selection."""
     records = previous.chain() if previous is not None else ()
-    return [(one.layer, one.expert) for record in records for one in record.experts if one.edits_row]
+    return [one for record in records for one in record.experts if one.edits_row]
 
 
 def _row_patch(row: RowChange) -> TensorPatch:

@@ -92,7 +92,7 @@ def make_plan(
     previous = find_record(checkpoint.config, checkpoint.source.name, checkpoint.config_place)
     if layout.has_bias:
         semantics: CheckpointSemantics = DROP if options.semantics == DROP else REROUTE
-        layers, patches = edit_by_bias(checkpoint, suppressed, stimulated, semantics, options, shifts)
+        layers, patches = edit_by_bias(checkpoint, suppressed, stimulated, semantics, options, shifts, previous)
     else:
         semantics, layers, patches = edit_without_bias(checkpoint, suppressed, options, previous)
 

@@ -179,6 +179,7 @@ def test_suppress_bias_as_an_argument_of_its_own(
         (["--suppress-bias", "inf"], "--suppress-bias is inf, expected"),
         (["--suppress-bias", "0"], "could still be selected, expected less than"),
         (["--suppress-bias", "-1e300"], "does not fit the bias's type F32"),
+        (["--suppress-bias", "margin", "--semantics", "drop"], "--suppress-bias is margin, but a drop sets no bias"),
         (["--semantics", "zero"], "--semantics is 'zero', expected one of auto, reroute, drop"),
         (["--link", "soft"], "--link is 'soft', expected one of auto, reflink, hardlink, symlink, copy"),
         (["--layer-index", "all"], "--layer-index is 'all', expected one of model, moe"),
@@ -198,6 +199,10 @@ def test_a_family_without_router_bias_is_rerouted_by_its_rows_and_called_so_ever
     sizes = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
     base = build_checkpoint(tmp_path / "base", model_type="deepseek_v2", **sizes)
     command = ("--model", base, "--suppress", refusal, "-o", tmp_path / "out")
+    assert (
+        "--suppress-bias is -4.5, but this model's routers have no bias"
+        in mote_rewrite(*command, "--suppress-bias=-4.5").error
+    )
     planned = mote_rewrite(*command, "--dry-run").stdout
     assert "reroute (centroid): router row the survivors' mean, output zeroed" in planned
     assert "not proved. mote-verify --traces counts it" in planned

@@ -9,6 +9,7 @@ from checkpoints import NUMPY_DTYPES, Tensor, build_checkpoint, down_proj_name, 
 
 from rewriter.checkpoint.edited_json import config_text
 from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit import router_weight
 from rewriter.edit.patches import EditOptions
 from rewriter.edit.plan import make_plan
 from rewriter.edit.record import MEAN_ROW, SHIFTED_ROW, ZERO_OUTPUT
@@ -243,6 +244,21 @@ def test_a_norms_bias_carries_a_true_reroute_whatever_the_number_of_experts(tmp_
     assert [patch.tensor for patch in plan.patches] == ["model.layers.0.block_sparse_moe.gate.weight"]
     assert plan.layers[0].suppress_value > 0
     assert replan(base, plan.record).record == plan.record
+
+
+def test_rows_that_were_shifted_and_become_means_lose_their_outputs_too(tmp_path, monkeypatch):
+    base = phimoe(tmp_path / "base", 1.0)
+    first = make_plan(base, experts((0, 3)), None, EditOptions())
+    assert {one.value for one in first.record.experts} == {SHIFTED_ROW}
+    (base.source.path / "config.json").write_text(config_text(first.config))
+    # No shift is large enough for the survivors that are left.
+    monkeypatch.setattr(router_weight, "shifted_row", lambda *arguments: None)
+    second = make_plan(Checkpoint.open(base.source.path), experts((0, 7)), None, EditOptions(REROUTE))
+    assert [(one.expert, one.value) for one in second.record.experts] == [(3, MEAN_ROW), (7, MEAN_ROW)]
+    assert not any(one.rules_out_selection for one in second.record.edits_in_force())
+    assert replan(Checkpoint.open(base.source.path), second.record).record == second.record
+    zeroed = {patch.tensor for patch in second.patches if patch.data is None}
+    assert zeroed == {f"model.layers.0.block_sparse_moe.experts.{expert}.w2.weight" for expert in (3, 7)}
 
 
 def test_a_norm_whose_bias_is_lost_in_noise_leaves_the_centroid(tmp_path):

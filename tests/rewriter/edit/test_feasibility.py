@@ -275,3 +275,30 @@ def test_experts_the_base_has_at_minus_infinity_count_as_dead() -> None:
         bias[expert] = MINUS_INFINITY
     with pytest.raises(PlanError, match="1 groups keep at least 2 live experts"):
         Case(Router(4, 2, 4), bias, "F32", frozenset({15}), frozenset()).edited()
+
+
+def edited_again(suppressed: Collection[int], again: list[ExpertEntry], stimulated: Collection[int] = ()) -> np.ndarray:
+    """The bias [E] of a variant whose base is one that a finite margin keeps `suppressed` out of; 16 experts, top-4."""
+    ungrouped = {"n_group": 1, "topk_group": 1}
+    base = Checkpoint(one_router([4.0 + 0.01 * e for e in range(16)], "F32", **ungrouped))
+    options = EditOptions(suppress_bias="margin")
+    first = make_plan(base, expert_set(frozenset(suppressed)), expert_set(frozenset(stimulated)), options)
+    bias = np.frombuffer(first.patches[0].data or b"", "<f4")
+    variant = Checkpoint(one_router(bias.tolist(), "F32", mote=first.config["mote"], **ungrouped))
+    chosen = ExpertSet(layer_index="model", behavior="again", experts=again)
+    return np.frombuffer(make_plan(variant, chosen, None, options).patches[0].data or b"", "<f4")
+
+
+def test_experts_that_the_base_keeps_out_by_a_margin_count_as_dead() -> None:
+    with pytest.raises(PlanError, match="13 of 16 experts are suppressed, which leaves 3, but the router selects 4"):
+        edited_again(range(10), [ExpertEntry(layer=1, expert=expert) for expert in range(10, 13)])
+    edited = edited_again(range(10), [ExpertEntry(layer=1, expert=expert) for expert in (10, 11)])
+    assert max(edited[:12]) + 1 < min(edited[12:])
+
+
+def test_experts_that_the_base_keeps_out_stay_out_whatever_is_shifted() -> None:
+    lowered = [ExpertEntry(layer=1, expert=expert, bias_shift=-1000.0) for expert in range(10, 16)]
+    with pytest.raises(PlanError, match=r"layer 1: the base keeps expert 0 out by a bias of .*, but beside the biases"):
+        edited_again(range(10), lowered)
+    # A little lower, or beside an expert that the base stimulates, they are out of reach all the same.
+    assert edited_again(range(5), [ExpertEntry(layer=1, expert=9, bias_shift=-0.01)], (15,)).size == 16

@@ -97,6 +97,13 @@ def test_recipe_from_folder_or_file_plans_as_the_original(variant: Path, base: P
         assert plan.record.behavior == "refusal"
 
 
+def test_recipe_without_a_stamp_changes_values_alone(variant: Path, base: Path, tmp_path: Path) -> None:
+    path = save(variant, tmp_path / "mote-recipe.json")
+    request = RewriteRequest(model=str(base), recipe=str(path), output=tmp_path / "out", stamp=False)
+    record = prepare(request, say=lambda message: None).plan.record
+    assert not record.stamped and record.tensors == read_variant(variant).tensors
+
+
 def test_plan_with_other_bytes_is_refused(variant: Path, base: Path, tmp_path: Path) -> None:
     recipe = load_recipe(str(save(variant, tmp_path / "mote-recipe.json")))
     request = RewriteRequest(model=str(base), suppress=str(expert_file(tmp_path, [(2, 1)])), output=tmp_path / "out")
