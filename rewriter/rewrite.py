@@ -124,7 +124,7 @@ def prepare(request: RewriteRequest, *, say: Callable[[str], None]) -> Prepared:
     link: LinkMode = _choice("--link", request.link, LinkMode)
     edit = read_edit(request)
     model, revision = base_name(request, edit)
-    if _is_far(model, revision):
+    if is_far(model, revision):
         target = request.output or _default_target(model, edit)
         check_target_is_free(target.absolute(), overwrite=request.overwrite)
         _plan_remotely(edit, model, revision, say)
@@ -162,7 +162,7 @@ def would_download(request: RewriteRequest) -> bool:
     Raises:
         InputError: the request's files cannot be read, or name no model.
     """
-    return _is_far(*base_name(request, read_edit(request)))
+    return is_far(*base_name(request, read_edit(request)))
 
 
 def prepare_remote(request: RewriteRequest, *, say: Callable[[str], None]) -> RemotePlan:
@@ -201,7 +201,7 @@ def _is_hub_id(model: str) -> bool:
     return not is_local(model) and looks_like_repo_id(model)
 
 
-def _is_far(model: str, revision: str | None) -> bool:
+def is_far(model: str, revision: str | None) -> bool:
     """Whether a model would have to be downloaded."""
     from rewriter.hub.models import find_in_cache
 

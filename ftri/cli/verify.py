@@ -53,6 +53,7 @@ def verify_variant(
     from rewriter.checkpoint.kinds import open_model
     from rewriter.cli.text import proof_lines, selection_lines, verify_lines
     from rewriter.edit.record import read_record
+    from rewriter.errors import InputError
     from rewriter.hub.models import resolve_model
     from rewriter.variant.proof import what_is_proved
     from rewriter.variant.runtimes import safety
@@ -60,6 +61,10 @@ def verify_variant(
     from rewriter.variant.verify import base_of, verify
 
     if _is_served(variant):
+        if traces or imatrix or base_imatrix:
+            raise InputError(
+                "--traces and --imatrix tell whether a checkpoint's edit is followed; a served variant has none, its server edits"
+            )
         _verify_served(variant, base, as_json)
         return
     model, revision = (base, None) if base else base_of(variant)
@@ -153,9 +158,18 @@ def _verify_served(variant: Path, base: str | None, as_json: bool) -> None:
     if model is None:
         raise InputError(f"{variant}: was made from a folder, give it by --base")
     folder = resolve_model(model, revision, say=say).folder
-    record = verify_served(variant, folder)
-    lines = [f"verified: {variant} has the weights of {folder} and its config but for the record", *record.lines()]
-    document = {"variant": str(variant), "base": str(folder), "mote": record.to_block()}
+    proof = verify_served(variant, folder)
+    lines = [
+        f"verified: {variant} has the weights and other files of {folder}, and its config but for the record",
+        *proof.record.lines(),
+        *([f"  not compared with anything: {', '.join(proof.not_compared)}"] if proof.not_compared else []),
+    ]
+    document = {
+        "variant": str(variant),
+        "base": str(folder),
+        "mote": proof.record.to_block(),
+        "not_compared": proof.not_compared,
+    }
     print(json.dumps(document, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
 
 

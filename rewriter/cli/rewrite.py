@@ -133,11 +133,11 @@ def rewrite(
     if dial or semantics == DROP_RENORM:
         if push_to_hub is not None:
             raise InputError("--push-to-hub cannot be given for a served variant: it has no weights of its own to push")
-        served = prepare_served(request, dial or [], say=say)
+        served = prepare_served(request, dial or [], say=say, fetch=not dry_run)
         if dry_run:
             _print(served.to_json() if as_json else served.lines())
         else:
-            written = execute_served(served)
+            written = execute_served(served, progress=byte_progress)
             _print(written.to_json() if as_json else written.lines())
         return
     if remote_plan or (dry_run and would_download(request)):

@@ -9,15 +9,16 @@ from pathlib import Path
 from rewriter.checkpoint.kinds import Model
 from rewriter.checkpoint.links import check_links
 from rewriter.checkpoint.other_files import CARD_NAME, is_weights
-from rewriter.edit.record import VariantRecord
 from rewriter.errors import VerificationError
 
 # What mote-eval and mote-push put beside a variant: notes for people, which no runtime reads.
 NOTES = ("mote-*.md", "mote-*.json")
 
 
-def check_other_files(variant: Model, base: Model, record: VariantRecord) -> list[str]:
+def check_other_files(variant: Model, base: Model, base_folder: str | None) -> list[str]:
     """Compare all files that are neither shards nor the config; returns those that are compared with nothing.
+
+    base_folder: what the variant's record calls the base's folder, which shards may be links into.
 
     Raises:
         VerificationError: a file of the base is missing or differs, a file is not the base's, or a folder cannot be read.
@@ -25,7 +26,7 @@ def check_other_files(variant: Model, base: Model, record: VariantRecord) -> lis
     """
     wanted, _ = base.other_files()
     found = list(_files(variant.folder))
-    check_links(variant.folder, found, base_name=record.base_folder, base=base.folder)
+    check_links(variant.folder, found, base_name=base_folder, base=base.folder)
     for path in wanted:
         if not (variant.folder / path).is_file():
             raise VerificationError(f"{variant.folder / path}: no such file, but the base has it")

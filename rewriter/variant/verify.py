@@ -80,7 +80,7 @@ def verify(
         raise VerificationError(
             f"{variant.source.name}: its index differs from the base's, for example for {differing}"
         )
-    not_compared = check_other_files(variant, base, record)
+    not_compared = check_other_files(variant, base, record.base_folder)
     not_compared += [f"{name} of the mote block" for name in _unproven(record, base_id)]
     result = VerifyResult(
         str(variant_folder),

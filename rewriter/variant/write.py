@@ -89,22 +89,22 @@ def write_variant(
                 f" ({seen.num_changed} edited shards copied, {seen.num_unchanged} others by {seen.unchanged_method})"
             )
         result = _new_result(plan, checkpoint, base, target)
-        before = _state_of_base(checkpoint)
+        before = state_of_base(checkpoint)
         total = seen.unchanged_bytes + sum(checkpoint.shard_size(shard) for shard in plan.changed_shards)
         try:
-            with progress(total) if progress else nullcontext(_ignore) as report:
+            with progress(total) if progress else nullcontext(ignore) as report:
                 _write_shards(plan, checkpoint, output.partial, link, result, report)
             _write_companions(plan, checkpoint, output.partial, target, result)
             before.check_unchanged()
             check_patched(output.partial, plan)
         except OSError as error:
-            raise _explain(error, base, target) from None
+            raise explained(error, base, target) from None
         output.commit()
     result.seconds = time.monotonic() - started
     return result
 
 
-def _state_of_base(checkpoint: Model) -> BaseState:
+def state_of_base(checkpoint: Model) -> BaseState:
     """What the base's files are now, each shard as long as its header says.
 
     Raises:
@@ -133,13 +133,17 @@ def check_patched(folder: Path, plan: Plan) -> None:
             )
 
 
-def _ignore(count: int) -> None:
+def ignore(count: int) -> None:
     """A progress report that nobody watches."""
 
 
-def _new_result(plan: Plan, checkpoint: Model, base: Path, target: Path) -> WriteResult:
+def shown_folder(target: Path) -> str:
+    """A folder as a command from here calls it."""
     shown = os.path.relpath(target)
-    shown = str(target) if shown.startswith("..") else f"./{shown}"
+    return str(target) if shown.startswith("..") else f"./{shown}"
+
+
+def _new_result(plan: Plan, checkpoint: Model, base: Path, target: Path) -> WriteResult:
     return WriteResult(
         folder=str(target),
         base=str(base),
@@ -149,7 +153,7 @@ def _new_result(plan: Plan, checkpoint: Model, base: Path, target: Path) -> Writ
         num_stimulated=sum(len(edit.stimulated) for edit in plan.layers),
         bytes_patched=plan.patched_bytes,
         renormalization=plan.record.renormalization,
-        serve=serve_line(shown, checkpoint),
+        serve=serve_line(shown_folder(target), checkpoint),
     )
 
 
@@ -248,6 +252,19 @@ def _sha256_of_range(descriptor: int, offset: int, size: int) -> str:
 
 def _write_companions(plan: Plan, checkpoint: Model, folder: Path, target: Path, result: WriteResult) -> None:
     """Write the other files, the card and, last, the config or record."""
+    result.files_left_out = [str(path) for path in copy_other_files(checkpoint, folder)]
+    write_text(folder / CARD_NAME, variant_card(plan, checkpoint, target))
+    beside = checkpoint.side_file(plan.config, plan.record.stamped)
+    if beside is not None:
+        write_text(folder / beside[0], beside[1])
+
+
+def copy_other_files(checkpoint: Model, folder: Path) -> list[Path]:
+    """Copy what belongs to the model besides shards, config and card; returns what was left out, relative to its folder.
+
+    Raises:
+        CheckpointError: one of them is no regular file.
+    """
     base = checkpoint.folder
     taken, left = checkpoint.other_files()
     for path in taken:
@@ -258,11 +275,7 @@ def _write_companions(plan: Plan, checkpoint: Model, folder: Path, target: Path,
         # Copied even where shards are linked: people edit these, and an edit must not reach the base.
         _copy_file(base / path, folder / path)
         fsync_file(folder / path)
-    _write_text(folder / CARD_NAME, variant_card(plan, checkpoint, target))
-    beside = checkpoint.side_file(plan.config, plan.record.stamped)
-    if beside is not None:
-        _write_text(folder / beside[0], beside[1])
-    result.files_left_out = [str(path) for path in left]
+    return left
 
 
 def _copy_file(source: Path, target: Path) -> None:
@@ -271,13 +284,14 @@ def _copy_file(source: Path, target: Path) -> None:
         shutil.copyfileobj(opened, created)
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a new file of a variant, durably."""
     with path.open("x", encoding="utf-8") as created:
         created.write(text)
     fsync_file(path)
 
 
-def _explain(error: OSError, base: Path, target: Path) -> OutputError:
+def explained(error: OSError, base: Path, target: Path) -> OutputError:
     """The sentence for what the operating system refused."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(f"{target}: the disk is full ({error.strerror}); nothing was left behind")

@@ -1,21 +1,27 @@
 """Writes a served variant: all weights linked from the base, a config of its own, the other files copied."""
 
-import shutil
+import filecmp
+import os
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rewriter.checkpoint.edited_json import config_text
-from rewriter.checkpoint.other_files import companion_files
-from rewriter.checkpoint.reader import CONFIG_NAME, INDEX_NAME, Checkpoint
+from rewriter.checkpoint.other_files import CARD_NAME
+from rewriter.checkpoint.reader import CONFIG_NAME, Checkpoint
 from rewriter.edit.dial import ServedRecord, base_config, read_served
-from rewriter.errors import OutputError, VerificationError
+from rewriter.edit.record import without_record
+from rewriter.errors import VerificationError
 from rewriter.semantics import MEANINGS
-from rewriter.variant.copying import LinkMode, fsync_file, place_unchanged
+from rewriter.variant.card import serve_line
+from rewriter.variant.copying import LinkMode, Progress, place_unchanged
+from rewriter.variant.markdown import inline
+from rewriter.variant.other_content import check_other_files
 from rewriter.variant.output_folder import OutputFolder
-
-CARD_NAME = "README.md"
+from rewriter.variant.write import copy_other_files, explained, ignore, shown_folder, state_of_base, write_text
 
 
 @dataclass(frozen=True)
@@ -46,44 +52,58 @@ class ServedResult:
 
 
 def emit_served(
-    record: ServedRecord, config: dict[str, Any], base: Path, target: Path, link: LinkMode, *, overwrite: bool = False
+    record: ServedRecord,
+    config: dict[str, Any],
+    base: Path,
+    target: Path,
+    link: LinkMode,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int], AbstractContextManager[Progress]] | None = None,
 ) -> ServedResult:
     """Write the folder; it appears complete and checked, or not at all.
 
     Raises:
         OutputError: for a target that exists, is in use, lies in the base, or cannot be written.
+        CheckpointError: for a base that is damaged, or that changes while it is copied.
     """
     checkpoint = Checkpoint.open(base)
     methods: Counter[str] = Counter()
-    serve = f"vllm serve {target}" + (" --trust-remote-code" if "auto_map" in checkpoint.config else "")
-    result = ServedResult(
-        str(target), str(base), {name: one.semantics for name, one in record.sets.items()}, record.default, {}, serve
-    )
     with OutputFolder(target, base, overwrite=overwrite) as output:
+        before = state_of_base(checkpoint)
+        total = sum(map(checkpoint.shard_size, checkpoint.shards))
         try:
-            for shard in checkpoint.shards:
-                methods[place_unchanged(base / shard, output.partial / shard, link, lambda count: None)] += 1
-            taken, _ = companion_files(base, {*checkpoint.shards, CONFIG_NAME, CARD_NAME})
-            for path in taken:
-                (output.partial / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(base / path, output.partial / path)
-                fsync_file(output.partial / path)
-            if (base / INDEX_NAME).exists() and not (output.partial / INDEX_NAME).exists():
-                shutil.copyfile(base / INDEX_NAME, output.partial / INDEX_NAME)
-                fsync_file(output.partial / INDEX_NAME)
-            for name, text in ((CARD_NAME, card(record, target.name)), (CONFIG_NAME, config_text(config))):
-                (output.partial / name).write_text(text, encoding="utf-8")
-                fsync_file(output.partial / name)
+            with progress(total) if progress else nullcontext(ignore) as report:
+                for shard in checkpoint.shards:
+                    methods[place_unchanged(base / shard, output.partial / shard, link, report)] += 1
+            copy_other_files(checkpoint, output.partial)
+            write_text(output.partial / CARD_NAME, card(record, target.name))
+            write_text(output.partial / CONFIG_NAME, config_text(config))
+            before.check_unchanged()
             read_served(Checkpoint.open(output.partial).config, target.name)
         except OSError as error:
-            raise OutputError(f"{target}: writing it failed ({error.strerror}); nothing was left behind") from None
+            raise explained(error, base, target) from None
         output.commit()
-    result.shards.update(sorted(methods.items()))
-    return result
+    return ServedResult(
+        str(target),
+        str(base),
+        {name: one.semantics for name, one in record.sets.items()},
+        record.default,
+        dict(sorted(methods.items())),
+        serve_line(shown_folder(target), checkpoint),
+    )
 
 
-def verify_served(variant: Path, base: Path) -> ServedRecord:
-    """Prove that a served variant has the base's weights, byte for byte, and its config but for what the record says.
+@dataclass(frozen=True)
+class ServedProof:
+    """What was proven of a served variant, and the files that there is nothing to compare with."""
+
+    record: ServedRecord
+    not_compared: list[str]
+
+
+def verify_served(variant: Path, base: Path) -> ServedProof:
+    """Prove that a served variant has the base's weights and other files, byte for byte, and its config but for the record.
 
     Raises:
         RecordError: for a record that is damaged or of another model.
@@ -91,33 +111,24 @@ def verify_served(variant: Path, base: Path) -> ServedRecord:
     """
     ours, theirs = Checkpoint.open(variant), Checkpoint.open(base)
     record = read_served(ours.config, ours.source.name)
-    wanted = {key: value for key, value in theirs.config.items() if key != "mote"}
-    if base_config(ours.config) != wanted:
+    if base_config(ours.config) != without_record(theirs.config):
         raise VerificationError(f"{variant}/config.json: differs from the base's by more than the mote block says")
     if ours.weight_map != theirs.weight_map:
         raise VerificationError(f"{variant}: its index differs from the base's")
+    not_compared = check_other_files(ours, theirs, record.base_folder)
     for shard in theirs.shards:
+        ours.check_whole(shard)
         first, second = variant / shard, base / shard
-        if not first.samefile(second) and not _same_bytes(first, second):
+        if not os.path.samefile(first, second) and not filecmp.cmp(first, second, shallow=False):
             raise VerificationError(f"{first}: differs from the base's, expected the same bytes")
-    return record
-
-
-def _same_bytes(first: Path, second: Path) -> bool:
-    if first.stat().st_size != second.stat().st_size:
-        return False
-    with first.open("rb") as one, second.open("rb") as other:
-        while chunk := one.read(4 << 20):
-            if chunk != other.read(len(chunk)):
-                return False
-    return True
+    return ServedProof(record, not_compared)
 
 
 def card(record: ServedRecord, name: str) -> str:
     """The folder's README.md."""
-    of = record.base_model or record.base_folder or "its base"
+    of = inline(record.base_model or record.base_folder or "its base")
     lines = [
-        f"# {name}",
+        f"# {inline(name)}",
         "",
         f"The weights of {of}, unchanged. What differs is done by the server: `vllm serve` with the package"
         " mote-tunable-experts installed beside it. Without the package every runtime refuses this folder.",

@@ -44,6 +44,19 @@ def test_dry_run_of_an_id_that_is_not_cached_reads_ranges(hub: Hub) -> None:
     assert "a full run downloads 12 files, 1.1" in shown and " MiB, into the local Hub cache" in shown
 
 
+def test_a_served_variant_is_planned_before_its_base_is_downloaded(hub: Hub) -> None:
+    """A dry run fetches no weights, and a folder that is taken is told before they come."""
+    experts = expert_file(hub.root, PAIRS, BASE_ID)
+    shown = hub.rewrite("--dial", f"a={experts}", "--dry-run", "--json").stdout
+    assert json.loads(shown)["mote"]["base_revision"] == hub.commit and json.loads(shown)["base"] == BASE_ID
+    taken = hub.root / "taken"
+    taken.mkdir()
+    (taken / "mine.txt").write_text("kept")
+    sentence = hub.error(hub.rewrite("--dial", f"a={experts}", "-o", taken, fails=True))
+    assert f"{taken}: exists" in sentence
+    assert not list((hub.double.home / "hub").rglob("*.safetensors")), "something was downloaded"
+
+
 def test_plan_of_a_model_of_r1s_size_costs_a_few_requests(hub: Hub) -> None:
     base = build_sparse_base(hub.root / "big", 160, 4_300_000_000)
     hub.double.seed("org/Big", base, hashes="names")

@@ -1,11 +1,12 @@
 """Served variants: a folder of links with a record, which is refused when it is damaged or of another model."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_set
+from checkpoints import build_checkpoint, write_set
 from commands import Command
 
 from rewriter.checkpoint.reader import Checkpoint
@@ -111,3 +112,55 @@ def test_a_served_variant_is_no_base_and_has_no_tensors_to_push(dialled: Path, r
         assert "is a served variant" in refuse(dialled, *words)
     with pytest.raises(RecordError, match="is a served variant's, which changes no tensor"):
         read_record(Checkpoint.open(dialled).config, "dialled")
+
+
+def test_what_the_server_would_refuse_is_refused_before_anything_is_written(
+    base: Path, refusal: Path, tmp_path: Path, refuse: Any
+) -> None:
+    many = write_set(tmp_path / "many.json", [(1, expert) for expert in range(15)])
+    for semantics, sentence in (("reroute", "0 groups keep at least 2"), ("reroute (centroid)", "has a router bias")):
+        assert sentence in refuse(base, "--dial", f"many={many}", "--semantics", semantics)
+    free = build_checkpoint(tmp_path / "free", model_type="deepseek_v2", n_group=1, topk_group=1)
+    assert "leaves 1 live ones" in refuse(free, "--dial", f"many={many}", "--semantics", "reroute")
+    stimulate = ["--dial", f"a=stimulate:{refusal}", "--semantics", "reroute"]
+    assert "so reroute stimulates nothing, expected --semantics drop-renorm" in refuse(free, *stimulate)
+
+
+def test_a_base_that_no_variant_may_be_made_of_makes_no_served_one_either(
+    base: Path, refusal: Path, tmp_path: Path, refuse: Any
+) -> None:
+    """Links out of the folder, pipes and shards that are cut off: as for a rewrite."""
+    dial = ["--dial", f"a={refusal}"]
+    secret = tmp_path / "secret.txt"
+    secret.write_text("hf_secret")
+    (base / "merges.txt").symlink_to(secret)
+    assert "merges.txt: is a link to" in refuse(base, *dial)
+    (base / "merges.txt").unlink()
+    shard = base / Checkpoint.open(base).shards[0]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-5])
+    assert "the file is truncated" in refuse(base, *dial)
+    shard.write_bytes(whole)
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"GGUF")
+    assert "is GGUF, expected a folder of safetensors" in refuse(gguf, *dial)
+
+
+def test_the_line_that_serves_is_quoted_for_the_shell(
+    base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command
+) -> None:
+    out = tmp_path / "my model; rm x"
+    outcome = mote_rewrite("--model", base, "--dial", f"a={refusal}", "-o", out, "--json")
+    assert shlex.split(json.loads(outcome.stdout)["serve"])[:3] == ["vllm", "serve", str(out)]
+
+
+def test_files_that_would_change_what_is_served_are_found(
+    base: Path, dialled: Path, tmp_path: Path, mote_verify: Command
+) -> None:
+    assert "not compared with anything: README.md" in mote_verify(dialled, "--base", base).stdout
+    (dialled / "adapter_config.json").write_text("{}")
+    assert "adapter_config.json: the base has no such file" in mote_verify(dialled, "--base", base).error
+    (dialled / "adapter_config.json").unlink()
+    (dialled / "tokenizer.json").write_text("{}")
+    assert "tokenizer.json: differs from the base's" in mote_verify(dialled, "--base", base).error
+    assert "a served variant has none" in mote_verify(dialled, "--base", base, "--traces", tmp_path).error
