@@ -1,4 +1,4 @@
-"""The fTRI map from one file of llama-imatrix per class: for those who run GGUF files and have no vLLM.
+"""The fTRI map from one total per class: for those whose recorder adds up (llama-imatrix, SGLang's expert distribution).
 
 Such a file adds up a whole class, so only what follows from class totals can be computed: a ranking by the share of tokens that
 select an expert. What needs counts per prompt is not: see LIMITS. Letters of shapes: L MoE layers, E experts.
@@ -6,7 +6,6 @@ select an expert. What needs counts per prompt is not: see LIMITS. Letters of sh
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from ftri.analysis import resonance
 from ftri.labels.contrast import Contrast, parse_contrast
+from ftri.traces.class_totals import ClassTotals, describe_source
 from rewriter.checkpoint.gguf.imatrix import SelectionCounts, read_counts
 from rewriter.errors import InputError
 from rewriter.expert_set import ExpertEntry, ExpertSet
@@ -27,7 +27,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 STATISTICS = ("risk-difference", "npmi", "log-odds")
 """The rankings that class totals suffice for; the first is the one to begin with."""
 LIMITS = (
-    "an imatrix holds one total per class, so there are no p-values, intervals, stability, checks for prompt length or single"
+    "one total per class is all there is, so there are no p-values, intervals, stability, checks for prompt length or single"
     " tokens, and no t-SNE: these need counts per prompt, which mote-record writes"
 )
 MAX_TOKENS_RATIO = 2.0
@@ -55,26 +55,39 @@ class CountFindings:
     scores: FloatArray  # [L, E]
     experts: tuple[CountedExpert, ...]  # the top k
     num_tokens: dict[str, int]  # of each class, in the layer that saw most
-    sources: list[dict[str, Any]]
+    totals: ClassTotals
     warnings: tuple[str, ...]
 
 
-def find_by_counts(files: Mapping[str, Path], behavior: str, k: int, statistic: str) -> CountFindings:
-    """Rank the experts by files of llama-imatrix, one a class.
+def imatrix_totals(files: Mapping[str, Path]) -> ClassTotals:
+    """The totals in files of llama-imatrix, one a class.
 
     Raises:
-        InputError: an unknown class or statistic, or files of different models.
         CheckpointError: a file that is not llama-imatrix's.
+    """
+    classes = {name: read_counts(path) for name, path in files.items()}
+    sources = [describe_source(name, path, context_tokens=classes[name].context_tokens) for name, path in files.items()]
+    return ClassTotals("llama-imatrix", classes, sources)
+
+
+def find_by_counts(totals: ClassTotals, behavior: str, k: int, statistic: str) -> CountFindings:
+    """Rank the experts by class totals.
+
+    Raises:
+        InputError: an unknown class or statistic, a single class, or totals of different models.
     """
     if statistic not in STATISTICS:
         raise InputError(
-            f"--statistic {statistic}: needs counts per prompt, expected one of {', '.join(STATISTICS)} with --imatrix"
+            f"--statistic {statistic}: needs counts per prompt, expected one of {', '.join(STATISTICS)} with class totals"
         )
-    contrast = parse_contrast(behavior, files)
-    counted = {name: read_counts(path) for name, path in files.items() if name in contrast.target + contrast.others}
+    contrast = parse_contrast(behavior, totals.classes)
+    counted = {name: counts for name, counts in totals.classes.items() if name in contrast.target + contrast.others}
     for side in (contrast.target, contrast.others):
         if not side:
-            raise InputError("--imatrix: expected a file for at least two classes")
+            raise InputError(
+                f"the totals are of the class {', '.join(totals.classes)} alone, expected those of at least two classes;"
+                " give the other as CLASS=FILE too"
+            )
     _check_same_model(counted)
     first = next(iter(counted.values()))
     layers = tuple(first.counts)
@@ -102,15 +115,18 @@ def find_by_counts(files: Mapping[str, Path], behavior: str, k: int, statistic: 
         scores=scores,
         experts=experts,
         num_tokens={name: max(counts.num_tokens.values()) for name, counts in counted.items()},
-        sources=[_source(name, files[name], counts) for name, counts in counted.items()],
+        totals=totals,
         warnings=tuple(_warnings(counted)),
     )
 
 
 def expert_set_of_counts(findings: CountFindings) -> ExpertSet:
     """The expert set: the top k with their shares, and what they were found with."""
-    contrast = findings.contrast
+    contrast, totals = findings.contrast, findings.totals
+    compared = contrast.target + contrast.others
     return ExpertSet(
+        model=totals.model,
+        revision=totals.revision,
         layer_index="model",
         behavior=contrast.name,
         experts=[
@@ -122,14 +138,15 @@ def expert_set_of_counts(findings: CountFindings) -> ExpertSet:
             for found in findings.experts
         ],
         provenance={
-            "method": "fTRI from class totals of llama-imatrix",
+            "method": f"fTRI from class totals of {totals.recorder}",
             "tool": "mote-ftri",
             "tool_version": metadata.version("mote-tunable-experts"),
             "statistic": resonance.STATISTICS[findings.statistic].meaning,
             "compared": {"class": list(contrast.target), "others": list(contrast.others)},
             "num_tokens": findings.num_tokens,
-            "imatrix": findings.sources,
+            "totals": [source for source in totals.sources if source["class"] in compared],
             "not_computed": LIMITS,
+            "notes": totals.notes,
             "warnings": list(findings.warnings),
         },
     )
@@ -183,9 +200,3 @@ def _warnings(counted: Mapping[str, SelectionCounts]) -> list[str]:
                 f"{counted[name].name}: a layer saw {least} of {value} tokens only, its shares are of those"
             )
     return sentences
-
-
-def _source(name: str, path: Path, counts: SelectionCounts) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"class": name, "file": path.name, "sha256": digest, "context_tokens": counts.context_tokens}

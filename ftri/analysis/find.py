@@ -32,6 +32,10 @@ StepProgress = Callable[[str, int], statistics.Progress]
 MIN_RESPONSES_PER_CLASS = 2
 # How many experts are shown and looked at token by token: the top k, and at least this many to see the gap at k.
 MIN_SHOWN = 20
+WITHOUT_TOKENS = (
+    "the traces hold no token ids: answers count along with prompts, and whether single tokens explain the ranking is not"
+    " checked; import responses with their tokens (mote-ftri import FILE.jsonl) to have both"
+)
 
 
 def open_traces(folders: Sequence[str | Path]) -> list[TraceReader]:
@@ -58,6 +62,9 @@ def find(folders: Sequence[str | Path], options: FindOptions, progress: StepProg
     if options.positions not in maps.POSITIONS:
         raise InputError(f"--positions {options.positions}: expected one of {', '.join(maps.POSITIONS)}")
     readers = open_traces(folders)
+    has_token_ids = readers[0].facts.has_token_ids
+    if not has_token_ids:
+        _check_without_tokens(options)
     compared, labeller, labels_sha256 = _labelling(readers, options)
     activation = maps.read_maps(readers, compared, labeller, options.positions)
     unjudged = labeller.warning() if isinstance(labeller, contrast.RuleLabeller) else None
@@ -97,7 +104,7 @@ def find(folders: Sequence[str | Path], options: FindOptions, progress: StepProg
         scores=scores.reshape(activation.shape),
         resonance=moments.resonance.reshape(activation.shape),
         means=moments.means.reshape(2, *activation.shape),
-        experts=_found_experts(activation, scores, shown, moments, significance, stability, study),
+        experts=_found_experts(activation, scores, shown, moments, significance, stability, study, has_token_ids),
         folds=folds,
         study=study,
         class_counts=_count(observation.label for observation in activation.observations),
@@ -108,8 +115,26 @@ def find(folders: Sequence[str | Path], options: FindOptions, progress: StepProg
         sources=[describe_source(reader) for reader in readers],
         labels_sha256=labels_sha256,
     )
-    findings.warnings = [*warnings_of(findings), *([unjudged] if unjudged else [])]
+    findings.warnings = [
+        *warnings_of(findings),
+        *([unjudged] if unjudged else []),
+        *([] if has_token_ids else [WITHOUT_TOKENS]),
+    ]
     return findings
+
+
+def _check_without_tokens(options: FindOptions) -> None:
+    """What cannot be asked of rows alone."""
+    if options.positions not in ("prompt", "all"):
+        raise InputError(
+            f"--positions {options.positions}: the traces were imported without token ids, so nothing tells where prompts end;"
+            " expected prompt or all, which are the same there"
+        )
+    if options.labels is None:
+        raise InputError(
+            f"--behavior {options.behavior}: the traces were imported without texts, so responses cannot be labelled by them;"
+            " give --labels FILE with prompt_id (the array's file name) and label"
+        )
 
 
 def _labelling(
@@ -181,6 +206,7 @@ def _found_experts(
     significance: statistics.Significance,
     stability: statistics.Stability,
     study: TokenStudy,
+    has_token_ids: bool,
 ) -> list[FoundExpert]:
     p_welch, q_value = statistics.benjamini_hochberg(activation, significance.p_value)
     lengths = confounds.length_share(activation, moments.resonance)
@@ -188,6 +214,8 @@ def _found_experts(
     token_shares, top_tokens, top_token_shares = confounds.token_share(
         study, num_class, len(activation.observations) - num_class
     )
+    if not has_token_ids:
+        token_shares, top_token_shares = np.zeros_like(token_shares), np.zeros_like(top_token_shares)
     found = []
     for number, flat in enumerate(shown.tolist()):
         row, expert = divmod(flat, activation.num_experts)

@@ -15,6 +15,7 @@ from rewriter.whole_file import make_folder
 if TYPE_CHECKING:
     from ftri.analysis.findings import Findings
     from ftri.analysis.significance import Progress
+    from ftri.traces.class_totals import ClassTotals
     from rewriter.expert_set import ExpertSet
 
 CLASSES, RANKING, RESULT = "Classes", "Ranking", "Result"
@@ -27,7 +28,11 @@ def find_command(
     *,
     traces: Annotated[
         list[Path] | None,
-        typer.Argument(rich_help_panel="Traces", help="Trace folders that mote-record wrote.", show_default=False),
+        typer.Argument(
+            rich_help_panel="Traces",
+            help="Trace folders that mote-record wrote, or a file of class totals that mote-ftri import wrote.",
+            show_default=False,
+        ),
     ] = None,
     behavior: Annotated[
         str,
@@ -148,15 +153,20 @@ def find_command(
     from rewriter.errors import InputError
     from rewriter.expert_set import ExpertSet
 
-    if imatrix:
-        if traces or report or labels or compare_with:
+    totals = _totals(traces or [], imatrix or [])
+    if totals is not None:
+        if (traces and imatrix) or report or labels or compare_with:
             raise InputError(
-                "--imatrix: goes without traces, --labels, --compare and --report, which need single responses"
+                "class totals (--imatrix, or a file) go without trace folders, --labels, --compare and --report, which need"
+                " single responses; mote-record keeps those"
             )
-        _find_by_counts(imatrix, behavior, k, statistic, output, json_output)
+        _find_by_counts(totals, behavior, k, statistic, output, json_output)
         return
     if not traces:
-        raise InputError("nothing to analyse: give trace folders, or --imatrix CLASS=FILE for each class")
+        raise InputError(
+            "nothing to analyse: give trace folders (mote-record writes them), a file of class totals (mote-ftri import does),"
+            " or --imatrix CLASS=FILE for each class"
+        )
     options = FindOptions(
         behavior=behavior,
         k=k,
@@ -190,20 +200,32 @@ def find_command(
         say(f"wrote {write_report(findings, traces, report, tokenizer)}")
 
 
-def _find_by_counts(
-    pairs: list[str], behavior: str, k: int, statistic: str | None, output: Path | None, json_output: bool
-) -> None:
-    """The path without traces: class totals in files of llama-imatrix."""
-    from ftri.analysis.class_counts import LIMITS, STATISTICS, expert_set_of_counts, find_by_counts
+def _totals(paths: list[Path], imatrix: list[str]) -> ClassTotals | None:
+    """The class totals that were given instead of trace folders, None where none were."""
+    from ftri.analysis.class_counts import imatrix_totals
+    from ftri.traces.class_totals import load_class_totals
     from rewriter.errors import InputError
 
-    files: dict[str, Path] = {}
-    for pair in pairs:
-        name, _, path = pair.partition("=")
-        if not name or not path or name in files:
-            raise InputError(f"--imatrix {pair}: expected CLASS=FILE, each class once")
-        files[name] = Path(path)
-    findings = find_by_counts(files, behavior, k, statistic or STATISTICS[0])
+    if imatrix:
+        files: dict[str, Path] = {}
+        for pair in imatrix:
+            name, _, path = pair.partition("=")
+            if not name or not path or name in files:
+                raise InputError(f"--imatrix {pair}: expected CLASS=FILE, each class once")
+            files[name] = Path(path)
+        return imatrix_totals(files)
+    if len(paths) == 1 and paths[0].is_file():
+        return load_class_totals(paths[0])
+    return None
+
+
+def _find_by_counts(
+    totals: ClassTotals, behavior: str, k: int, statistic: str | None, output: Path | None, json_output: bool
+) -> None:
+    """The path without traces: a ranking by class totals."""
+    from ftri.analysis.class_counts import LIMITS, STATISTICS, expert_set_of_counts, find_by_counts
+
+    findings = find_by_counts(totals, behavior, k, statistic or STATISTICS[0])
     say("tokens: " + ", ".join(f"{name} {number}" for name, number in findings.num_tokens.items()))
     say(f"{'rank':>4} {'layer':>5} {'expert':>6} {'score':>9} {'of the class':>12} {'of the others':>13}")
     for number, found in enumerate(findings.experts, start=1):
@@ -211,7 +233,8 @@ def _find_by_counts(
             f"{number:>4} {found.layer:>5} {found.expert:>6} {found.score:>9.4g} {found.share_class:>12.2%}"
             f" {found.share_others:>13.2%}"
         )
-    say(f"note: {LIMITS}")
+    for note in (LIMITS, *totals.notes):
+        say(f"note: {note}")
     for warning in findings.warnings:
         say(f"warning: {warning}")
     _put_out(expert_set_of_counts(findings), output, json_output)
@@ -250,35 +273,72 @@ def merge(
 @app.command("import")
 def import_command(
     files: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            help="SGLang's expert distribution dumps (.pt, per_token mode), or servers' answers with routing (.jsonl).",
+            metavar="FILE|CLASS=FILE...",
+            help="Responses: SGLang's dumps in per_token mode (.pt), servers' answers with routing (.jsonl), vLLM's"
+            " routed_experts (.npy). Or CLASS=FILE: the class of an SGLang dump in stat or per_pass mode.",
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The trace folder to write.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", help="The trace folder to write; with CLASS=FILE the JSON file.", show_default=False
+        ),
+    ],
     model: Annotated[
         str, typer.Option(help="Model folder or Hub id; config and tokenizer are enough.", show_default=False)
     ],
     revision: Annotated[str | None, typer.Option(help="Revision of a Hub model.", show_default=False)] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Make a trace folder of recordings that another runtime made.
+    """Make a trace folder, or class totals, of recordings that another runtime made.
 
     What a format does not know (request ids, texts, ends) is said; labels are given with mote-ftri --labels.
 
     Example: mote-ftri import expert_distribution_recorder_1_0.pt --model deepseek-ai/DeepSeek-R1 -o traces
+
+    Example: mote-ftri import refused=refused.pt answered=answered.pt --model deepseek-ai/DeepSeek-R1 -o totals.json
     """
     from dataclasses import asdict
 
-    from ftri.foreign import import_recordings
+    from ftri.foreign.imports import import_recordings, import_totals
 
-    summary = import_recordings(files, output, model, revision, say)
-    say(f"{output} holds {summary.responses} responses, {summary.tokens} tokens")
-    for note in summary.notes:
+    classes = _classes_of(files)
+    if classes:
+        totals = import_totals(classes, output, model, revision, say)
+        numbers = {name: max(counted.num_tokens.values()) for name, counted in totals.classes.items()}
+        say(f"{output} holds totals of " + ", ".join(f"{name} ({number} tokens)" for name, number in numbers.items()))
+        notes, document = totals.notes, {"output": str(output), "num_tokens": numbers, "notes": totals.notes}
+    else:
+        summary = import_recordings([Path(name) for name in files], output, model, revision, say)
+        say(f"{output} holds {summary.responses} responses, {summary.tokens} tokens")
+        notes, document = summary.notes, asdict(summary)
+    for note in notes:
         say(f"note: {note}")
     if json_output:
-        typer.echo(json.dumps(asdict(summary)))
+        typer.echo(json.dumps(document))
+
+
+def _classes_of(files: list[str]) -> dict[str, list[Path]]:
+    """CLASS=FILE arguments by class; empty where plain files are given."""
+    from rewriter.errors import InputError
+
+    pairs = [(name, "=" in name and not Path(name).exists()) for name in files]
+    plain = [name for name, is_pair in pairs if not is_pair]
+    if plain and len(plain) < len(files):
+        raise InputError(
+            f"{plain[0]}: has no class, the other files do; expected CLASS=FILE for all of them or for none"
+        )
+    classes: dict[str, list[Path]] = {}
+    for name, is_pair in pairs:
+        if is_pair:
+            label, _, path = name.partition("=")
+            if not label or not path:
+                raise InputError(f"{name}: expected CLASS=FILE, as refused=expert_distribution_recorder_1.pt")
+            classes.setdefault(label, []).append(Path(path))
+    return classes
 
 
 def _progress(name: str, total: int) -> Progress:

@@ -139,6 +139,12 @@ def load_tokenizer(folder: Path) -> Any:
         raise InputError(f"{folder} has no tokenizer that transformers can load ({first_line(error)})") from error
 
 
+def decoded_prompt(prompt_id: str, token_ids: list[int], tokenizer: Any) -> RenderedPrompt:
+    """The prompt that token ids stand for, where nothing else of it is known."""
+    text = str(tokenizer.decode(token_ids))
+    return RenderedPrompt(prompt_id, text, text, token_ids)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, to be quoted within a sentence."""
     lines = str(error).strip().splitlines()

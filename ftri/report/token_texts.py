@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ftri.traces.schema import UNKNOWN_TOKEN_ID
 from rewriter.errors import HubError, printable
 from rewriter.hub.errors import hub_errors
 
@@ -21,7 +22,9 @@ class TokenTexts:
         self._tokenizer, self.problem = load_tokenizer(model, revision, is_told)
 
     def __call__(self, token_id: int) -> str:
-        """The token's text; a piece of a character, which has none, as the vocabulary writes it."""
+        """The token's text; a piece of a character, which has none, as the vocabulary writes it; ? for one that is not known."""
+        if token_id == UNKNOWN_TOKEN_ID:
+            return "?"
         if self._tokenizer is None:
             return f"#{token_id}"
         text = self._tokenizer.decode([token_id], skip_special_tokens=False)

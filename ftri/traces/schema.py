@@ -23,6 +23,8 @@ MAX_MAP_ENTRIES = 1 << 22
 MAX_TOP_K = 1 << 10
 MAX_INT32 = (1 << 31) - 1
 MAX_SIZE = 1 << 40
+# Stands for each token of responses that were imported without their tokens (`has_token_ids` false in the manifest).
+UNKNOWN_TOKEN_ID = MAX_INT32
 CHECKSUM_KEY = b', "line_crc32": '
 
 # What makes routing comparable. Sampling, prompts and engine settings may differ.
@@ -34,6 +36,7 @@ IDENTITY_KEYS = (
     "num_other_choices",
     "top_k",
     "template_sha256",
+    "has_token_ids",
 )
 MAYBE_UNKNOWN = frozenset({"content_sha256"})
 
@@ -53,7 +56,8 @@ class Manifest(BaseModel):
     `num_other_choices` are those behind the E routed experts that a router may select too (zero-computation experts): an id
     lies below the sum of both. `content_sha256` stands for the weights, see rewriter/checkpoint/identity.py; traces from
     before it was recorded have none. `weights` is the type that the selected experts' weights are kept in, None where they are
-    not kept.
+    not kept. `has_token_ids` is false where the rows alone are known: every token is
+    UNKNOWN_TOKEN_ID, and all count as the prompt's.
     """
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
@@ -71,6 +75,7 @@ class Manifest(BaseModel):
     top_k: int = Field(ge=1, le=MAX_TOP_K)
     capture: str | None = None
     weights: WeightsName | None = None
+    has_token_ids: bool = True
     prompts: dict[str, Any] | None = None
     sampling: dict[str, Any] | None = None
     engine_arguments: dict[str, Any] | None = None

@@ -68,7 +68,7 @@ def test_ranks_by_the_share_of_tokens(files, tmp_path):
     assert document["experts"][0]["share_class"] > document["experts"][0]["share_others"]
     assert document["behavior"] == "refused" and document["layer_index"] == "model"
     assert "no p-values" in document["provenance"]["not_computed"] and "no t-SNE" in result.stderr
-    assert [source["class"] for source in document["provenance"]["imatrix"]] == ["refused", "answered", "other"]
+    assert [source["class"] for source in document["provenance"]["totals"]] == ["refused", "answered", "other"]
     assert "warning" not in result.stderr
 
 
@@ -92,7 +92,7 @@ def test_unequal_contexts_and_few_tokens_are_warned_about(files):
     ("extra", "said"),
     [
         (["--statistic", "paper"], "needs counts per prompt, expected one of risk-difference, npmi, log-odds"),
-        (["--report", "page"], "--imatrix: goes without traces, --labels, --compare and --report"),
+        (["--report", "page"], "go without trace folders, --labels, --compare and --report"),
         (["--behavior", "quux"], "no class 'quux'; the classes are answered, refused"),
         (["--imatrix", "refused=again.gguf"], "expected CLASS=FILE, each class once"),
         (["--imatrix", "nonsense"], "--imatrix nonsense: expected CLASS=FILE"),
@@ -108,7 +108,7 @@ def test_bad_options_get_one_sentence(files, extra, said):
 
 def test_nothing_to_analyse_is_said():
     result = mote_ftri("--behavior", "refused")
-    assert result.returncode == 1 and "give trace folders, or --imatrix CLASS=FILE" in result.stderr
+    assert result.returncode == 1 and "or --imatrix CLASS=FILE" in result.stderr
 
 
 @pytest.mark.parametrize(

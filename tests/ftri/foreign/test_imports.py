@@ -23,6 +23,12 @@ def model(tmp_path_factory):
 LAYERS, FIRST_MOE, EXPERTS, TOP_K = 4, 1, 16, 4
 
 
+def npy_bytes(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
 def rows_of(token_ids, positions):
     """[T, layers, K] logical experts by rule; dense layers are empty."""
     token, position = np.array(token_ids), np.array(positions)
@@ -117,14 +123,12 @@ def test_saved_answers_of_both_servers_become_the_same_traces(model, tmp_path):
         token_ids = [*prompt, *completion][:-1]
         rows = rows_of(token_ids, range(len(token_ids)))
         rows[:, :FIRST_MOE] = 0
-        buffer = io.BytesIO()
-        np.save(buffer, rows.astype(np.uint8))
         choice = {
             "text": "abc",
             "token_ids": completion,
             "finish_reason": "stop",
             "prompt_token_ids": prompt,
-            "routed_experts": base64.b64encode(buffer.getvalue()).decode(),
+            "routed_experts": base64.b64encode(npy_bytes(rows.astype(np.uint8))).decode(),
         }
         meta = {
             "finish_reason": {"type": "stop"},
@@ -152,6 +156,10 @@ def test_saved_answers_of_both_servers_become_the_same_traces(model, tmp_path):
         ("a.jsonl", b"{", "line 1: is not JSON"),
         ("a.jsonl", b'{"prompt_token_ids": [1], "token_ids": [2]}', "returns no routed_experts"),
         ("a.jsonl", b"", "holds no whole response"),
+        ("a.npy", b"nonsense", "a.npy: is no .npy array"),
+        ("a.npy", npy_bytes(np.zeros((3, 4, 4))), "holds float64 [3, 4, 4], expected integers"),
+        ("a.npy", npy_bytes(np.zeros((3, 4), int)), "holds int64 [3, 4], expected integers [tokens, layers"),
+        ("a.npy", npy_bytes(np.zeros((3, 4, 4), int)), "more than once in one token and layer"),
     ],
 )
 def test_what_is_no_recording_is_one_sentence(model, tmp_path, name, content, sentence):
@@ -159,11 +167,49 @@ def test_what_is_no_recording_is_one_sentence(model, tmp_path, name, content, se
     result = bring(tmp_path / name, "--model", model, "-o", tmp_path / "t")
     assert result.returncode == 1 and sentence in result.stderr
     assert len([line for line in result.stderr.splitlines() if line.startswith("error")]) == 1
+    assert not (tmp_path / "t").exists()
 
 
-def test_a_stat_dump_says_what_is_wanted(model, tmp_path):
-    table = torch.tensor(np.tile(np.arange(EXPERTS), (LAYERS, 1)))
-    record = {"forward_pass_id": 0, "logical_count": torch.zeros(1, LAYERS, EXPERTS)}
-    torch.save({"records": [record], "last_physical_to_logical_map": table}, tmp_path / "s.pt")
-    result = bring(tmp_path / "s.pt", "--model", model, "-o", tmp_path / "t")
-    assert result.returncode == 1 and "per_token mode (not stat)" in result.stderr
+def array_files(folder, requests):
+    """vLLM's routed_experts of each request as a bare .npy, dense layers zero."""
+    paths = []
+    for number, (prompt, completion) in enumerate(requests):
+        token_ids = [*prompt, *completion][:-1]
+        rows = rows_of(token_ids, range(len(token_ids)))
+        rows[:, :FIRST_MOE] = 0
+        paths.append(folder / f"q{number}.npy")
+        np.save(paths[-1], rows.astype(np.uint8))
+    return paths
+
+
+def test_bare_arrays_become_traces_that_say_what_they_lack(model, tmp_path):
+    result = bring(*array_files(tmp_path, REQUESTS), "--model", model, "-o", tmp_path / "t")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("arrays hold no token ids, texts or the prompt's end") == 1
+    records = {record.prompt_id: record for record in TraceReader(tmp_path / "t")}
+    for number, (prompt, completion) in enumerate(REQUESTS):
+        token_ids = [*prompt, *completion][:-1]
+        expected = np.sort(rows_of(token_ids, range(len(token_ids)))[:, FIRST_MOE:], axis=2)
+        np.testing.assert_array_equal(records[f"q{number}"].experts, expected)
+
+
+def test_arrays_are_ranked_by_given_labels_and_by_nothing_else(model, tmp_path):
+    requests = [([5, 6 + number, 7], [70 + number]) for number in range(8)]
+    assert bring(*array_files(tmp_path, requests), "--model", model, "-o", tmp_path / "t").returncode == 0
+    find = [tmp_path / "t", "--behavior", "yes", "-k", 2, "--permutations", 99, "--bootstraps", 10]
+    unlabelled = run_main(main, "mote-ftri", *find)
+    assert unlabelled.returncode == 1 and "give --labels FILE with prompt_id" in unlabelled.stderr
+    labels = tmp_path / "labels.csv"
+    labels.write_text("prompt_id,label\n" + "".join(f"q{n},{'yes' if n % 2 else 'no'}\n" for n in range(8)))
+    there = run_main(main, "mote-ftri", *find, "--labels", labels, "--positions", "last")
+    assert there.returncode == 1 and "without token ids" in there.stderr and "expected prompt or all" in there.stderr
+    found = run_main(main, "mote-ftri", *find, "--labels", labels)
+    assert found.returncode == 0, found.stderr
+    assert "the traces hold no token ids" in found.stderr and "token identity explains" not in found.stderr
+    assert len(json.loads(found.stdout)["experts"]) == 2
+
+
+def test_arrays_and_responses_with_tokens_do_not_mix(model, dump, tmp_path):
+    result = bring(dump, *array_files(tmp_path, REQUESTS), "--model", model, "-o", tmp_path / "t")
+    assert result.returncode == 1 and "import them into two folders" in result.stderr
+    assert not (tmp_path / "t").exists()
