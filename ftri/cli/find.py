@@ -275,7 +275,7 @@ def import_command(
     files: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILE|CLASS=FILE...",
+            metavar="FILE|CLASS=FILE",
             help="Responses: SGLang's dumps in per_token mode (.pt), servers' answers with routing (.jsonl), vLLM's"
             " routed_experts (.npy). Or CLASS=FILE: the class of an SGLang dump in stat or per_pass mode.",
             show_default=False,
