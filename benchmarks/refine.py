@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.answers.arms import Arm, Pair
-from eval.answers.journal import Collector, Journal
+from eval.answers.journal import Collector, Journal, unseen
 from eval.answers.plan import requests_for
 from eval.experts import is_routable
 from eval.measures.controls import control_arms, labels_alone, null_distribution, selection_frequency
@@ -141,7 +141,7 @@ def main() -> None:
     started = time.monotonic()
     recording = plan_tuning(request, print)
     with closing(OneEngine(recording)) as engine:
-        tune(request, recording, print, lambda what, there, wanted: None, engine)
+        tune(request, recording, print, unseen, engine)
         print(f"{time.monotonic() - started:.0f} s for mote-tune's steps\n")
         evaluation = request.as_refinement().as_evaluation()
         session = open_session(evaluation, print, engine)

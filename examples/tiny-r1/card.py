@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 START, END = "<!-- measured:start -->", "<!-- measured:end -->"
+KL = "KL, nats per token of answers that were no refusals"
 
 
 def percent(value: float) -> str:
@@ -55,10 +56,12 @@ def _served(served: dict) -> list[str]:
 
 
 def _localisation(rows: dict, columns: list[str]) -> list[str]:
-    head = ["k", "% of experts", *columns, "uniform mean / max / p", "matched mean / max / p"]
+    has_kl = all(KL in row for row in rows.values())
+    head = ["k", "% of experts", *columns, *([KL] * has_kl), "uniform mean / max / p", "matched mean / max / p"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for size, row in rows.items():
         cells = [size, str(row["percent of experts"]), *(percent(row[column]) for column in columns)]
+        cells += [f"{row[KL]:.4f}"] * has_kl
         for kind in ("uniform", "matched"):
             chance = row["random"][kind]
             cells.append(f"{percent(chance['mean'])} / {percent(chance['max'])} / {chance['p']:.2f}")

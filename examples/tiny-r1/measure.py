@@ -1,12 +1,13 @@
 """Measures what the miniature does and where its behaviours lie, and writes measured.json and the expert sets.
 
 Experts are chosen by fTRI on recorded routing alone; 99 random sets of the same size, uniform and matched in layer and
-activation frequency, say what chance does.
+activation frequency, say what chance does. Every number of experts is written when it is measured, and a run that was stopped
+goes on with --resume.
 """
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,12 +17,14 @@ import numpy as np
 import torch
 import typer
 from answers import is_as_intended, is_garbled, is_right_sum, response_class, thinking_language
+from card import KL
 from export import load
-from routing import generate, prompt_maps, random_sets, resonance, suppressed, top_experts
+from routing import generate, kl_from_base, prompt_maps, random_sets, resonance, suppressed, top_experts
 from tqdm import tqdm
 
 Pairs = Sequence[tuple[int, int]]
 Answers = dict[str, str]
+ScoredPairs = list[tuple[tuple[int, int], float]]  # (model layer, expert) with their resonance
 # Tokens that settle whether an answer is a refusal, and in which language it thinks.
 NUM_DECIDING_TOKENS = 6
 
@@ -140,8 +143,10 @@ def suppression(bench: Bench, base: Answers, items: Sequence[data.Item], pairs: 
     }
 
 
-def localise_refusal(bench: Bench, base: Answers, sizes: Sequence[int], num_sets: int) -> tuple[dict, dict]:
-    """The fTRI top k of the refusals for each k: effects, chance, and the pairs with their resonance."""
+def localise_refusal(
+    bench: Bench, base: Answers, sizes: Sequence[int], num_sets: int
+) -> Iterator[tuple[int, dict, ScoredPairs]]:
+    """The fTRI top k of the refusals for each k: the size, effects and chance, and the pairs with their resonance."""
     grid = bench.pick(lambda i: i.category == "grid")
     is_refused = np.array([response_class(base[item.prompt]) == data.REFUSED for item in grid])
     maps = bench.maps(grid)
@@ -151,34 +156,34 @@ def localise_refusal(bench: Bench, base: Answers, sizes: Sequence[int], num_sets
         lambda i: i.category in ("grid", "language", "harm") or (i.category in ("topic", "place") and i.held_out)
         or i.is_new_sensitive
     )  # fmt: skip
-    rows, sets = {}, {}
+    calm = [item.prompt for item in tested if response_class(base[item.prompt]) != data.REFUSED]
     for size in sizes:
         chosen = top_experts(scores, bench.layers, size)
         row: dict = {"percent of experts": round(100 * size / bench.num_experts, 2)}
         row |= suppression(bench, base, tested, chosen)
+        answers = [base[prompt] for prompt in calm]
+        row[KL] = round(kl_from_base(bench.model, bench.tokenizer, calm, answers, chosen), 5)
         observed = flip_share(bench, refused, chosen)
         row["random"] = compare_with_chance(
             bench, maps, chosen, observed, lambda pairs: flip_share(bench, refused, pairs), num_sets
         )
-        typer.echo(json.dumps({size: row}), err=True)
-        rows[str(size)] = row
-        sets[size] = [(pair, float(scores[bench.layers.index(pair[0]), pair[1]])) for pair in chosen]
-    return rows, sets
+        yield size, row, [(pair, float(scores[bench.layers.index(pair[0]), pair[1]])) for pair in chosen]
 
 
-def localise_english(bench: Bench, base: Answers, sizes: Sequence[int], num_sets: int) -> tuple[dict, dict]:
+def localise_english(
+    bench: Bench, base: Answers, sizes: Sequence[int], num_sets: int
+) -> Iterator[tuple[int, dict, ScoredPairs]]:
     """The same for thinking in English among the sums."""
     sums = bench.pick(lambda i: i.category == "language")
     is_english = np.array([thinking_language(base[item.prompt]) == "english" for item in sums])
     maps = bench.maps(sums)
     scores = resonance(maps, is_english)
     english = [item for item, yes in zip(sums, is_english, strict=True) if yes]
-    rows, sets = {}, {}
     for size in sizes:
         chosen = top_experts(scores, bench.layers, size)
         after = bench.answer(sums, chosen)
         observed = language_flip_share(bench, english, chosen)
-        rows[str(size)] = {
+        row = {
             "percent of experts": round(100 * size / bench.num_experts, 2),
             "English to Chinese": observed,
             "right sums after": share([is_right_sum(item, after[item.prompt]) for item in sums]),
@@ -187,8 +192,7 @@ def localise_english(bench: Bench, base: Answers, sizes: Sequence[int], num_sets
                 bench, maps, chosen, observed, lambda pairs: language_flip_share(bench, english, pairs), num_sets
             ),
         }
-        sets[size] = [(pair, float(scores[bench.layers.index(pair[0]), pair[1]])) for pair in chosen]
-    return rows, sets
+        yield size, row, [(pair, float(scores[bench.layers.index(pair[0]), pair[1]])) for pair in chosen]
 
 
 def main(
@@ -199,32 +203,55 @@ def main(
     num_sets: Annotated[int, typer.Option(help="Random sets of each kind and size.")] = 99,
     num_language_sets: Annotated[int, typer.Option(help="The same, for the language.")] = 99,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    resume: Annotated[
+        bool, typer.Option(help="Keep what an earlier run wrote to --out, and measure the rest.")
+    ] = False,
 ) -> None:
     """Measure the miniature in PyTorch on the CPU."""
     torch.set_num_threads(threads)
     started = time.monotonic()
+    wanted = {"refusal": _numbers(sizes), "english": _numbers(language_sizes)}
+    result = json.loads(out.read_text(encoding="utf-8")) if resume and out.exists() else {}
+    missing = {name: [size for size in wanted[name] if str(size) not in result.get(name, {})] for name in wanted}
     bench = Bench(folder)
     base = bench.answer(bench.items)
-    result: dict = {
+    result |= {
         "schema": "mote.tiny-r1-measured/1",
         "num_routed_experts": bench.num_experts,
         "behaviour": behaviours(bench, base),
     }
-    typer.echo(json.dumps(result, indent=1), err=True)
-    result["refusal"], refusal_sets = localise_refusal(bench, base, [int(s) for s in sizes.split(",")], num_sets)
-    result["english"], english_sets = localise_english(
-        bench, base, [int(s) for s in language_sizes.split(",") if s], num_language_sets
-    )
-    result["experts"] = {"refusal": _as_json(refusal_sets), "english": _as_json(english_sets)}
-    out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name in wanted:
+        result.setdefault(name, {})
+    result.setdefault("experts", {name: {} for name in wanted})
+    typer.echo(json.dumps(result["behaviour"], indent=1), err=True)
+    for name, measured in (
+        ("refusal", localise_refusal(bench, base, missing["refusal"], num_sets)),
+        ("english", localise_english(bench, base, missing["english"], num_language_sets)),
+    ):
+        for size, row, chosen in measured:
+            typer.echo(json.dumps({size: row}), err=True)
+            result[name][str(size)], result["experts"][name][str(size)] = row, _as_json(chosen)
+            for rows in (result[name], result["experts"][name]):
+                ordered = sorted(rows.items(), key=lambda entry: int(entry[0]))
+                rows.clear()
+                rows.update(ordered)
+            _write(out, result)
+    _write(out, result)
     typer.echo(f"measured in {time.monotonic() - started:.0f} s", err=True)
 
 
-def _as_json(sets: dict[int, list[tuple[tuple[int, int], float]]]) -> dict[str, list[dict[str, float]]]:
-    return {
-        str(size): [{"layer": p[0], "expert": p[1], "resonance": round(score, 4)} for p, score in chosen]
-        for size, chosen in sets.items()
-    }
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number]
+
+
+def _write(out: Path, result: dict) -> None:
+    partial = out.with_name(out.name + ".partial")
+    partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(out)
+
+
+def _as_json(chosen: ScoredPairs) -> list[dict[str, float]]:
+    return [{"layer": pair[0], "expert": pair[1], "resonance": round(score, 4)} for pair, score in chosen]
 
 
 if __name__ == "__main__":

@@ -67,6 +67,36 @@ def generate(model: Miniature, tokenizer: Tokenizer, prompts: Sequence[str], max
 
 
 @torch.inference_mode()
+def kl_from_base(
+    model: Miniature,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    pairs: Iterable[tuple[int, int]],
+) -> float:
+    """Nats a token from the model to itself with the pairs suppressed, over its own answers and the tokens that end them."""
+    pairs = list(pairs)
+    starts = [len(tokenizer.encode(tokens.render(prompt), add_special_tokens=False).ids) for prompt in prompts]
+    encoded = [
+        tokenizer.encode(tokens.render(prompt) + answer + tokens.EOS, add_special_tokens=False).ids
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    total, count = 0.0, 0
+    for indexes in _by_length(encoded, 64):
+        ids = torch.tensor([encoded[index] for index in indexes])
+        base = model.lm_head(model.hidden_states(ids)).double().log_softmax(-1)
+        with suppressed(model, pairs):
+            edited = model.lm_head(model.hidden_states(ids)).double().log_softmax(-1)
+        divergence = (base.exp() * (base - edited)).sum(-1)
+        for row, index in zip(divergence, indexes, strict=True):
+            # The token at a place predicts the next one.
+            answered = row[starts[index] - 1 : -1]
+            total += float(answered.sum())
+            count += len(answered)
+    return total / count
+
+
+@torch.inference_mode()
 def prompt_maps(model: Miniature, tokenizer: Tokenizer, prompts: Sequence[str]) -> np.ndarray:
     """Prompt activation maps float32 [P, L, E]: prompt tokens that selected each expert (the paper's section on fTRI)."""
     encoded = [tokenizer.encode(tokens.render(prompt), add_special_tokens=False).ids for prompt in prompts]
