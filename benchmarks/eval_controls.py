@@ -1,12 +1,13 @@
-"""Random controls, three ways: seconds and tokens a set, their ratios, and the labels that differ.
+"""What random controls cost, old way and new: seconds and tokens a set, sets until p is decided, and the labels that differ.
 
-usage: python benchmarks/eval_controls.py MODEL [--controls 30] [--prompts 60] [--max-tokens 64] [--experts 6]
-                                                 [--max-num-seqs 256]
+usage: python benchmarks/eval_controls.py MODEL [EXPERT_SET] [--controls 99] [--timed 20] [--at-risk 24] [--others 6]
+                                                [--max-tokens 64] [--max-num-seqs 256] [--reload]
 
-One engine answers the same prompts under the same random sets: a set at a time in whole answers, and ten sets a pass with each
-answer ended once its label is decided, which is what mote-eval does; by turns, and both kept and labelled as mote-eval does.
-The sequential test is made of the first set against the others. What there is without live edits, a rewrite and a load for
-each set, is measured on one set.
+One engine answers the same prompts, chosen as mote-eval chooses them, under the same random sets, by turns in three ways: a set
+at a time in whole answers; ten sets a pass in whole answers; and ten sets a pass with each answer ended once its label is
+decided, which is what mote-eval does. All are kept and labelled as mote-eval does. Then the sequential test, for expert sets of
+which chance does more and less: how many of the planned sets it runs, and what a matching costs all in all, old way against
+new. With --reload, what there is without live edits, a rewrite and a load for each set, is measured on one set.
 """
 
 import argparse
@@ -14,15 +15,15 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from eval.answers.arms import Arm, Request
+from eval.answers.arms import Arm, Pair, Request
 from eval.answers.engine import load_model
 from eval.answers.journal import Collector, Journal
 from eval.answers.live import LiveResponder
 from eval.answers.plan import requests_for
-from eval.measures.controls import SETS_A_ROUND, labels_alone, null_distribution
+from eval.measures.controls import SETS_A_ROUND, choose_requests, labels_alone, null_distribution
 from eval.measures.random_sets import random_sets
 from eval.options import RunOptions
 from eval.outcomes.observed import observe
@@ -33,35 +34,35 @@ from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.patches import EditOptions
 from rewriter.edit.plan import make_plan
 from rewriter.expert_set import ExpertEntry, ExpertSet
+from rewriter.families.family import RouterLayout
 from rewriter.families.lookup import router_layout
 from rewriter.variant.write import write_variant
+
+BASE = Arm("base", "base")
+NUM_LOOKED_AT = 180  # prompts that the base answers, to choose from
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("--controls", type=int, default=30)
-    parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("expert_set", type=Path, nargs="?", help="MODEL's refusal.json by default")
+    parser.add_argument("--controls", type=int, default=99, help="random sets that are planned, as mote-eval's default")
+    parser.add_argument("--timed", type=int, default=20, help="of these, run in all three ways")
+    parser.add_argument("--at-risk", type=int, default=24, help="prompts that the base refuses")
+    parser.add_argument("--others", type=int, default=6)
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--experts", type=int, default=6)
     parser.add_argument("--max-num-seqs", type=int, default=256)
+    parser.add_argument("--reload", action="store_true", help="also rewrite and load one set as a checkpoint")
     arguments = parser.parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     checkpoint = Checkpoint.open(arguments.model)
     layout = router_layout(checkpoint.config)
-    sets = random_sets(
-        "uniform",
-        [(layer, expert) for expert in range(layout.num_experts) for layer in layout.moe_layers][: arguments.experts],
-        layers=layout.moe_layers,
-        num_experts=layout.num_experts,
-        num_sets=arguments.controls,
-        seed=0,
-    )
-    arms = [Arm(f"random-{number}", "control", "reroute", tuple(pairs)) for number, pairs in enumerate(sets)]
+    listed = ExpertSet.load(arguments.expert_set or arguments.model / "refusal.json").model_pairs(layout.moe_layers)
     render, template = make_render(arguments.model)
-    listed = load_prompts("what-happened:reconstructed-756")
-    chosen = [listed[number * len(listed) // arguments.prompts] for number in range(arguments.prompts)]
-    requests = requests_for(chosen, RunOptions(max_tokens=arguments.max_tokens))
+    records = load_prompts("what-happened:reconstructed-756")
+    some = [records[number * len(records) // NUM_LOOKED_AT] for number in range(NUM_LOOKED_AT)]
+    asked = requests_for(some, RunOptions(max_tokens=arguments.max_tokens))
+    target = Target("behavior", "REFUSED", "leave")
     started = time.monotonic()
     engine_arguments = {"max_model_len": 512, "max_num_seqs": arguments.max_num_seqs}
     model = load_model(str(arguments.model), None, render, template, None, engine_arguments, live_edits=True)
@@ -70,58 +71,107 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "journal.jsonl", live.identity()) as journal:
         collector = Collector(live, journal)
         # Kernels are compiled at first use.
-        observe(collector, Arm("base", "base"), requests)
-        observe(collector, Arm("base", "base"), labels_alone(requests))
-        whole, short = Measured(), Measured()
-        # By turns, so that whatever else this machine does falls on both alike.
+        labels = observe(collector, BASE, asked).behaviors
+        positions = choose_requests(target, labels, num_at_risk=arguments.at_risk, num_others=arguments.others, seed=0)
+        requests = [asked[position] for position in positions]
+        base = observe(collector, BASE, labels_alone(requests))
+        arms = arms_like("random", listed, layout, arguments.controls)
+        by_set, by_ten, short = Measured(), Measured(), Measured()
+        # By turns, so that whatever else this machine does falls on all alike.
         for start in range(0, len(arms), SETS_A_ROUND):
             part = arms[start : start + SETS_A_ROUND]
-            for arm in part:
-                measure(collector, [arm], requests, whole)
+            if start < arguments.timed:
+                for arm in part:
+                    measure(collector, [arm], requests, by_set)
+                # The same edits under other names, or the journal would know the answers.
+                measure(collector, [replace(arm, repeat=1) for arm in part], requests, by_ten)
             measure(collector, part, labels_alone(requests), short)
-        # The first set as a variant, tested against the others, whose answers are there.
-        base, tested = (observe(collector, arm, labels_alone(requests)) for arm in (Arm("base", "base"), arms[0]))
-        null = null_distribution(
-            collector,
-            Target("behavior", "REFUSED", "leave"),
-            "uniform",
-            arms[1:],
-            labels_alone(requests),
-            base,
-            tested,
-            tested=arms[0].suppress,
-            frequency=None,
-            label_cut=False,
-            stop_after=RunOptions.control_stop,
+        print(
+            f"{len(arms)} random sets of {len(listed)}, {len(requests)} prompts each, of which"
+            f" {sum(label == 'REFUSED' for label in base.behaviors)} refused; engine load {load_seconds:.1f} s\n"
         )
+        print("| way | seconds a set | answer tokens a set |\n|---|---|---|")
+        for name, one in (
+            ("a set a pass, whole answers", by_set),
+            ("ten sets a pass, whole answers", by_ten),
+            ("ten sets a pass, ended at the label", short),
+        ):
+            print(f"| {name} | {one.seconds / one.num_sets:.3f} | {one.tokens / one.num_sets:.0f} |")
+        print()
+        num_timed = len(by_set.labels)
+        differing = sum(left != right for left, right in zip(by_set.labels, short.labels[:num_timed], strict=True))
+        print(f"labels that differ: {differing} of {num_timed}")
+        label_ratio = by_set.seconds / by_set.num_sets / (short.seconds / short.num_sets)
+        batch_ratio = by_set.seconds / by_ten.seconds
+        print(f"by batching {batch_ratio:.2f} times, with the end at the label {label_ratio:.2f} times\n")
+        print(
+            "| tested | flips | p of all sets | sequential p | sets run | old / new in time |\n|---|---|---|---|---|---|"
+        )
+        tested = [(f"the list's first {size}", listed[:size]) for size in range(1, len(listed) + 1)]
+        for name, pairs in [
+            ("a random set", list(arms_like("tested", listed, layout, 1, seed=1)[0].suppress)),
+            *tested,
+        ]:
+            variant = observe(collector, Arm(name, "other", "reroute", tuple(pairs)), labels_alone(requests))
+            everything, stopped = (
+                null_distribution(
+                    collector,
+                    target,
+                    "uniform",
+                    arms,
+                    labels_alone(requests),
+                    base,
+                    variant,
+                    tested=pairs,
+                    frequency=None,
+                    label_cut=False,
+                    stop_after=stop_after,
+                )
+                for stop_after in (len(arms) + 1, RunOptions.control_stop)
+            )
+            run = len(stopped.null_values)
+            print(
+                f"| {name} | {stopped.observed:.0%} | {everything.p_value:.2g} | {stopped.p_value:.2g} | {run} |"
+                f" {label_ratio * len(arms) / run:.1f} |",
+                flush=True,
+            )
+        if arguments.reload:
+            reload_seconds = seconds_of_a_reload(checkpoint, arguments.model, arms[0], requests, live, folder)
+            print(f"\na rewrite and a load for each set: {reload_seconds:.3f} s a set")
         live.close()
-        variant = Path(folder) / "variant"
-        started = time.monotonic()
-        entries = [ExpertEntry(layer=layer, expert=expert) for layer, expert in sets[0]]
-        expert_set = ExpertSet(layer_index="model", behavior="random", experts=entries)
-        plan = make_plan(checkpoint, expert_set, None, EditOptions(semantics="reroute"))
-        write_variant(plan, arguments.model, variant)
-        model = load_model(str(variant), None, render, template, None, engine_arguments, live_edits=False)
-        with Journal(Path(folder) / "reloaded.jsonl", live.identity()) as other:
-            observe(Collector(live, other), Arm("variant", "base"), requests)
-        reload_seconds = time.monotonic() - started
-        live.close()
-    differing = sum(left != right for left, right in zip(whole.labels, short.labels, strict=True))
-    print(
-        f"{len(sets)} random sets of {arguments.experts}, {len(requests)} prompts each; engine load {load_seconds:.1f} s"
+
+
+def arms_like(name: str, pairs: Sequence[Pair], layout: RouterLayout, num_sets: int, seed: int = 0) -> list[Arm]:
+    """Random sets of as many experts, as reroutes."""
+    sets = random_sets(
+        "uniform",
+        pairs,
+        layers=layout.moe_layers,
+        num_experts=layout.num_experts,
+        num_sets=num_sets,
+        seed=seed,
     )
-    print(f"a rewrite and a load for each set   {reload_seconds:8.3f} s a set")
-    print(f"a set a pass, whole answers         {whole.words()}")
-    print(f"ten sets a pass, ended at the label {short.words()}")
-    print(f"whole / ended at the label          {whole.seconds / short.seconds:8.2f} in time", end="")
-    print(
-        f" {whole.tokens / short.tokens:8.2f} in answer tokens, labels that differ {differing} of {len(whole.labels)}"
-    )
-    print(f"a load for each set / ended so      {reload_seconds * short.num_sets / short.seconds:8.2f}")
-    run, planned = len(null.null_values), len(arms) - 1
-    seconds = whole.seconds / whole.num_sets * planned, short.seconds / short.num_sets * run
-    print(f"a set that is nothing special       p = {null.p_value:.2g} after {run} of {planned} sets:", end="")
-    print(f" {seconds[0] / seconds[1]:.1f} times less than all of them in whole answers")
+    return [Arm(f"{name}-{number}", "control", "reroute", tuple(one)) for number, one in enumerate(sets)]
+
+
+def seconds_of_a_reload(
+    checkpoint: Checkpoint, base: Path, arm: Arm, requests: Sequence[Request], live: LiveResponder, folder: str
+) -> float:
+    """Seconds for a set as a checkpoint of its own: rewritten, loaded, and asked. The running engine ends."""
+    live.close()
+    started = time.monotonic()
+    entries = [ExpertEntry(layer=layer, expert=expert) for layer, expert in arm.suppress]
+    expert_set = ExpertSet(layer_index="model", behavior="random", experts=entries)
+    variant = Path(folder) / "variant"
+    write_variant(make_plan(checkpoint, expert_set, None, EditOptions(semantics="reroute")), base, variant)
+    render, template = make_render(base)
+    model = load_model(str(variant), None, render, template, None, {"max_model_len": 512}, live_edits=False)
+    other = LiveResponder({"model": "reloaded"}, lambda checkpoint: model)
+    with Journal(Path(folder) / "reloaded.jsonl", other.identity()) as journal:
+        observe(Collector(other, journal), Arm("variant", "base"), requests)
+    seconds = time.monotonic() - started
+    other.close()
+    return seconds
 
 
 @dataclass
@@ -132,10 +182,6 @@ class Measured:
     seconds: float = 0.0
     tokens: int = 0
     labels: list[str] = field(default_factory=list)
-
-    def words(self) -> str:
-        """Seconds and tokens a set."""
-        return f"{self.seconds / self.num_sets:8.3f} s a set {self.tokens / self.num_sets:8.0f} answer tokens a set"
 
 
 def measure(collector: Collector, arms: Sequence[Arm], requests: Sequence[Request], measured: Measured) -> None:

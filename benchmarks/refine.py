@@ -57,7 +57,7 @@ class HeldOut:
     frequency: dict[int, np.ndarray]
     target: Target
     num_controls: int
-    at_risk: int
+    some: list[int]  # positions of the prompts that random sets answer, spread over all of them
     cache: list
 
     def arm(self, pairs: Sequence[Pair]) -> Arm:
@@ -71,8 +71,8 @@ class HeldOut:
 
     def moved(self, pairs: Sequence[Pair]) -> float:
         """The share of refusals that a set ends, on the prompts that random sets answer."""
-        outcomes = observe(self.collector, self.arm(pairs), self.requests[: self.at_risk])
-        return move_rate(self.target, self.base.behaviors[: self.at_risk], outcomes.behaviors)
+        outcomes = observe(self.collector, self.arm(pairs), [self.requests[position] for position in self.some])
+        return move_rate(self.target, select(self.base, self.some).behaviors, outcomes.behaviors)
 
     def kl(self, pairs: Sequence[Pair]) -> float:
         """Nats a token of the base's answers to neutral prompts."""
@@ -100,16 +100,15 @@ class HeldOut:
             frequency=self.frequency,
             is_feasible=partial(is_routable, model),
         )
-        positions = list(range(min(self.at_risk, len(self.requests))))
         outcomes, _ = self.flips(pairs)
         null = null_distribution(
             self.collector,
             self.target,
             matching,  # type: ignore[arg-type]
             arms,
-            [self.requests[position] for position in positions],
-            select(self.base, positions),
-            select(outcomes, positions),
+            [self.requests[position] for position in self.some],
+            select(self.base, self.some),
+            select(outcomes, self.some),
             tested=pairs,
             frequency=self.frequency,
             label_cut=False,
@@ -226,7 +225,7 @@ def prepare(request: TuneRequest, session: Session, collector: Collector, argume
         frequency,
         Target("behavior", request.target_label, "leave"),
         arguments.controls,
-        arguments.at_risk,
+        spread(len(risky), arguments.at_risk),
         [],
     )
 
@@ -244,6 +243,12 @@ def rankings(request: TuneRequest) -> dict[str, list[Pair]]:
                 (activation.moe_layers[flat // activation.num_experts], flat % activation.num_experts) for flat in order
             ]
     return found
+
+
+def spread(length: int, wanted: int) -> list[int]:
+    """As many positions as wanted, or all, at equal distances."""
+    count = min(length, wanted)
+    return [number * length // count for number in range(count)]
 
 
 def words(pairs: Sequence[Pair]) -> str:
