@@ -57,7 +57,7 @@ class HeldOut:
     frequency: dict[int, np.ndarray]
     target: Target
     num_controls: int
-    some: list[int]  # positions of the prompts that random sets answer, spread over all of them
+    some: list[int]  # positions of the prompts that random sets answer
     cache: list
 
     def arm(self, pairs: Sequence[Pair]) -> Arm:
@@ -182,7 +182,11 @@ def compare(request: TuneRequest, session: Session, collector: Collector, argume
             flush=True,
         )
     print(f"\np there: beside {len(null)} sets of {NUM_EXPERTS} drawn from all experts, the same for every ranking\n")
-    print("| set | " + " | ".join(f"p {matching} (sets, highest)" for matching in MATCHINGS) + " |\n|---|---|---|---|")
+    print(
+        "| set (flips of those prompts) | "
+        + " | ".join(f"p {matching} (sets, highest)" for matching in MATCHINGS)
+        + " |\n|---|---|---|---|"
+    )
     for name, pairs in (
         ("refined, first 1", path[:1]),
         (f"the paper's list, first {size}", paper[:size]),
@@ -191,7 +195,10 @@ def compare(request: TuneRequest, session: Session, collector: Collector, argume
     ):
         for matching in MATCHINGS:
             print(
-                f"| {name} | " * (matching == MATCHINGS[0]) + held_out.p_value(matching, pairs), end=" | ", flush=True
+                f"| {name} ({held_out.moved(pairs):.0%}) | " * (matching == MATCHINGS[0])
+                + held_out.p_value(matching, pairs),
+                end=" | ",
+                flush=True,
             )
         print()
 
@@ -225,7 +232,7 @@ def prepare(request: TuneRequest, session: Session, collector: Collector, argume
         frequency,
         Target("behavior", request.target_label, "leave"),
         arguments.controls,
-        spread(len(risky), arguments.at_risk),
+        list(range(min(arguments.at_risk, len(risky)))),
         [],
     )
 
@@ -243,12 +250,6 @@ def rankings(request: TuneRequest) -> dict[str, list[Pair]]:
                 (activation.moe_layers[flat // activation.num_experts], flat % activation.num_experts) for flat in order
             ]
     return found
-
-
-def spread(length: int, wanted: int) -> list[int]:
-    """As many positions as wanted, or all, at equal distances."""
-    count = min(length, wanted)
-    return [number * length // count for number in range(count)]
 
 
 def words(pairs: Sequence[Pair]) -> str:
