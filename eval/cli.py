@@ -8,7 +8,7 @@ import typer
 
 from eval.options import OUTPUT, EvalRequest
 from rewriter.command import DefaultCommandGroup, Option, command, parameters_of
-from rewriter.console import make_app, run, say
+from rewriter.console import make_app, run, say, show
 from rewriter.progress import PartsProgress
 
 EPILOG = """Examples:
@@ -54,11 +54,16 @@ def evaluate(request: CommandLine, words: list[str]) -> None:
         from eval.costs import evaluation_costs
 
         costs = evaluation_costs(request, say, request.tokens_per_second)
-        typer.echo(json.dumps(costs.as_json()) if request.as_json else "\n".join(costs.sentences()))
+        if request.as_json:
+            typer.echo(json.dumps(costs.as_json()))
+        else:
+            show(costs.sentences())
         return
     results = evaluate_request(request, say, PartsProgress("answers"))
-    document = json.dumps(results.model_dump(mode="json", by_alias=True)) if request.as_json else one_screen(results)
-    typer.echo(document, nl=request.as_json)
+    if request.as_json:
+        typer.echo(json.dumps(results.model_dump(mode="json", by_alias=True)))
+    else:
+        show(one_screen(results))
     say(f"{request.output / 'report.html'}")
     check_complete(results, request.output)
 

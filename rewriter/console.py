@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from rewriter.errors import MoteError, printable
+from rewriter.errors import MoteError, printable, shortened
 from rewriter.missing import missing_package
 from rewriter.redaction import redact
 
@@ -25,7 +25,11 @@ SENTENCE_EVERY_SECONDS = 60.0
 QUIET_HELP = "Say nothing but results, warnings and errors; show no progress."
 VERBOSE_HELP = "Say when things happen, what the inference engine logs, and where an error arose."
 # What a command ends with beside 0; 2 is typer's, for a command line that it cannot read.
-FAILED, INTERRUPTED, READER_GONE = 1, 130, 141
+FAILED, UNREADABLE, INTERRUPTED, READER_GONE = 1, 2, 130, 141
+# Longer than any line of our own; what makes one longer came from a file, a server or the command line.
+NUM_LETTERS_OF_A_LINE = 2000
+# What typer raises for words that it cannot read; it exports only an error that follows from it.
+USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 @dataclass
@@ -101,12 +105,23 @@ def _with_general_options(function: Callable[..., Any]) -> Callable[..., None]:
     return run_command
 
 
+def line_for_people(text: str) -> str:
+    """One line whatever the text holds: names and labels are of files and servers, and may neither steer a terminal, nor look
+    like a line of our own, nor fill the screen."""
+    return shortened(printable(text), NUM_LETTERS_OF_A_LINE)
+
+
+def show(lines: Iterable[str]) -> None:
+    """Write a result for people to stdout, each line as `line_for_people`."""
+    print("\n".join(map(line_for_people, lines)))
+
+
 def say(message: str, *, always: bool = False) -> None:
-    """Write talk to stderr; stdout is kept for data. With --quiet, only warnings, errors and what is `always` said."""
+    """Write a line of talk to stderr; stdout is kept for data. With --quiet, only warnings, errors and what is `always` said."""
     if _talk.quiet and not always and not message.startswith(("warning: ", "error: ")):
         return
     when = f"[{time.monotonic() - _talk.began:8.1f} s] " if _talk.verbose else ""
-    print(f"{when}{message}", file=sys.stderr, flush=True)
+    print(f"{when}{line_for_people(message)}", file=sys.stderr, flush=True)
 
 
 def size_text(size_bytes: int) -> str:
@@ -137,7 +152,7 @@ def progress_bar(total: int | None, description: str, **settings: Any) -> Any:
     """A tqdm bar on stderr where bars are drawn: elsewhere its lines would mix with sentences that scripts read."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=description, disable=not is_drawn(), **settings)
+    return tqdm(total=total, desc=line_for_people(description), disable=not is_drawn(), **settings)
 
 
 @contextmanager
@@ -151,10 +166,21 @@ def byte_progress(total_bytes: int, description: str = "shards") -> Iterator[Pro
 def run(app: Callable[..., Any]) -> None:
     """Run a command line; a MoteError, or a package that is not installed, becomes one sentence on stderr and exit code 1."""
     try:
-        # No command colours its words, whatever NO_COLOR says.
-        app(color=False)
+        # No command colours its words, whatever NO_COLOR says; not standalone, since typer would end in sentences of its own.
+        sys.exit(app(color=False, standalone_mode=False) or 0)
     except MoteError as error:
         _fail(str(error))
+    except OSError as error:
+        # Where something is read or written, the sentence says what for; this is for what no such place foresaw.
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except USAGE_ERROR as error:
+        context = getattr(error, "ctx", None)
+        name = context.command_path if context is not None else os.path.basename(sys.argv[0])
+        what = " ".join(getattr(error, "format_message", error.__str__)().split()).removesuffix(".")
+        say(f"error: {shortened(printable(redact(what)))}; see {name} --help")
+        sys.exit(UNREADABLE)
+    except typer.Abort:
+        _fail("ended by an answer that is none")
     except ModuleNotFoundError as error:
         sentence = missing_package(error.name or "")
         if sentence is None:
@@ -169,8 +195,7 @@ def _fail(message: str) -> None:
     if _talk.verbose:
         for line in traceback.format_exc().splitlines():
             print(printable(redact(line)), file=sys.stderr)
-    # Names from files and words of servers are in it: nothing of them may steer a terminal.
-    say("\n".join(map(printable, f"error: {message}".splitlines())))
+    say(f"error: {MoteError(message)}")
     sys.exit(FAILED)
 
 

@@ -73,11 +73,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, num_letters: int = NUM_LETTERS_OF_A_MESSAGE) -> str:
     """A message within its length: what is wrong stands at its start, what was expected at its end, so its middle goes."""
-    if len(text) <= NUM_LETTERS_OF_A_MESSAGE:
+    if len(text) <= num_letters:
         return text
-    kept = NUM_LETTERS_OF_A_MESSAGE - len(_CUT)
+    kept = num_letters - len(_CUT)
     return f"{text[: kept // 2 + kept % 2]}{_CUT}{text[-(kept // 2) :]}"
 
 

@@ -69,6 +69,18 @@ def read_json(
     return value
 
 
+def printed_json(text: str) -> str:
+    """The same JSON with what could steer a terminal (controls, marks of direction) as \\u escapes; letters stay readable."""
+    if text.replace("\n", " ").isprintable():
+        return text
+    return "".join(letter if letter == "\n" or letter.isprintable() else _escape(letter) for letter in text)
+
+
+def _escape(letter: str) -> str:
+    units = letter.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{int.from_bytes(units[start : start + 2]):04x}" for start in range(0, len(units), 2))
+
+
 def _check_depth(value: Any) -> None:
     """Level by level, so that no depth can exhaust the stack."""
     level = [value]

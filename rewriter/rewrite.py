@@ -267,7 +267,7 @@ def base_of_sets(
     models = sorted({model for model, _ in named})
     if not models:
         raise InputError("no expert set names its model; give --model PATH_OR_HUB_ID")
-    if len({os.path.realpath(model) if Path(model).is_dir() else model for model in models}) > 1:
+    if len({os.path.realpath(model) if os.path.isdir(model) else model for model in models}) > 1:
         raise InputError(
             f"the expert sets are of different models ({' and '.join(models)}); give --model to say which to edit"
         )
@@ -286,7 +286,7 @@ def _base_of_set(source: str | None, chosen: ExpertSet) -> tuple[str, str | None
 
     model = str(chosen.model)
     beside = Path(source or "").parent / model
-    is_there = beside.is_dir() or (is_local(model) and beside.is_file())
+    is_there = os.path.isdir(beside) or (is_local(model) and os.path.isfile(beside))
     if not (source or "").startswith(PRESET_PREFIX) and is_there:
         return str(beside), None
     return str(chosen.model), chosen.revision

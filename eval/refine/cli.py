@@ -9,7 +9,8 @@ import typer
 
 from eval.refine.options import CHECK, RefineRequest
 from rewriter.command import Option, command, parameters_of
-from rewriter.console import make_app, run, say
+from rewriter.console import make_app, run, say, show
+from rewriter.json_text import printed_json
 from rewriter.progress import PartsProgress
 
 if TYPE_CHECKING:
@@ -57,17 +58,16 @@ def refine(request: CommandLine, words: list[str]) -> None:
         from eval.refine.costs import refinement_costs
 
         costs = refinement_costs(request, say, request.tokens_per_second)
-        typer.echo(json.dumps(costs.as_json()) if request.as_json else "\n".join(costs.sentences()))
+        if request.as_json:
+            typer.echo(json.dumps(costs.as_json()))
+        else:
+            show(costs.sentences())
         return
     found = refine_request(request, say, progress_bar())
     if request.as_json:
-        typer.echo(found.results.model_dump_json(by_alias=True))
+        typer.echo(printed_json(found.results.model_dump_json(by_alias=True)))
     else:
-        typer.echo(
-            "\n".join(
-                lines(found.results.model_dump(), json.loads(found.check.model_dump_json()) if found.check else None)
-            )
-        )
+        show(lines(found.results.model_dump(), json.loads(found.check.model_dump_json()) if found.check else None))
     say(str(request.folder / PAGE))
     if found.check is not None:
         check_complete(found.check, request.folder)

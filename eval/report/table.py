@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from eval.results import Results
 from eval.run import MEASURES
-from rewriter.errors import printable
 
 
-def one_screen(results: Results) -> str:
+def one_screen(results: Results) -> list[str]:
     """The table on stdout: transitions, chance, divergence, safety, quality and what is missing."""
     lines = [
         f"{results.behavior}: {results.edit_words()}; {results.prompts['num_prompts']} prompts ({results.held_out.status})",
@@ -22,8 +21,7 @@ def one_screen(results: Results) -> str:
     lines += [line for measure, found in filled for line in measure.lines(found, results)]
     lines += [f"warning: {warning}" for warning in results.warnings]
     lines += [f"not measured: {one.part}: {one.reason}" for one in results.missing]
-    # Names of behaviours, prompt sets and judges come from files and servers: nothing of them may steer a terminal.
-    return "\n".join(map(printable, lines)) + "\n"
+    return lines
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:

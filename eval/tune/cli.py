@@ -10,7 +10,7 @@ import typer
 from eval.refine.options import CHECK, INPUT
 from eval.tune.options import TuneRequest
 from rewriter.command import Option, command, parameters_of
-from rewriter.console import make_app, run, say
+from rewriter.console import make_app, run, say, show
 
 EPILOG = """Examples:
 
@@ -57,14 +57,19 @@ def tune(request: CommandLine, words: list[str]) -> None:
     recording = plan_tuning(request, say)
     plan = show_plan(request, recording, say, request.tokens_per_second)
     if request.dry_run:
-        typer.echo(json.dumps(plan.as_json()) if request.as_json else "\n".join(plan.sentences()))
+        if request.as_json:
+            typer.echo(json.dumps(plan.as_json()))
+        else:
+            show(plan.sentences())
         return
     for sentence in plan.sentences():
         say(sentence)
     with closing(OneEngine(recording)) as engine:
         tuned = tune_request(request, recording, say, progress_bar(), engine)
-    document = json.dumps(tuned.check.model_dump(mode="json", by_alias=True))
-    typer.echo(document if request.as_json else one_screen(tuned.check), nl=request.as_json)
+    if request.as_json:
+        typer.echo(json.dumps(tuned.check.model_dump(mode="json", by_alias=True)))
+    else:
+        show(one_screen(tuned.check))
     say(f"{tuned.variant}")
 
 

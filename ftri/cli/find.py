@@ -10,6 +10,7 @@ import typer
 
 from rewriter.command import DefaultCommandGroup, PanelCommand
 from rewriter.console import make_app, progress_bar, run, say
+from rewriter.json_text import printed_json
 from rewriter.whole_file import make_folder
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ def _put_out(expert_set: ExpertSet, output: Path | None, json_output: bool) -> N
         expert_set.save(output)
         say(f"wrote {output}")
     if output is None or json_output:
-        typer.echo(expert_set.to_json(), nl=False)
+        typer.echo(printed_json(expert_set.to_json()), nl=False)
 
 
 @app.command()

@@ -15,7 +15,7 @@ import typer
 from ftri.endpoints import REASONING_FIELDS
 from rewriter.console import make_app, run, say
 from rewriter.errors import InputError
-from rewriter.json_text import JsonError, read_json
+from rewriter.json_text import JsonError, printed_json, read_json
 
 if TYPE_CHECKING:
     from ftri.labels.judge import Judge
@@ -173,7 +173,7 @@ def _answer(entry: dict[str, Any], settings: LabelSettings) -> str:
 
 
 def _print(entry: dict[str, Any]) -> None:
-    typer.echo(json.dumps(entry, ensure_ascii=False))
+    typer.echo(printed_json(json.dumps(entry, ensure_ascii=False)))
 
 
 def main() -> None:

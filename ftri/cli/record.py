@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rewriter.command import Option, command, parameters_of
-from rewriter.console import make_app, run, say
+from rewriter.console import make_app, run, say, show
 from rewriter.errors import InputError
 from rewriter.progress import PartProgress
 
@@ -162,11 +162,11 @@ def record(given: CommandLine, words: list[str]) -> None:
     plan = plan_recording(given.options(words), say, weights=given.base_url is None)
     if given.dry_run:
         costs = plan.costs(given.tokens_per_second)
-        show(plan.summary() | ({"costs": costs.as_json()} if given.as_json else {}), given.as_json)
-        for sentence in () if given.as_json else costs.sentences():
-            print(sentence)
+        show_result(plan.summary() | ({"costs": costs.as_json()} if given.as_json else {}), given.as_json)
+        if not given.as_json:
+            show(costs.sentences())
         return
-    show(record_with_bar(plan, given.endpoint()).as_json(), given.as_json)
+    show_result(record_with_bar(plan, given.endpoint()).as_json(), given.as_json)
 
 
 def record_with_bar(plan: RecordPlan, endpoint: Endpoint | None = None) -> RecordSummary:
@@ -180,17 +180,15 @@ def record_with_bar(plan: RecordPlan, endpoint: Endpoint | None = None) -> Recor
         return record_served(plan, endpoint, progress.begin, progress.advance)
 
 
-def show(result: dict[str, Any], as_json: bool) -> None:
+def show_result(result: dict[str, Any], as_json: bool) -> None:
     """Print a result on stdout: JSON, or a line per fact."""
     if as_json:
         print(json.dumps(result))
         return
-    for name, value in result.items():
-        print(
-            f"{name.replace('_', ' ')}: {value:,.1f}"
-            if isinstance(value, float)
-            else f"{name.replace('_', ' ')}: {value}"
-        )
+    show(
+        f"{name.replace('_', ' ')}: {value:,.1f}" if isinstance(value, float) else f"{name.replace('_', ' ')}: {value}"
+        for name, value in result.items()
+    )
 
 
 def main() -> None:

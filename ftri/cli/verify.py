@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rewriter.console import byte_progress, make_app, run, say
+from rewriter.console import byte_progress, make_app, run, say, show
+from rewriter.json_text import printed_json
 
 if TYPE_CHECKING:
     from ftri.traces.selections import Selections
@@ -82,10 +83,10 @@ def verify_variant(
             document["traces"] = _as_json(observed)
         if imatrix is not None:
             document["selections"] = [asdict(line) for line in selections]
-        print(json.dumps(document, indent=2, ensure_ascii=False))
+        print(printed_json(json.dumps(document, indent=2, ensure_ascii=False)))
     else:
         seen = [] if observed is None else _lines(observed)
-        print("\n".join([*verify_lines(result, runtimes), *selection_lines(selections), *proof_lines(proof), *seen]))
+        show([*verify_lines(result, runtimes), *selection_lines(selections), *proof_lines(proof), *seen])
 
 
 def _observe(traces: Path, variant: Path, record: "VariantRecord") -> "Selections":
@@ -170,7 +171,10 @@ def _verify_served(variant: Path, base: str | None, as_json: bool) -> None:
         "mote": proof.record.to_block(),
         "not_compared": proof.not_compared,
     }
-    print(json.dumps(document, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+    if as_json:
+        print(printed_json(json.dumps(document, indent=2, ensure_ascii=False)))
+    else:
+        show(lines)
 
 
 def main() -> None:

@@ -80,13 +80,24 @@ class Renderer:
         return RenderedPrompt(record.prompt_id, record.text, text, list(token_ids), template_sha256, record.factors)
 
     def conversation(self, messages: Sequence[tuple[str, str]]) -> Rendered:
-        """Messages as (role, text), followed by what opens the model's answer."""
-        text = self.tokenizer.apply_chat_template(
-            [{"role": role, "content": content} for role, content in messages],
-            chat_template=self.chat_template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        """Messages as (role, text), followed by what opens the model's answer.
+
+        Raises:
+            InputError: the template, which is a program of somebody else's, fails.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": role, "content": content} for role, content in messages],
+                chat_template=self.chat_template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+            raise InputError(
+                f"the chat template cannot be rendered ({first_line(error)}), expected Jinja text"
+            ) from None
         # The template writes the begin-of-text token itself.
         return Rendered(text, list(self.tokenizer.encode(text, add_special_tokens=False)))
 

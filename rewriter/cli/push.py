@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rewriter.console import make_app, run, say
+from rewriter.console import make_app, run, say, show
 from rewriter.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def push(
     if as_json:
         print(json.dumps(outcome.to_json(), indent=2))
     else:
-        print(outcome.text())
+        show(outcome.lines())
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class PushOutcome:
         """As --json prints it."""
         return {**(asdict(self.result) if self.result else {}), "plan": self.plan.to_json()}
 
-    def text(self) -> str:
+    def lines(self) -> list[str]:
         """For people."""
         from rewriter.push.plan import describe_plan
 
@@ -102,7 +102,7 @@ class PushOutcome:
         done = f"pushed in {self.result.seconds:.1f} s"
         if self.result.did_nothing:
             done = "nothing to do: the branch holds this variant"
-        return f"{done}\n{self.result.url}\ncommit {self.result.commit}"
+        return [done, self.result.url, f"commit {self.result.commit}"]
 
 
 def push_variant(request: "PushRequest", message: str | None, *, yes: bool, dry_run: bool = False) -> PushOutcome:
@@ -117,7 +117,8 @@ def push_variant(request: "PushRequest", message: str | None, *, yes: bool, dry_
     if dry_run:
         return PushOutcome(prepared.plan, None)
     # Whoever is asked must see what about.
-    say(describe_plan(prepared.plan), always=not yes)
+    for line in describe_plan(prepared.plan):
+        say(line, always=not yes)
     if not prepared.plan.is_done:
         check_can_ask(yes)
         if not yes and not typer.confirm("Go on?", err=True):

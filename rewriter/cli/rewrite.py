@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rewriter.console import byte_progress, make_app, run, say
+from rewriter.console import byte_progress, make_app, run, say, show
+from rewriter.json_text import printed_json
 
 EPILOG = """Examples:
 
@@ -164,12 +165,15 @@ def rewrite(
     if as_json:
         _print({**result.to_json(), "push": outcome.to_json()})
     else:
-        print(outcome.text())
+        show(outcome.lines())
 
 
 def _print(document: dict[str, Any] | list[str]) -> None:
     """A JSON document, or lines for people."""
-    print("\n".join(document) if isinstance(document, list) else json.dumps(document, indent=2, ensure_ascii=False))
+    if isinstance(document, list):
+        show(document)
+    else:
+        print(printed_json(json.dumps(document, indent=2, ensure_ascii=False)))
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Finds a model: a local folder, the local Hub cache, or a download into that cache, in this order."""
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -73,7 +74,8 @@ class RemoteTree:
 
 def is_local(model: str) -> bool:
     """Tell whether a model argument names files on this machine: a folder that is there, or a GGUF file."""
-    return Path(model).expanduser().is_dir() or model.endswith(GGUF_SUFFIX)
+    # Not Path.is_dir, which raises where a name is too long for the system.
+    return os.path.isdir(os.path.expanduser(model)) or model.endswith(GGUF_SUFFIX)
 
 
 def looks_like_repo_id(model: str) -> bool:

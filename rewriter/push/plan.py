@@ -140,8 +140,8 @@ def same_content(file: LocalFile, entry: RemoteFile | None) -> bool:
     return file.blob_id is not None and file.blob_id == entry.blob_id
 
 
-def describe_plan(plan: PushPlan) -> str:
-    """Write a push plan for people."""
+def describe_plan(plan: PushPlan) -> list[str]:
+    """A push plan for people, a line each."""
     target = f"{plan.repo_id}, branch {plan.branch}"
     first = {
         "empty": f"Create the {'private' if plan.private else 'public'} repo {target}",
@@ -164,7 +164,7 @@ def describe_plan(plan: PushPlan) -> str:
         if kind in ("upload", "delete"):
             lines += [f"    {item.path}  {size_text(item.size_bytes)}" for item in items[:NUM_FILES_SHOWN]]
             lines += [f"    ... and {len(items) - NUM_FILES_SHOWN} more"] if len(items) > NUM_FILES_SHOWN else []
-    return "\n".join([*lines, *(f"  note: {note}" for note in plan.notes)])
+    return [*lines, *(f"  note: {note}" for note in plan.notes)]
 
 
 def _decide(

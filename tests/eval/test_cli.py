@@ -425,6 +425,41 @@ def test_secrets_among_engine_arguments_are_not_recorded(model, tmp_path):
     assert session.known["engine_arguments"]["max_num_batched_tokens"] == 64
 
 
+def test_other_weights_or_engine_arguments_are_another_subject(model, tmp_path):
+    """Whatever decides an answer is in the journal's first line and in every key."""
+    from eval.answers.journal import Journal
+    from eval.errors import JournalError
+    from eval.options import EvalRequest
+    from eval.session import open_session
+
+    write_tiny_tokenizer(model, 512)
+    chosen = str(expert_set(tmp_path / "set.json"))
+
+    def identity(folder, **arguments):
+        request = EvalRequest(
+            prompts="what-happened:listed",
+            output=tmp_path,
+            model=str(folder),
+            suppress=chosen,
+            engine_arguments=arguments,
+        )
+        return open_session(request, lambda message: None).responder.identity()
+
+    first = identity(model, max_num_seqs=4)
+    assert first == identity(model, max_num_seqs=4)
+    tuned = shutil.copytree(model, tmp_path / model.name)
+    biases = {f"model.layers.{layer}.mlp.gate.e_score_correction_bias": np.ones(16, np.float32) for layer in (1, 2, 3)}
+    save_file(biases, tuned / "model.safetensors", metadata={"format": "pt"})
+    with Journal(tmp_path / "journal.jsonl", first) as journal:
+        journal.add_value("a", 1)
+    for other, named in (
+        (identity(model, max_num_seqs=8), "engine_arguments"),
+        (identity(tuned, max_num_seqs=4), "content"),
+    ):
+        with pytest.raises(JournalError, match=f"holds the answers of another subject .*{named}"):
+            Journal(tmp_path / "journal.jsonl", other)
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

@@ -125,7 +125,7 @@ def test_a_file_of_another_schema_is_refused(tmp_path):
 
 def test_the_table_fits_one_screen(finished):
     _, results, _ = finished
-    lines = one_screen(results).splitlines()
+    lines = one_screen(results)
     assert len(lines) <= 30
     assert max(map(len, lines)) <= 140
     assert any("19 random, frequency" in line for line in lines)

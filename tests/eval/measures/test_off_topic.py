@@ -56,7 +56,9 @@ def test_the_whole_run_shows_it_in_results_table_card_and_report(finished):
     assert (one.both_before.estimate, one.both_after.estimate, one.difference.estimate) == (1, 1, 0)
     moved = results.primary_comparison().moved.rate.count
     assert one.none_after.total == one.none_before.total + moved
-    assert "prompt's words that answers leave out: 100.0 % -> 100.0 % where both answer, 100.0 %" in one_screen(results)
+    assert "prompt's words that answers leave out: 100.0 % -> 100.0 % where both answer, 100.0 %" in "\n".join(
+        one_screen(results)
+    )
     assert "| off the topic: change in the prompt's words that answers leave out | 0.0 points" in results_section(
         results
     )

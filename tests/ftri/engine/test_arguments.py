@@ -4,6 +4,7 @@ import pytest
 from vllm.platforms import current_platform
 
 from ftri.engine.arguments import (
+    check_arguments,
     check_slots_stay,
     choose_arguments,
     choose_capture,
@@ -69,6 +70,18 @@ def test_every_command_takes_vllms_own_options_and_the_alias():
 def test_a_word_that_is_none_is_one_sentence(words, sentence):
     with pytest.raises(InputError, match=sentence):
         parse_engine_arguments(words, "mote-eval", ["--suppress", "--stimulate"])
+
+
+def test_hostile_words_are_one_short_line(capfd):
+    """As tests/test_hostile_words.py for all other words of a command line; these go to vLLM's parser."""
+    hostile = f"\x1b[31mred\u202e\r\nerror: all is well\n{'B' * 20_000}"
+    for words in ([f"--{hostile}"], ["--dtype", hostile], ["--max-model-len", hostile], ["--engine-argument", hostile]):
+        with pytest.raises(InputError) as caught:
+            parse_engine_arguments(words, "mote-eval", ["--suppress"])
+        assert str(caught.value).isprintable() and len(str(caught.value)) <= 400
+    with pytest.raises(InputError, match="is not an engine argument of this vLLM"):
+        check_arguments(parse_engine_arguments(["--engine-argument", f"{hostile}=1"]))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_secrets_are_taken_out_of_what_is_written_down():

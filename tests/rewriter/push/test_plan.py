@@ -149,7 +149,7 @@ def test_plan_says_what_moves(create: str | None, create_branch: bool, first: st
     plan = PushPlan(
         "me/new", "main", create, "org/base", False, create_branch, "c0", actions, ("a note",)  # type: ignore[arg-type]
     )  # fmt: skip
-    lines = describe_plan(plan).splitlines()
+    lines = describe_plan(plan)
     assert lines[0] == first
     assert "  upload    2 files     102 B" in lines[1]
     assert lines[2:4] == ["    b.safetensors  100 B", "    config.json  2 B"]
