@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil
+from pathlib import Path
 from typing import Any
 
-from eval.answers.journal import Progress
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from eval.answers.journal import ANEW, JOURNAL, Progress, look_into
 from eval.answers.plan import plan_live, plan_served, spread
+from eval.errors import JournalError
 from eval.measures import fidelity, mt_bench, safety
 from eval.measures.controls import SETS_A_ROUND
 from eval.measures.mt_bench_files import load_questions
@@ -20,10 +24,22 @@ from ftri.costs import Costs, estimate
 from ftri.prompts.rendering import Render, make_render
 from ftri.prompts.sets import PromptRecord, load_prompt_set
 from rewriter.console import duration_text
+from rewriter.errors import first_problem
 from rewriter.semantics import BIAS_FREE_SEMANTICS, DROP_RENORM, REROUTE, SEMANTICS
 
+# The journal's value by which a later --dry-run knows how fast this run's first answers were.
+RATE_KEY = "rate-of-first-answers"
 # Rendered for the mean length of a prompt; all of a large set would take minutes.
 NUM_RENDERED = 200
+
+
+class MeasuredRate(BaseModel):
+    """What the first answers of a run took: tokens a second, and tokens an answer with its prompt."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tokens_per_second: float = Field(gt=0)
+    tokens_per_answer: float = Field(gt=0)
 
 
 @dataclass(frozen=True)
@@ -57,11 +73,15 @@ class PartCost:
 
 @dataclass(frozen=True)
 class EvalCosts:
-    """The parts, and all together but for what other servers answer; `early` is the total where all random sets end early."""
+    """The parts, and all together but for what other servers answer; `early` is the total where all random sets end early.
+
+    `num_kept` answers are in the output folder's journal and not asked again.
+    """
 
     parts: tuple[PartCost, ...]
     total: Costs
     early: Costs
+    num_kept: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The costs for scripts."""
@@ -69,12 +89,16 @@ class EvalCosts:
             "parts": [asdict(part) for part in self.parts],
             "total": self.total.as_json(),
             "early": self.early.as_json(),
+            "num_kept": self.num_kept,
         }
 
     def sentences(self) -> list[str]:
         """The costs for people, a line each."""
         width = max(len(part.part) for part in self.parts)
-        return [part.sentence(width) for part in self.parts] + self.total_sentences()
+        lines = [part.sentence(width) for part in self.parts] + self.total_sentences()
+        if self.num_kept:
+            lines.append(f"{self.num_kept:,} answers are kept in the output folder already and not asked again")
+        return lines
 
     def total_sentences(self) -> list[str]:
         """All parts together, for people."""
@@ -89,14 +113,38 @@ class EvalCosts:
 
 
 def evaluation_costs(request: EvalRequest, say: Say, tokens_per_second: float | None = None) -> EvalCosts:
-    """Reckon a run from its options, prompts and model; no engine is loaded and no server asked for an answer.
+    """Reckon a run from its options, prompts and model, at a given rate or at the one that an earlier run into the same folder
+    measured; no engine is loaded and no server asked for an answer.
 
     Raises: MoteError for what the run itself would refuse before it loads an engine.
     """
     request.check()
     prompts = spread(load_prompt_set(request.prompts, column=request.column).records, request.limit)
     loaded = load_measures(request)
-    return costs_of(request, open_session(request, say), prompts, loaded, given_rate=tokens_per_second)
+    journal = request.output / JOURNAL
+    num_kept, measured = _kept(journal)
+    costs = costs_of(
+        request,
+        open_session(request, say),
+        prompts,
+        loaded,
+        given_rate=tokens_per_second,
+        measured_rate=measured.tokens_per_second if measured is not None else None,
+        measured_on=f"the first answers of the earlier run in {journal}",
+        tokens_per_answer=measured.tokens_per_answer if measured is not None else None,
+    )
+    return replace(costs, num_kept=num_kept)
+
+
+def _kept(journal: Path) -> tuple[int, MeasuredRate | None]:
+    """(answers, rate) that an earlier run into the same folder left; (0, None) where there was none."""
+    if not journal.is_file():
+        return 0, None
+    num_answers, value = look_into(journal, RATE_KEY)
+    try:
+        return num_answers, MeasuredRate.model_validate(value) if value is not None else None
+    except ValidationError as error:
+        raise JournalError(f"{journal}: the value {RATE_KEY} is damaged ({first_problem(error)}); {ANEW}") from None
 
 
 def costs_of(
@@ -107,6 +155,7 @@ def costs_of(
     *,
     given_rate: float | None = None,
     measured_rate: float | None = None,
+    measured_on: str = "the first answers",
     tokens_per_answer: float | None = None,
 ) -> EvalCosts:
     """Reckon a run whose model and inputs are open already, with a rate and the mean tokens of an answer, its prompt included,
@@ -154,6 +203,7 @@ def costs_of(
             engine_loads=0 if request.is_served else 1 + num_checkpoints,
             given_rate=given_rate,
             measured_rate=measured_rate,
+            measured_on=measured_on,
             halved_by=halved_by,
         )
 
@@ -290,9 +340,11 @@ class Announcement:
     """Passes progress on, and says once, when the first part that was asked for is answered, what the run will take: the answers
     that come first are the shortest, so fewer of them would promise too much."""
 
-    def __init__(self, progress: Progress, reckon: Callable[..., EvalCosts], say: Say) -> None:
-        """`reckon(measured_rate=, tokens_per_answer=)` gives the costs of the whole run."""
-        self._progress, self._reckon, self._say = progress, reckon, say
+    def __init__(
+        self, progress: Progress, reckon: Callable[..., EvalCosts], say: Say, keep: Callable[[MeasuredRate], None]
+    ) -> None:
+        """`reckon(measured_rate=, tokens_per_answer=)` gives the costs of the whole run; `keep` is told the rate too."""
+        self._progress, self._reckon, self._say, self._keep = progress, reckon, say, keep
         self._answers = self._tokens = 0
         self._is_said = False
 
@@ -304,8 +356,12 @@ class Announcement:
         if self._is_said or there < wanted or not seconds or not self._tokens:
             return
         self._is_said = True
-        rate = self._tokens / seconds
-        costs = self._reckon(measured_rate=rate, tokens_per_answer=self._tokens / self._answers)
+        measured = MeasuredRate(
+            tokens_per_second=self._tokens / seconds, tokens_per_answer=self._tokens / self._answers
+        )
+        self._keep(measured)
+        rate = measured.tokens_per_second
+        costs = self._reckon(measured_rate=rate, tokens_per_answer=measured.tokens_per_answer)
         self._say(f"measured on the first {self._answers:,} answers: {rate:,.0f} tokens/s; the whole run then is")
         for sentence in costs.total_sentences():
             self._say(sentence)

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.answers.journal import Collector, Journal, Progress
+from eval.answers.journal import JOURNAL, Collector, Journal, Progress
 from eval.answers.plan import NamedEdit, plan_live, plan_served, spread
-from eval.costs import Announcement, costs_of
+from eval.costs import RATE_KEY, Announcement, costs_of
 from eval.errors import IncompleteError
 from eval.experts import check_live_edit, find_experts, is_routable, save_found, semantics_for
 from eval.measures.measure import Scene
@@ -27,8 +27,6 @@ from ftri.prompts.sets import PromptRecord, load_prompt_set
 from rewriter.errors import InputError
 from rewriter.expert_set import ExpertSet
 from rewriter.semantics import CENTROID, REROUTE
-
-JOURNAL = "journal.jsonl"
 
 
 def evaluate(request: EvalRequest, say: Say, progress: Progress) -> Results:
@@ -49,7 +47,7 @@ def evaluate(request: EvalRequest, say: Say, progress: Progress) -> Results:
             say(f"{journal.path}: going on with {len(journal)} records")
         prompts = spread(prompt_set.records, request.limit)
         reckon = partial(costs_of, request, session, prompts, loaded)
-        announced = Announcement(progress, reckon, say)
+        announced = Announcement(progress, reckon, say, lambda rate: journal.add_value(RATE_KEY, rate.model_dump()))
         collector = Collector(session.responder, journal, announced, session.think_format)
         subject = settle(request, session, prompts, collector, say)
         return measure_subject(request, session, subject, collector, prompt_set.source, loaded, say)

@@ -313,7 +313,10 @@ class EvalRequest:
         if not 0 < self.timeout < float("inf"):
             raise InputError(f"--timeout is {self.timeout:g}, expected seconds above 0")
         if (self.base_url is None) != (self.tuned_url is None):
-            raise InputError("--base-url and --tuned-url belong together, expected both or neither")
+            raise InputError(
+                "--base-url and --tuned-url belong together: give the variant's server too, or --model and --suppress without"
+                " servers"
+            )
         if self.is_served:
             self._check_served()
         else:

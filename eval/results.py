@@ -94,7 +94,9 @@ class Results(BaseModel):
         except (ValidationError, UnicodeDecodeError) as error:
             first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
             what = f"{'.'.join(map(str, first['loc'])) or 'document'}: {first['msg']}" if first else "not UTF-8 text"
-            raise InputError(f"{path}: is not a result of {SCHEMA_ID} ({what})") from None
+            raise InputError(
+                f"{path}: is not a result of {SCHEMA_ID} ({what}); mote-eval -o FOLDER writes results.json"
+            ) from None
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, replacing the file in one step."""

@@ -43,7 +43,9 @@ class Costs:
             f" ({self.prompt_tokens:,} of them of prompts), {self.engine_loads} engine load{'s' * (self.engine_loads != 1)}"
         ]
         if self.seconds is None or self.tokens_per_second is None:
-            lines.append("how long that takes is not known: give --tokens-per-second, or record a few prompts first")
+            lines.append(
+                "how long that takes is not known: give --tokens-per-second, or begin, and the first answers tell it"
+            )
         else:
             lines.append(
                 f"about {duration_text(self.seconds)} on one node, {self.node_hours:.2f} node-hours, at"
@@ -70,12 +72,13 @@ def estimate(
     engine_loads: int = 1,
     given_rate: float | None = None,
     measured_rate: float | None = None,
+    measured_on: str = "what is recorded",
     halved_by: Sequence[str] = (),
 ) -> Costs:
     """The costs of `num_requests` whose prompts have `num_prompt_tokens` in all and whose answers at most `max_tokens` each.
 
     `num_other_tokens` are run besides, some of them for `num_other_requests`. The last token of a response is sampled and never
-    run. A given rate stands over a measured one.
+    run. A given rate stands over a measured one; `measured_on` says what that was measured on.
     """
     most = num_prompt_tokens + num_other_tokens + num_requests * (max_tokens - 1)
     expected = None
@@ -94,7 +97,7 @@ def estimate(
         expected_tokens=expected,
         engine_loads=engine_loads,
         tokens_per_second=rate,
-        rate_source="given" if given_rate is not None else "measured on what is recorded" if rate else "",
+        rate_source="given" if given_rate is not None else f"measured on {measured_on}" if rate else "",
         seconds=seconds,
         node_hours=seconds / SECONDS_PER_HOUR if seconds is not None else None,
         halved_by=tuple(halved_by),

@@ -86,7 +86,8 @@ class Endpoint:
         key = os.environ.get(self.api_key_variable, "").strip()
         if not key:
             raise EndpointError(
-                f"the environment variable {self.api_key_variable}, which should hold the key for {self.shown}, is not set"
+                f"the environment variable {self.api_key_variable}, which should hold the key for {self.shown}, is not set;"
+                f" export {self.api_key_variable}=KEY"
             )
         if not (key.isascii() and key.isprintable()):
             raise EndpointError(
@@ -126,11 +127,12 @@ def _credentials(url: str) -> list[str]:
 
 
 class _Retryable(Exception):
-    """A failure that may pass; carries the sentence to end with if it does not, and the wait the server asked for."""
+    """A failure that may pass; carries the sentence to end with if it does not, the wait the server asked for, and what to do."""
 
-    def __init__(self, sentence: str, retry_after_seconds: float | None = None) -> None:
+    def __init__(self, sentence: str, retry_after_seconds: float | None = None, remedy: str = "") -> None:
         super().__init__(sentence)
         self.sentence = sentence
+        self.remedy = f"; {remedy}" if remedy else ""
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -287,7 +289,7 @@ async def call(
     try:
         return await retrying(_call_once, client, endpoint, method, path, body, missing_is_none)
     except _Retryable as error:
-        raise EndpointError(f"{error.sentence} (tried {endpoint.attempts} times)") from None
+        raise EndpointError(f"{error.sentence} (tried {endpoint.attempts} times){error.remedy}") from None
 
 
 async def _call_once(
@@ -311,14 +313,19 @@ async def _call_once(
             timeout=httpx2.Timeout(endpoint.timeout_seconds, connect=10),
         )
     except httpx2.TimeoutException:
-        raise _Retryable(f"{shown} did not answer within {endpoint.timeout_seconds:g} s") from None
+        raise _Retryable(
+            f"{shown} did not answer within {endpoint.timeout_seconds:g} s",
+            remedy="fewer at a time (--concurrency) are answered sooner",
+        ) from None
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
         raise EndpointError(
             f"{shown!r} is not a server address ({error}), expected something like http://localhost:8000"
         ) from None
     except httpx2.RequestError as error:
         reason = endpoint.redacted(str(error)) or type(error).__name__
-        raise _Retryable(f"{shown} cannot be reached ({reason}); is the server running?") from None
+        raise _Retryable(
+            f"{shown} cannot be reached ({reason})", remedy="start it (vllm serve MODEL), or give the server's address"
+        ) from None
     if response.status_code in (404, 405, 501) and missing_is_none:
         return {}
     if response.status_code in RETRIED_STATUS:

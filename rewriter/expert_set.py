@@ -112,7 +112,8 @@ class ExpertSet(BaseModel):
             return self
         if not 1 <= count <= len(self.experts):
             raise ExpertSetError(
-                f"top {count} of the expert set {self.behavior!r} asked for, but it holds {len(self.experts)} experts"
+                f"top {count} of the expert set {self.behavior!r} asked for, but it holds {len(self.experts)} experts;"
+                f" give --top {len(self.experts)} at most, or find more with mote-ftri -k {count}"
             )
         return self.model_copy(update={"experts": self.experts[:count]})
 
@@ -156,6 +157,8 @@ class ExpertSet(BaseModel):
         )
         if all(entry.layer in others for entry in self.experts):
             message += f"; all its layers would fit --layer-index {other} ({describe_range(others)})"
+        elif self.model is not None:
+            message += f"; the set is of {self.model}, give --model that"
         return message
 
 
@@ -190,7 +193,10 @@ def _read(path: str | Path) -> tuple[str, str]:
     try:
         return Path(path).read_text(encoding="utf-8"), name
     except OSError as error:
-        raise ExpertSetError(f"{name}: cannot be read ({error.strerror})") from None
+        raise ExpertSetError(
+            f"{name}: cannot be read ({error.strerror}), expected an expert set; mote-ftri TRACES --behavior CLASS -o FILE"
+            f" writes one, {PRESET_PREFIX}NAME is one that comes along ({', '.join(preset_names())})"
+        ) from None
     except UnicodeDecodeError as error:
         raise ExpertSetError(f"{name}: not UTF-8 text (byte {error.start})") from None
 

@@ -26,6 +26,8 @@ from eval.errors import JournalError
 from ftri.labels.think_formats import ThinkFormat
 
 SCHEMA = "mote.journal/2"
+JOURNAL = "journal.jsonl"  # its name in an output folder
+ANEW = "choose another output folder, or move the file away to ask everything anew"
 # One fsync a finished answer would cost more than a small model's answers themselves; half a second of them is cheap to lose.
 SYNC_INTERVAL_SECONDS = 0.5
 Model = TypeVar("Model", bound=BaseModel)
@@ -83,6 +85,23 @@ class ValueRecord(BaseModel):
 
 Record = Annotated[AnswerRecord | ValueRecord, Field(discriminator="kind")]
 RECORD: TypeAdapter[AnswerRecord | ValueRecord] = TypeAdapter(Record)
+
+
+def look_into(path: Path, key: str) -> tuple[int, Any]:
+    """(answers that a journal holds, the value kept under `key` or None), without locking it or changing it; of whatever
+    subject it is. A line that is torn or damaged counts for nothing: opening the journal says what is wrong with it."""
+    num_answers, value = 0, None
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                record = RECORD.validate_json(line)
+            except ValidationError:
+                continue
+            if isinstance(record, AnswerRecord):
+                num_answers += 1
+            elif record.key == key:
+                value = record.value
+    return num_answers, value
 
 
 class Journal:
@@ -237,7 +256,7 @@ class Journal:
             reason = f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg']}"
         except (ValueError, RecursionError) as error:
             reason = type(error).__name__
-        raise JournalError(f"{self.path}: {what} is damaged ({reason[:200]}), expected a record of {SCHEMA}")
+        raise JournalError(f"{self.path}: {what} is damaged ({reason[:200]}), expected a record of {SCHEMA}; {ANEW}")
 
     def _read_back(self) -> None:
         self._file.seek(0)
@@ -257,12 +276,12 @@ class Journal:
         try:
             header = Header.model_validate_json(line)
         except (ValidationError, RecursionError):
-            raise JournalError(f"{self.path}: line 1 is damaged, expected the header of {SCHEMA}") from None
+            raise JournalError(f"{self.path}: line 1 is damaged, expected the header of {SCHEMA}; {ANEW}") from None
         if header.schema_id != SCHEMA:
             older = "; its answers do not say which model gave them: choose another output folder"
             hint = older if header.schema_id == "mote.journal/1" else ""
             raise JournalError(
-                f"{self.path}: is not a journal of {SCHEMA}, its first line says {header.schema_id[:80]!r}{hint}"
+                f"{self.path}: is not a journal of {SCHEMA}, its first line says {header.schema_id[:80]!r}{hint or f'; {ANEW}'}"
             )
         if header.subject != self.subject:
             names = sorted(

@@ -90,7 +90,8 @@ def _draw(
         return generator.sample(others, len(target))
     if matching == "frequency" and frequency is None:
         raise InputError(
-            "controls matched by activation frequency need the recorded routing of the base model, found none"
+            "controls matched by activation frequency need the base model's recorded routing, found none; give"
+            " --control-matching uniform"
         )
     chosen: dict[Pair, Pair] = {}
     # A random order of the targets, so that the first of a layer does not always get the best match.

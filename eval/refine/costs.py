@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from eval.answers.journal import Journal
+from eval.answers.journal import JOURNAL, look_into
 from eval.answers.plan import spread
 from eval.costs import PartCost, mean_prompt_tokens, part_costs
-from eval.evaluate import JOURNAL
 from eval.experts import ModelUnderTest, shift_widths
 from eval.measures import safety
 from eval.measures.fidelity import load_neutral
@@ -138,7 +137,7 @@ def refinement_costs(
                 num_prompt_tokens=sum(part.tokens for part in parts),
                 max_tokens=1,
                 given_rate=tokens_per_second,
-                measured_rate=_search_rate(request, session.responder.identity()),
+                measured_rate=_search_rate(request),
                 halved_by=halved,
             ),
             rate_source="given" if tokens_per_second is not None else "measured by an earlier run of this search",
@@ -205,10 +204,8 @@ def _recorded(request: RefineRequest) -> tuple[int, float | None]:
     return len(reader), float(rate) if isinstance(rate, int | float) else None
 
 
-def _search_rate(request: RefineRequest, identity: dict[str, Any]) -> float | None:
+def _search_rate(request: RefineRequest) -> float | None:
     """Tokens per second that an earlier run into the same folder measured."""
     path = request.folder / JOURNAL
-    if not path.is_file():
-        return None
-    with Journal(path, identity) as journal:
-        return float(journal.value(RATE_KEY)) if RATE_KEY in journal else None
+    rate = look_into(path, RATE_KEY)[1] if path.is_file() else None
+    return float(rate) if isinstance(rate, int | float) else None

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import rewriter
 from eval.answers.arms import Answer, Arm, Pair
-from eval.answers.journal import Collector, Journal, Progress
+from eval.answers.journal import JOURNAL, Collector, Journal, Progress
 from eval.answers.live import LiveResponder
 from eval.answers.plan import NamedEdit, requests_for, spread
 from eval.answers.recorded import take_over
-from eval.evaluate import JOURNAL, Subject, measure_subject
+from eval.evaluate import Subject, measure_subject
 from eval.experts import ModelUnderTest, is_routable, shift_widths
 from eval.measures.controls import labels_alone, selection_frequency
 from eval.measures.fidelity import load_neutral

@@ -167,7 +167,7 @@ def _check_classes(activation: maps.ActivationMaps, compared: contrast.Contrast)
         if number < MIN_RESPONSES_PER_CLASS:
             raise InputError(
                 f"{number} responses are {name}, expected at least {MIN_RESPONSES_PER_CLASS} on each side of the comparison;"
-                f" the traces hold {found}"
+                f" the traces hold {found}; record other --prompts or more --samples, or give your own --labels FILE"
             )
 
 

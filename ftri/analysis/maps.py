@@ -268,7 +268,10 @@ def read_maps(
             )
         )
     if not observations and not dropped:
-        raise InputError(f"{', '.join(str(reader.folder) for reader in readers)}: the traces hold no response")
+        raise InputError(
+            f"{', '.join(str(reader.folder) for reader in readers)}: the traces hold no response;"
+            " mote-record with the same -o goes on where it stopped"
+        )
     if observations and not any(num_tokens):
         raise InputError(f"--positions {positions}: no response has a token there ({POSITIONS[positions]})")
     return ActivationMaps(

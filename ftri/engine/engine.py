@@ -461,7 +461,9 @@ class Engine:
             outputs: list[Any] = self._llm.step()
         except (RuntimeError, internals.load("VLLMError")) as error:
             self._is_dead = True
-            raise EngineError(f"vLLM failed while it ran: {first_line(error)}") from error
+            raise EngineError(
+                f"vLLM failed while it ran: {first_line(error)}; -v shows what it logs, and the same command goes on from here"
+            ) from error
         return outputs
 
     def _rows_of(self, outputs: Sequence[Any], internal_ids: Mapping[str, str]) -> list[Rows | None]:
@@ -499,7 +501,9 @@ def start_engine(arguments: Mapping[str, Any]) -> Any:
     try:
         return internals.load("LLMEngine").from_engine_args(EngineArgs(**arguments))
     except (ValueError, RuntimeError, OSError, KeyError, NotImplementedError, AssertionError) as error:
-        raise EngineError(f"vLLM cannot load {arguments['model']}: {first_line(error)}") from error
+        raise EngineError(
+            f"vLLM cannot load {arguments['model']}: {first_line(error)}; -v shows what it logs"
+        ) from error
 
 
 def stop_engine(llm: Any) -> None:

@@ -80,5 +80,7 @@ def selections_in_traces(folder: Path, variant: Path, pairs: Sequence[Pair]) -> 
         )
     counted = count_selections((record.experts for record in reader), reader.manifest["moe_layers"], pairs)
     if not counted.num_responses:
-        raise TraceError(f"{folder}: holds no response, expected at least one")
+        raise TraceError(
+            f"{folder}: holds no response, expected at least one; mote-record with the same -o goes on where it stopped"
+        )
     return counted

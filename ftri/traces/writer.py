@@ -61,7 +61,8 @@ def manifest_differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) ->
     # Compared as JSON, since that is what became of tuples and integer keys on disk.
     return [
         redact(f"{printable(name[:80])} is {quoted(there.get(name))} there, {quoted(now.get(name))} now")
-        for name in sorted(there.keys() | now.keys())
+        # Hashes last: what they are of says more.
+        for name in sorted(there.keys() | now.keys(), key=lambda name: (name.endswith("sha256"), name))
         if json.dumps(there.get(name)) != json.dumps(now.get(name))
     ]
 
@@ -120,7 +121,7 @@ class TraceWriter:
         self._chunk_number, self._num_rows, self._checksum = 0, 0, 0
         self._has_failed = False
         if self.folder.exists() and not self.folder.is_dir():
-            raise TraceError(f"{self.folder} is a file, expected a folder to write traces to")
+            raise TraceError(f"{self.folder} is a file, expected a folder to write traces to; choose another -o")
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock_folder(self.folder)
@@ -152,10 +153,14 @@ class TraceWriter:
             if differences:
                 more = len(differences) - NUM_DIFFERENCES_SHOWN
                 sentence = "; ".join(differences[:NUM_DIFFERENCES_SHOWN]) + (f"; and {more} more" if more > 0 else "")
-                raise TraceError(f"{self.folder} was recorded with other settings: {sentence}")
+                raise TraceError(
+                    f"{self.folder} was recorded with other settings: {sentence}; give those, or choose another -o"
+                )
             self.manifest = found
         elif any(not path.name.startswith(".") for path in self.folder.iterdir()):
-            raise TraceError(f"{self.folder} holds other files and no {MANIFEST_NAME}, expected an empty or new folder")
+            raise TraceError(
+                f"{self.folder} holds other files and no {MANIFEST_NAME}, expected an empty or new folder; choose another -o"
+            )
         else:
             write_whole(self.folder / MANIFEST_NAME, (json.dumps(self.manifest, indent=2) + "\n").encode())
         scan = IndexScan()

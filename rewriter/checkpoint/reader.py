@@ -28,6 +28,7 @@ CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 SHARD_SUFFIX = ".safetensors"
+FETCH_AGAIN = "fetch the file anew, as hf download does"
 LENGTH_BYTES = 8  # the header's length, little-endian, before the header
 NUM_HEADERS_KEPT = 16  # work goes shard by shard; keeping all headers of R1 would take a hundred megabytes
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how the text starts that git-lfs keeps in a file's place
@@ -128,8 +129,8 @@ class Checkpoint:
         if self.source.size_bytes(INDEX_NAME) is None:
             if self.source.size_bytes(SINGLE_NAME) is None:
                 raise CheckpointError(
-                    f"{self.source.name}: neither {INDEX_NAME} nor {SINGLE_NAME} is there; only safetensors"
-                    " checkpoints can be edited"
+                    f"{self.source.name}: neither {INDEX_NAME} nor {SINGLE_NAME} is there, expected one of them; transformers'"
+                    " save_pretrained writes safetensors of other weights, and a .gguf file is given itself"
                 )
             return dict.fromkeys(self.header(SINGLE_NAME).tensors, SINGLE_NAME)
         weight_map = self._object(INDEX_NAME, self._text(INDEX_NAME)).get("weight_map")
@@ -167,7 +168,7 @@ class Checkpoint:
         """
         size = self.source.size_bytes(shard)
         if size is None:
-            raise CheckpointError(f"{self._path(shard)}: no such file, but {INDEX_NAME} names it")
+            raise CheckpointError(f"{self._path(shard)}: no such file, but {INDEX_NAME} names it; {FETCH_AGAIN}")
         return size
 
     def header(self, shard: str) -> ShardHeader:
@@ -266,7 +267,8 @@ class Checkpoint:
     def _text(self, file_name: str) -> str:
         size = self.source.size_bytes(file_name)
         if size is None:
-            raise CheckpointError(f"{self._path(file_name)}: no such file")
+            what = ", expected a model folder with it" if file_name == CONFIG_NAME else ""
+            raise CheckpointError(f"{self._path(file_name)}: no such file{what}")
         data = self.source.read(file_name, 0, size)
         _refuse_pointer(self._path(file_name), data)
         try:
@@ -296,14 +298,14 @@ class Checkpoint:
     def _read_header(self, shard: str) -> ShardHeader:
         size, path = self.shard_size(shard), self._path(shard)
         if size < LENGTH_BYTES:
-            raise CheckpointError(f"{path}: {size} bytes long, too short for a safetensors header")
+            raise CheckpointError(f"{path}: {size} bytes long, too short for a safetensors header; {FETCH_AGAIN}")
         start = self.source.read(shard, 0, len(LFS_POINTER))
         _refuse_pointer(path, start)
         length = int.from_bytes(start[:LENGTH_BYTES], "little")
         if length > min(MAX_HEADER_BYTES, size - LENGTH_BYTES):
             raise CheckpointError(
                 f"{path}: says its header has {length} bytes, but the file has {size} and the format allows"
-                f" {MAX_HEADER_BYTES}; it is truncated or not a safetensors file"
+                f" {MAX_HEADER_BYTES}: truncated, or not a safetensors file; {FETCH_AGAIN}"
             )
         try:
             text = self.source.read(shard, LENGTH_BYTES, length)
@@ -390,4 +392,6 @@ def _check_contiguous(path: str, tensors: Mapping[str, TensorEntry], body_offset
         position += entry.size_bytes
     if position != file_size:
         fault = "the file is truncated" if file_size < position else "bytes follow the last tensor"
-        raise CheckpointError(f"{path}: {file_size} bytes long, expected {position} by its header: {fault}")
+        raise CheckpointError(
+            f"{path}: {file_size} bytes long, expected {position} by its header: {fault}; {FETCH_AGAIN}"
+        )

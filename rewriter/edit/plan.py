@@ -180,7 +180,8 @@ def _check_semantics(layout: RouterLayout, options: EditOptions, suppressing: bo
     family = layout.family
     if stimulating and not layout.has_bias:
         raise PlanError(
-            f"family {family.name} has no router bias, so its checkpoints cannot stimulate an expert; suppressing works"
+            f"family {family.name} has no router bias, so its checkpoints cannot stimulate an expert;"
+            " --semantics drop-renorm, which a server with this package does, can"
         )
     if suppressing and options.semantics in (REROUTE, CENTROID) and not layout.has_bias and not family.router:
         raise PlanError(

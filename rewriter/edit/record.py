@@ -229,7 +229,7 @@ def read_record(config: Mapping[str, Any], where: str, place: str = "config.json
         RecordError: there is no mote block, or it is not one.
     """
     if BLOCK_KEY not in config:
-        raise RecordError(f"{where}/{place}: has no mote block, expected a variant made by mote-rewrite")
+        raise RecordError(f"{where}/{place}: has no mote block, expected a variant; mote-rewrite -o FOLDER makes one")
     block = config[BLOCK_KEY]
     found = block.get("schema") if isinstance(block, Mapping) else None
     if found == SERVED_SCHEMA:

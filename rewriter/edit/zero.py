@@ -50,7 +50,9 @@ def find_weight(checkpoint: Model, name: str) -> StoredWeight | None:
         stored = ", ".join(f"{suffix or 'itself'} {entry.dtype}" for suffix, entry in sorted(tensors.items()))
         where = f"{checkpoint.source.name}: the weight {name} is stored as {stored}"
         if found is not None:
-            raise CheckpointError(f"{where}; that is {found.name}, which cannot be dropped: {found.refused}")
+            raise CheckpointError(
+                f"{where}; that is {found.name}, which cannot be dropped: {found.refused}; --semantics reroute touches no expert"
+            )
         raise CheckpointError(
             f"{where}, a quantised format without a row, expected one whose zero is known; to add it, append a row to"
             " rewriter/edit/formats.py"

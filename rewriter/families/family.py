@@ -151,7 +151,8 @@ def layout_of(family: Family, config: Config, where: str = "config.json") -> Rou
     layers = family.layers(text)
     if not layers:
         raise CheckpointError(
-            f"{where}: {family.name} is a Mixture-of-Experts family, but by its keys no layer has routed experts"
+            f"{where}: {family.name} is a Mixture-of-Experts family, but by its keys no layer has routed experts: a dense"
+            " model, which has nothing to edit"
         )
     num_experts = _positive(text, family.num_experts, family, where)
     num_groups = _positive(text, family.num_groups, family, where, default=1)

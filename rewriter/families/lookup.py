@@ -58,13 +58,13 @@ def find_family(config: Config) -> Family:
     row = BY_MODEL_TYPE.get(str(model_type))
     if row is None and str(model_type).startswith(SERVED_PREFIX):
         raise UnknownFamilyError(
-            f"config.json: model_type {quoted(model_type)} is a served variant's, whose weights are its base's, expected the base"
+            f"config.json: model_type {quoted(model_type)} is a served variant's, whose weights are its base's; give the base"
         )
     if row is None:
         raise UnknownFamilyError(
-            f"config.json: model_type {quoted(model_type)} has no row in the family table{_wrapped_row(config)}; to add one,"
-            " append a Family row with its tensor names and config keys to rewriter/families/biased.py (with a router bias)"
-            " or unbiased.py (without)"
+            f"config.json: model_type {quoted(model_type)} has no row in the table of Mixture-of-Experts"
+            f" families{_wrapped_row(config)}; if the model is one, append a Family row with its tensor names and config keys to"
+            " rewriter/families/biased.py (with a router bias) or unbiased.py (without)"
         )
     return row
 

@@ -60,7 +60,9 @@ def explain(error: Exception, repo_id: str) -> HubError:
         sentence = f"the Hub failed on '{repo_id}' ({status}): run the command again later; what was uploaded is kept"
     elif status is not None:
         sentence = f"the Hub refused the request for '{repo_id}' ({status}){_server_words(error)}"
-    elif isinstance(error, hub.OfflineModeIsEnabled):
+    elif isinstance(error, hub.OfflineModeIsEnabled) or (
+        isinstance(error, hub.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
+    ):
         sentence = f"'{repo_id}' is needed from the Hub, but HF_HUB_OFFLINE is set: unset it, or give a local folder"
     elif isinstance(error, hub.HFValidationError):
         sentence = f"'{repo_id}' is not a repo name: expected ORG/NAME ({_first_line(error)})"

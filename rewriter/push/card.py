@@ -42,7 +42,7 @@ def pushed_card(
     """
     path = folder / CARD_NAME
     if not path.is_file():
-        raise InputError(f"'{folder}' lacks {CARD_NAME}, expected a variant made by mote-rewrite")
+        raise InputError(f"'{folder}' lacks {CARD_NAME}, expected a variant; mote-rewrite -o FOLDER makes one")
     try:
         text = path.read_text(encoding="utf-8")
         text = complete_terms(text, record, say)

@@ -57,10 +57,12 @@ def read_variant(folder: Path) -> VariantRecord:
         CheckpointError: its config.json cannot be read.
     """
     if not folder.is_dir():
-        raise InputError(f"'{folder}' is not a folder, expected a variant made by mote-rewrite")
+        raise InputError(f"'{folder}' is not a folder, expected a variant; mote-rewrite -o FOLDER makes one")
     missing = [] if is_gguf(folder) else missing_files(folder)
     if missing:
-        raise InputError(f"'{folder}' lacks {missing[0]}, expected a complete variant made by mote-rewrite")
+        raise InputError(
+            f"'{folder}' lacks {missing[0]}, expected a complete variant; mote-rewrite -o FOLDER makes one"
+        )
     model = open_model(folder)
     return read_record(model.config, str(folder), model.config_place)
 

@@ -92,7 +92,8 @@ class OutputFolder:
             except BlockingIOError:
                 os.close(descriptor)
                 raise OutputError(
-                    f"{self.target}: another run is writing it now ({self.partial.name} is locked)"
+                    f"{self.target}: another run is writing it now ({self.partial.name} is locked); wait for it, or"
+                    " choose another -o"
                 ) from None
             except FileNotFoundError:
                 os.close(descriptor)  # renamed away by the run that held it; try again with a new one

@@ -128,7 +128,7 @@ def _check_same_base(variant: Model, found: VariantRecord, expected: VariantReco
         if before != wanted.sha256_before:
             raise VerificationError(
                 f"{variant.source.name}: was made from another base: {wanted.name} had hash {before[:16]}, but in this"
-                f" base it has {wanted.sha256_before[:16]}"
+                f" base it has {wanted.sha256_before[:16]}; give the one it was made from with --base"
             )
 
 

@@ -86,7 +86,8 @@ def write_variant(
         if seen.needed_bytes > seen.free_bytes:
             raise OutputError(
                 f"{target.parent}: has {seen.free_bytes:,} bytes free, but the variant needs {seen.needed_bytes:,}"
-                f" ({seen.num_changed} edited shards copied, {seen.num_unchanged} others by {seen.unchanged_method})"
+                f" ({seen.num_changed} edited shards copied, {seen.num_unchanged} others by {seen.unchanged_method});"
+                " choose another -o, or make room"
             )
         result = _new_result(plan, checkpoint, base, target)
         before = state_of_base(checkpoint)

@@ -1,12 +1,40 @@
 """What an evaluation costs, reckoned before anything is loaded."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from eval.costs import Announcement, EvalCosts, PartCost, halved_by, part_costs, sets_by_chance
+from eval.answers.arms import Answer
+from eval.answers.journal import JOURNAL, Journal
+from eval.costs import (
+    RATE_KEY,
+    Announcement,
+    EvalCosts,
+    MeasuredRate,
+    PartCost,
+    evaluation_costs,
+    halved_by,
+    part_costs,
+    sets_by_chance,
+)
+from eval.errors import JournalError
 from eval.options import EvalRequest, RunOptions
 from ftri.costs import estimate
 from rewriter.console import duration_text
+
+MINIATURE = Path(__file__).resolve().parents[2] / "examples" / "tiny-r1"
+
+
+def evaluation_of(output):
+    """A run on the miniature, with three prompts."""
+    return EvalRequest(
+        prompts="what-happened:listed",
+        limit=3,
+        output=output,
+        model=str(MINIATURE),
+        suppress=str(MINIATURE / "refusal.json"),
+    )
 
 
 def request(tmp_path, **changes):
@@ -93,14 +121,14 @@ def test_the_sets_expected_by_chance_are_those_of_the_sequential_test():
 
 
 def test_what_the_run_takes_is_said_once_when_the_first_part_is_answered():
-    said, seen, reckoned = [], [], []
+    said, seen, reckoned, kept = [], [], [], []
 
     def reckon(**known):
         reckoned.append(known)
         total = estimate(num_requests=10, num_prompt_tokens=100, max_tokens=51, measured_rate=known["measured_rate"])
         return EvalCosts((PartCost("base", 10),), total, total)
 
-    progress = Announcement(lambda *told: seen.append(told), reckon, said.append)
+    progress = Announcement(lambda *told: seen.append(told), reckon, said.append, kept.append)
     for number in range(1, 5):
         progress("base", number, 4, 30, number * 1.0)
     progress("variant", 1, 1, 30, 1.0)
@@ -108,3 +136,44 @@ def test_what_the_run_takes_is_said_once_when_the_first_part_is_answered():
     assert said[0] == "measured on the first 4 answers: 30 tokens/s; the whole run then is"
     assert said[2].startswith("about 20 s on one node")
     assert len(seen) == 5 and len(said) == 3
+    assert kept == [MeasuredRate(tokens_per_second=30.0, tokens_per_answer=30.0)]
+
+
+def journal_of(folder, rate, num_answers=3):
+    """A journal as a run of `folder` leaves it."""
+    with Journal(folder / JOURNAL, {"model": "m"}) as journal:
+        for number in range(num_answers):
+            journal.add_answer(f"a{number}", "base", Answer(f"p{number}", 0, "t", "stop", False, [1], [2]))
+        if rate is not None:
+            journal.add_value(RATE_KEY, rate)
+    return folder / JOURNAL
+
+
+def test_a_rate_that_an_earlier_run_measured_is_taken_and_its_place_named(tmp_path):
+    path = journal_of(tmp_path / "run", {"tokens_per_second": 50.0, "tokens_per_answer": 40.0})
+    before = path.read_bytes()
+    reckoned = evaluation_costs(evaluation_of(tmp_path / "run"), lambda words: None)
+    assert reckoned.total.tokens_per_second == 50.0 and reckoned.num_kept == 3
+    assert reckoned.total.expected_tokens is not None and reckoned.total.seconds == reckoned.total.expected_tokens / 50
+    said = "\n".join(reckoned.sentences())
+    assert f"measured on the first answers of the earlier run in {path}" in said and "3 answers are kept" in said
+    assert path.read_bytes() == before
+    given = evaluation_costs(evaluation_of(tmp_path / "run"), lambda words: None, 100.0)
+    assert given.total.tokens_per_second == 100.0 and given.total.rate_source == "given"
+
+
+def test_without_an_earlier_rate_it_is_said_how_to_get_one(tmp_path):
+    journal_of(tmp_path / "run", None)
+    for output in (tmp_path / "new", tmp_path / "run"):
+        reckoned = evaluation_costs(evaluation_of(output), lambda words: None)
+        assert reckoned.total.seconds is None
+        assert any("give --tokens-per-second, or begin" in line for line in reckoned.sentences())
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_rate_is_one_sentence(tmp_path):
+    journal_of(tmp_path / "run", {"tokens_per_second": -1})
+    with pytest.raises(
+        JournalError, match=r"the value rate-of-first-answers is damaged .*choose another output folder"
+    ):
+        evaluation_costs(evaluation_of(tmp_path / "run"), lambda words: None)

@@ -306,7 +306,9 @@ def _split_names(source: ByteSource, name: str, header: GgufHeader, count: int) 
 def _read_part(source: ByteSource, name: str, known: str) -> GgufHeader:
     """The header of another file of a split."""
     if source.size_bytes(name) is None:
-        raise CheckpointError(f"{source.name}/{name}: no such file, but {known} is of the same split")
+        raise CheckpointError(
+            f"{source.name}/{name}: no such file, but {known} is of the same split; fetch it too, as hf download does"
+        )
     return read_header(source, name)
 
 

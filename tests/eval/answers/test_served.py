@@ -66,7 +66,7 @@ def test_a_server_that_never_recovers_is_named(serve, status):
 
 def test_unreachable_server():
     with pytest.raises(
-        EndpointError, match=r"http://127.0.0.1:9 cannot be reached .*is the server running\? \(tried 3 times\)"
+        EndpointError, match=r"http://127.0.0.1:9 cannot be reached .*\(tried 3 times\); start it \(vllm serve MODEL\)"
     ):
         ask("http://127.0.0.1:9")
 

@@ -187,7 +187,10 @@ def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     TraceWriter(tmp_path / "t", MANIFEST).close()
     changed = MANIFEST | {"sampling": {"temperature": 0.7, "max_tokens": 8}, "versions": {"vllm": "0.33"}}
-    with pytest.raises(TraceError, match=r"other settings: sampling.temperature is 0.0 there, 0.7 now$"):
+    with pytest.raises(
+        TraceError,
+        match=r"other settings: sampling.temperature is 0.0 there, 0.7 now; give those, or choose another -o$",
+    ):
         TraceWriter(tmp_path / "t", changed)
 
 

@@ -257,7 +257,7 @@ def test_config_missing(base: Path, refusal: Path, refuse: Refuse) -> None:
 
 def test_no_safetensors(base: Path, refusal: Path, refuse: Refuse) -> None:
     (base / INDEX).unlink()
-    assert "only safetensors checkpoints can be edited" in refuse(base, "--suppress", refusal)
+    assert "save_pretrained writes safetensors of other weights" in refuse(base, "--suppress", refusal)
 
 
 def test_no_such_model(tmp_path: Path, refusal: Path, mote_rewrite: Command) -> None:
