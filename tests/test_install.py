@@ -132,13 +132,26 @@ def test_what_is_missing_is_named_with_the_line_that_installs_it(
         "-o",
         plain.work / "e",
     )
+    served = ("mote-eval", "--base-url", "http://127.0.0.1:9", "--tuned-url", "http://127.0.0.1:10", "--model", MODEL)
     refine = ("mote-refine", "--model", MODEL, "--prompts", prompts, "-o", plain.work / "r.json")
+    tune = ("mote-tune", "--model", MODEL, "--behavior", "refused", "--prompts", prompts, "-o", plain.work / "tuned")
+    (plain.work / "answers.jsonl").write_text("{}")
+    (plain.work / "dump.pt").write_bytes(b"")
+    bring = ("mote-ftri", "import", "--model", MODEL, "-o", plain.work / "t")
     for environment, words, extra in (
         (plain, find, "analysis"),
         (plain, (*record, "--base-url", "http://127.0.0.1:9"), "analysis"),
+        (plain, (*served, "--prompts", prompts, "-o", plain.work / "e"), "analysis"),
+        (plain, (*bring, plain.work / "answers.jsonl"), "analysis"),
+        (plain, evaluate, "analysis"),
+        (plain, refine, "analysis"),
+        (plain, tune, "analysis"),
+        (analysis, (*bring, plain.work / "dump.pt"), "torch"),
+        (analysis, (*bring, f"refused={plain.work / 'dump.pt'}"), "torch"),
         (analysis, record, "vllm"),
         (analysis, evaluate, "vllm"),
         (analysis, refine, "vllm"),
+        (analysis, tune, "vllm"),
     ):
         ran = environment.run(*words, fails=True)
         error = ran.stderr.strip().splitlines()[-1]
