@@ -1,11 +1,13 @@
 """mote-eval: parses the command line, calls the library, prints. Heavy imports wait until the command runs."""
 
 import json
+import sys
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
 
+from eval.ask.options import PAGE, AskRequest
 from eval.options import OUTPUT, EvalRequest
 from rewriter.command import DefaultCommandGroup, Option, command, parameters_of
 from rewriter.console import make_app, run, say, show
@@ -24,6 +26,17 @@ Further options go to vLLM's engine and are checked by vLLM, for example --tenso
 A run that was stopped goes on where it was when the same command is given again.
 """
 
+ASK_EPILOG = """Examples:
+
+  mote-eval ask --model ./DeepSeek-R1 --suppress refusal.json --tensor-parallel-size 8
+
+  mote-eval ask --base-url http://localhost:8000 --tuned-url http://localhost:8001 --model ./DeepSeek-R1 --suppress refusal.json
+
+The page is at the address that is printed, on this machine alone, until Ctrl-C; nothing that is asked or answered is kept.
+
+Further options go to vLLM's engine and are checked by vLLM, for example --tensor-parallel-size 8 or --max-model-len 4096.
+"""
+
 app = make_app(cls=DefaultCommandGroup)
 
 
@@ -40,6 +53,13 @@ class CommandLine(EvalRequest):
     as_json: Annotated[bool, Option("Print results.json to stdout in place of the table.", OUTPUT, name="json")] = False
 
 
+@dataclass(frozen=True)
+class AskPage(AskRequest):
+    """The request, and who opens the page."""
+
+    open_browser: Annotated[bool, Option("Open the page in this machine's browser too.", PAGE, name="open")] = False
+
+
 @command(app, CommandLine, epilog=EPILOG, pass_on=True)
 def evaluate(request: CommandLine, words: list[str]) -> None:
     """Measure what a variant does: how much moves, whether random experts do the same, and what else breaks."""
@@ -48,7 +68,7 @@ def evaluate(request: CommandLine, words: list[str]) -> None:
     from eval.report.table import one_screen
     from ftri.costs import check_rate
 
-    request = replace(request, engine_arguments=engine_arguments(request, words))
+    request = replace(request, engine_arguments=engine_arguments("mote-eval", request, words))
     check_rate(request.tokens_per_second)
     if request.dry_run:
         from eval.costs import evaluation_costs
@@ -68,15 +88,32 @@ def evaluate(request: CommandLine, words: list[str]) -> None:
     check_complete(results, request.output)
 
 
-def engine_arguments(request: CommandLine, words: list[str]) -> dict[str, Any]:
-    """What goes to vLLM's engine. Raises InputError for what neither it nor mote-eval knows."""
+@command(app, AskPage, epilog=ASK_EPILOG, pass_on=True)
+def ask(request: AskPage, words: list[str]) -> None:
+    """Open a page on which base and variant answer side by side, with the tokens marked that chose the set's experts."""
+    import webbrowser
+
+    from eval.ask.ask import ask as ask_request
+
+    def show(address: str) -> None:
+        typer.echo(address)
+        sys.stdout.flush()
+        if request.open_browser and not webbrowser.open(address):
+            say("warning: no browser could be opened here; the address is the line above")
+
+    request = replace(request, engine_arguments=engine_arguments("mote-eval ask", request, words))
+    ask_request(request, say, show)
+
+
+def engine_arguments(name: str, request: CommandLine | AskPage, words: list[str]) -> dict[str, Any]:
+    """What goes to vLLM's engine. Raises InputError for what neither it nor the command of this name knows."""
     from ftri.engine.arguments import parse_engine_arguments, unknown_option
 
-    own = [f"--{parameter.name}" for parameter in parameters_of(CommandLine)]
+    own = [f"--{parameter.name}" for parameter in parameters_of(type(request))]
     if words and request.is_served:
-        raise unknown_option(words[0], "mote-eval", own, "nor wanted beside --base-url, where no engine is started")
+        raise unknown_option(words[0], name, own, "nor wanted beside --base-url, where no engine is started")
     pairs = [word for pair in request.engine_argument for word in ("--engine-argument", pair)]
-    return parse_engine_arguments([*words, *pairs], "mote-eval", own)
+    return parse_engine_arguments([*words, *pairs], name, own)
 
 
 def main() -> None:

@@ -233,6 +233,11 @@ class Engine:
             )
         self._own_function = {layer for rank in ranks for layer in rank["own_function"]}
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether vLLM failed while it ran, so that nothing more can be asked of this engine."""
+        return self._is_dead
+
     def render(self, record: PromptRecord, raw: bool = False) -> RenderedPrompt:
         """The prompt as the model gets it: as a user's message in the chat template, or as it is when `raw`."""
         return self.renderer.render(record, raw)
