@@ -16,8 +16,8 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 MAX_WAIT_SECONDS = 30.0
+CONNECT_SECONDS = 10.0
 # Of vLLM's server; it stands beside /v1, not in it.
 TOKENIZE_PATH = "/tokenize"
 # What runtimes serve beside /v1: vLLM's, and SGLang's own.
@@ -126,7 +127,7 @@ def _credentials(url: str) -> list[str]:
         return []
 
 
-class _Retryable(Exception):
+class RetryableError(Exception):
     """A failure that may pass; carries the sentence to end with if it does not, the wait the server asked for, and what to do."""
 
     def __init__(self, sentence: str, retry_after_seconds: float | None = None, remedy: str = "") -> None:
@@ -161,15 +162,23 @@ class Connection:
         return await self._ask("/chat/completions", body)
 
     async def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        # The user's own fields stand over ours; null takes a field out.
-        fields = {"model": self.model} | body | self.endpoint.extra_body
-        body = {name: value for name, value in fields.items() if value is not None}
-        document = await call(self.client, self.endpoint, "POST", path, body)
-        choices = document.get("choices")
-        if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-            return choices[0]
+        document = await call(self.client, self.endpoint, "POST", path, self.fields(body))
+        choice = first_choice(document)
+        if choice is not None:
+            return choice
         words = self.endpoint.redacted(str(document)[:1000])[:80]
         raise EndpointError(f"{self.endpoint.shown} answered without choices, expected an OpenAI completion: {words!r}")
+
+    def fields(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A request's fields: the user's own stand over ours; null takes a field out."""
+        fields = {"model": self.model} | body | self.endpoint.extra_body
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+def first_choice(document: dict[str, Any]) -> dict[str, Any] | None:
+    """The first choice of an OpenAI completion; None without one."""
+    choices = document.get("choices")
+    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
 
 
 @asynccontextmanager
@@ -275,20 +284,20 @@ async def call(
 
     def wait(state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, _Retryable) and error.retry_after_seconds is not None:
+        if isinstance(error, RetryableError) and error.retry_after_seconds is not None:
             return min(error.retry_after_seconds, MAX_WAIT_SECONDS)
         backoff = tenacity.wait_random_exponential(multiplier=endpoint.first_wait_seconds, max=MAX_WAIT_SECONDS)
         return float(backoff(state))
 
     retrying = tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception_type(_Retryable),
+        retry=tenacity.retry_if_exception_type(RetryableError),
         stop=tenacity.stop_after_attempt(endpoint.attempts),
         wait=wait,
         reraise=True,
     )
     try:
         return await retrying(_call_once, client, endpoint, method, path, body, missing_is_none)
-    except _Retryable as error:
+    except RetryableError as error:
         raise EndpointError(f"{error.sentence} (tried {endpoint.attempts} times){error.remedy}") from None
 
 
@@ -302,18 +311,44 @@ async def _call_once(
 ) -> dict[str, Any]:
     import httpx2
 
-    base = endpoint.base.removesuffix("/v1") if path in ROOT_PATHS else endpoint.base
-    url, shown = base + path, endpoint.shown
-    try:
+    with request_errors(endpoint):
         response = await client.request(
             method,
-            url,
+            address(endpoint, path),
             json=body,
             headers=endpoint.headers(),
-            timeout=httpx2.Timeout(endpoint.timeout_seconds, connect=10),
+            timeout=httpx2.Timeout(endpoint.timeout_seconds, connect=CONNECT_SECONDS),
         )
+    if response.status_code in (404, 405, 501) and missing_is_none:
+        return {}
+    check_status(response, endpoint, path)
+    document = _json(response)
+    if not isinstance(document, dict):
+        start = endpoint.redacted(response.text.strip()[:1000])[:80]
+        raise EndpointError(f"{endpoint.shown} answered {path} with something else than a JSON object: {start!r}")
+    return document
+
+
+def address(endpoint: Endpoint, path: str) -> str:
+    """The whole URL of a path, which stands in /v1 or beside it."""
+    return (endpoint.base.removesuffix("/v1") if path in ROOT_PATHS else endpoint.base) + path
+
+
+@contextmanager
+def request_errors(endpoint: Endpoint) -> Iterator[None]:
+    """What can go wrong on the way to a server as sentences.
+
+    Raises:
+        RetryableError: it may pass.
+        EndpointError: it will not.
+    """
+    import httpx2
+
+    shown = endpoint.shown
+    try:
+        yield
     except httpx2.TimeoutException:
-        raise _Retryable(
+        raise RetryableError(
             f"{shown} did not answer within {endpoint.timeout_seconds:g} s",
             remedy="fewer at a time (--concurrency) are answered sooner",
         ) from None
@@ -323,14 +358,22 @@ async def _call_once(
         ) from None
     except httpx2.RequestError as error:
         reason = endpoint.redacted(str(error)) or type(error).__name__
-        raise _Retryable(
+        raise RetryableError(
             f"{shown} cannot be reached ({reason})", remedy="start it (vllm serve MODEL), or give the server's address"
         ) from None
-    if response.status_code in (404, 405, 501) and missing_is_none:
-        return {}
+
+
+def check_status(response: httpx2.Response, endpoint: Endpoint, path: str) -> None:
+    """Refuse an answer whose status is none of success; its body has been read.
+
+    Raises:
+        RetryableError: the server is overloaded or about to start again.
+        EndpointError: with the status and the server's own words.
+    """
+    shown = endpoint.shown
     if response.status_code in RETRIED_STATUS:
         sentence = f"{shown} answered {response.status_code} to {path}: {server_words(response, endpoint)}"
-        raise _Retryable(sentence, retry_after(response.headers.get("Retry-After")))
+        raise RetryableError(sentence, retry_after(response.headers.get("Retry-After")))
     if response.status_code in (401, 403):
         source = f"the key in {endpoint.api_key_variable}" if endpoint.api_key_variable else "a request without a key"
         raise EndpointError(f"{shown} refused {source} with {response.status_code}: {server_words(response, endpoint)}")
@@ -340,11 +383,6 @@ async def _call_once(
         # Not followed: a body and a key would go to a place that nobody named.
         place = without_credentials(response.headers.get("Location", "nowhere"))
         raise EndpointError(f"{shown} sends {path} on to {endpoint.redacted(place)}, expected the server's own address")
-    document = _json(response)
-    if not isinstance(document, dict):
-        start = endpoint.redacted(response.text.strip()[:1000])[:80]
-        raise EndpointError(f"{shown} answered {path} with something else than a JSON object: {start!r}")
-    return document
 
 
 def _json(response: httpx2.Response) -> Any:
@@ -357,11 +395,13 @@ def _json(response: httpx2.Response) -> Any:
 def server_words(response: httpx2.Response, endpoint: Endpoint) -> str:
     """The server's own message on one line of bounded length, without secrets."""
     document = _json(response)
-    if document is None:
-        message: Any = response.text[:4000]
-    else:
-        error = document.get("error", document) if isinstance(document, dict) else document
-        message = error.get("message") or error.get("detail") or error if isinstance(error, dict) else error
+    return document_words(response.text[:4000] if document is None else document, endpoint)
+
+
+def document_words(document: Any, endpoint: Endpoint) -> str:
+    """The message in what a server said, on one line of bounded length, without secrets."""
+    error = document.get("error", document) if isinstance(document, dict) else document
+    message = error.get("message") or error.get("detail") or error if isinstance(error, dict) else error
     return endpoint.redacted(str(message)[:4000]) or "no message"
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ftri.endpoints import Connection, Endpoint, EndpointError, call, connect, for_all
+from ftri.engine.engine import Sampling
 from ftri.prompts.rendering import RenderedPrompt
 from ftri.record import RecordPlan, RecordSummary, versions
 from ftri.traces.reader import TraceError, TraceRecord
@@ -82,7 +83,7 @@ def record_served(
                     async def one(position: int, item: tuple[RenderedPrompt, int]) -> None:
                         nonlocal tokens
                         prompt, sample = item
-                        served = await ask(connection, runtime, plan, prompt, sample)
+                        served = await ask(connection, runtime, plan.layout, plan.options.sampling, prompt, sample)
                         record = routing_record(plan.layout, prompt, sample, served)
                         writer.append(record)
                         tokens += record.num_rows
@@ -125,14 +126,18 @@ async def find_runtime(connection: Connection) -> Runtime:
 
 
 async def ask(
-    connection: Connection, runtime: Runtime, plan: RecordPlan, prompt: RenderedPrompt, sample: int
+    connection: Connection,
+    runtime: Runtime,
+    layout: RouterLayout,
+    sampling: Sampling,
+    prompt: RenderedPrompt,
+    sample: int = 0,
 ) -> Served:
     """One response with its routing.
 
     Raises:
         EndpointError: as `Connection.completion`, or the answer lacks tokens or routing.
     """
-    sampling = plan.options.sampling
     seed = sampling.seed_of(prompt.prompt_id, sample)
     shown = connection.endpoint.shown
     if runtime == "vllm":
@@ -163,7 +168,7 @@ async def ask(
         **connection.endpoint.extra_body,
     }
     document = await call(connection.client, connection.endpoint, "POST", GENERATE, body)
-    return read_generate(document, plan.layout.top_k, shown)
+    return read_generate(document, layout.top_k, shown)
 
 
 def read_choice(choice: dict[str, Any], where: str) -> Served:

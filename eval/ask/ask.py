@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,16 +13,23 @@ from eval.ask.desk import Desk, Sides
 from eval.ask.live import LiveSides
 from eval.ask.options import AskRequest
 from eval.ask.question import MOST_CHARACTERS, MOST_TOKENS
+from eval.ask.served import ServedSides, find_servers
 from eval.ask.server import Page, PageServer
 from eval.display.drawing import COLOURS, PALE, label_words
 from eval.experts import ModelUnderTest, check_live_edit, load_edit, open_model
+from ftri.endpoints import Endpoint
 from ftri.labels.names import Behavior
 from ftri.labels.think_formats import choose_format
-from ftri.prompts.rendering import make_render
+from ftri.prompts.rendering import make_renderer
+from rewriter.edit.dial import open_described
 from rewriter.errors import PlanError
+from rewriter.families.lookup import router_layout
+from rewriter.hub.models import resolve_description
 from rewriter.semantics import BIAS_FREE_SEMANTICS, DROP, SEMANTICS, STIMULATE, SUPPRESS, Semantics
 
 Say = Callable[[str], None]
+# Somebody waits at the page: a server that is away is said soon.
+SERVER_ATTEMPTS = 2
 
 
 def ask(request: AskRequest, say: Say, show: Callable[[str], None]) -> None:
@@ -34,10 +42,10 @@ def ask(request: AskRequest, say: Say, show: Callable[[str], None]) -> None:
     desk = Desk()
     # Before anything is loaded: a port that is taken should cost seconds.
     with PageServer(request.port or 0, desk) as server:
-        sides, page = _open_live(request, say)
+        sides, page = _open_served(request, say) if request.is_served else _open_live(request, say)
         with closing(sides), server.serving(page) as address:
-            show(address)
             try:
+                show(address)
                 desk.answer_all(sides)
             except KeyboardInterrupt:
                 say("ended")
@@ -50,7 +58,7 @@ def _open_live(request: AskRequest, say: Say) -> tuple[Sides, Page]:
         model, request.suppress, request.stimulate, layer_index=request.layer_index, any_model=request.any_model
     )
     semantics = possible_semantics(model, edit, request.semantics)
-    render, _ = make_render(model.folder, request.chat_template)
+    renderer = make_renderer(model.folder, request.chat_template)
     told = choose_format(request.think_format, model.model_type)
     from ftri.engine.engine import Engine
 
@@ -60,7 +68,57 @@ def _open_live(request: AskRequest, say: Say) -> tuple[Sides, Page]:
     )
     most_tokens = min(MOST_TOKENS, engine.max_model_len)
     page = Page(about(request, edit_words(model, edit), edit, semantics, most_tokens), semantics, most_tokens)
-    return LiveSides(engine, render, edit, told), page
+    return LiveSides(engine, renderer.conversation, edit, told), page
+
+
+def _open_served(request: AskRequest, say: Say) -> tuple[Sides, Page]:
+    assert request.base_url is not None and request.tuned_url is not None
+    model = _described(request, say) if request.model is not None else None
+    edit = NamedEdit("servers")
+    if model is not None and (request.suppress or request.stimulate):
+        edit, _ = load_edit(
+            model, request.suppress, request.stimulate, layer_index=request.layer_index, any_model=request.any_model
+        )
+    renderer = None
+    if request.api == "completions":
+        assert model is not None
+        renderer = make_renderer(model.folder, request.chat_template)
+    sides = ServedSides(
+        find_servers(
+            _endpoint(request, request.base_url, request.base_model),
+            _endpoint(request, request.tuned_url, request.tuned_model),
+        ),
+        renderer,
+        choose_format(request.think_format, model.model_type if model else None),
+        edit,
+        model.layout if model else None,
+    )
+    unmarked = sides.why_unmarked()
+    if unmarked is not None:
+        say(f"note: {unmarked}")
+    page = Page(about(request, sides.words(), edit, (), MOST_TOKENS, unmarked), (), MOST_TOKENS)
+    return sides, page
+
+
+def _endpoint(request: AskRequest, url: str, model: str | None) -> Endpoint:
+    return Endpoint(
+        url,
+        model,
+        request.api_key,
+        attempts=SERVER_ATTEMPTS,
+        timeout_seconds=request.timeout,
+        extra_body=request.extra_body,
+    )
+
+
+def _described(request: AskRequest, say: Say) -> ModelUnderTest:
+    """The base by its config and tokenizer: the servers have the weights."""
+    assert request.model is not None
+    found = resolve_description(request.model, request.revision, say)
+    config = open_described(found.folder).config
+    sha256 = hashlib.sha256((found.folder / "config.json").read_bytes()).hexdigest()
+    model_type, layout = config.get("model_type"), router_layout(config)
+    return ModelUnderTest(request.model, found.revision, found.folder, found.repo_id, sha256, "", layout, model_type)
 
 
 def possible_semantics(model: ModelUnderTest, edit: NamedEdit, wanted: Semantics) -> tuple[Semantics, ...]:

@@ -106,12 +106,23 @@ def make_render(folder: Path, chat_template: Path | None = None) -> tuple[Render
     """(a function from messages to text and tokens, the SHA-256 of the template it uses), without an engine.
 
     Raises:
+        InputError: as `make_renderer`.
+    """
+    renderer = make_renderer(folder, chat_template)
+    assert renderer.template_sha256 is not None
+    return renderer.conversation, renderer.template_sha256
+
+
+def make_renderer(folder: Path, chat_template: Path | None = None) -> Renderer:
+    """A renderer that has a template, without an engine.
+
+    Raises:
         InputError: the folder has no tokenizer or no template, or the template file cannot be read.
     """
     renderer = Renderer(load_tokenizer(folder), load_chat_template(chat_template) if chat_template else None)
     if renderer.template_sha256 is None:
         raise InputError(f"{folder}: the tokenizer has no chat template, expected one (or give --chat-template FILE)")
-    return renderer.conversation, renderer.template_sha256
+    return renderer
 
 
 def load_chat_template(path: Path) -> str:

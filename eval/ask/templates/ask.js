@@ -121,6 +121,7 @@ class Question {
   end(sentence) {
     if (this.ended) return;
     this.ended = true;
+    if (document.activeElement === this.stopButton) byId("prompt").focus();
     this.stopButton.remove();
     for (const side of SIDES) this.sides[side].answer.setAttribute("aria-busy", "false");
     say(`${this.name}: ${sentence}`);
@@ -231,8 +232,8 @@ async function begin() {
   if (about.unmarked) {
     byId("legend").textContent = visible(about.unmarked);
   } else {
-    const legend = "underlined: while it read this token, the base chose an expert of the set; in the variant's answer, where the" +
-      " base would have chosen one had it read that text. Which one: point at it, or Tab and the arrow keys.";
+    const legend = "underlined: while it read this token, the base chose an expert of the set. In the variant's answer: the base" +
+      " would have chosen one, had it read that text. Point at a token to see which, or use Tab and the arrow keys.";
     byId("legend").append(make("mark", "", "token"), ` ${legend} Marks come when both answers are whole.`);
   }
   byId("experts-field").hidden = !about.experts.length;
