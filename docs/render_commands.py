@@ -27,7 +27,7 @@ command colours what it says, with `NO_COLOR` set or not.
 | 0 | done |
 | 1 | not done, or not all of it: one sentence that begins with `error:` says what was found, what was expected, and what to do |
 | 2 | the command line itself cannot be read; the option and the nearest known ones are named |
-| 130 | interrupted with Ctrl-C |
+| 130 | interrupted with Ctrl-C (`mote-eval ask`, whose page is ended by it: 0) |
 | 141 | the reader of the output went away (`| head`) |
 
 A command that was stopped, by Ctrl-C or a kill, leaves nothing half-written: the same command begins anew
