@@ -25,7 +25,7 @@ from rewriter.edit.dial import open_described
 from rewriter.errors import PlanError
 from rewriter.families.lookup import router_layout
 from rewriter.hub.models import resolve_description
-from rewriter.semantics import BIAS_FREE_SEMANTICS, DROP, SEMANTICS, STIMULATE, SUPPRESS, Semantics
+from rewriter.semantics import BIAS_FREE_SEMANTICS, DROP, SEMANTICS, SHIFTED, STIMULATE, SUPPRESS, Semantics
 
 Say = Callable[[str], None]
 # Somebody waits at the page: a server that is away is said soon.
@@ -155,7 +155,7 @@ def about(
     return {
         "title": f"{edit.name}: base and variant",
         "subject": subject,
-        "semantics": list(semantics),
+        "semantics": [[one, semantics_words(one, edit)] for one in semantics],
         "chosen": request.semantics,
         "experts": [[*pair, action] for pair, action in zip(edit.pairs, actions, strict=True)],
         "unmarked": unmarked,
@@ -173,6 +173,11 @@ def about(
         "temperature": request.temperature,
         "seed": request.seed,
     }
+
+
+def semantics_words(semantics: Semantics, edit: NamedEdit) -> str:
+    """What an edit does to the experts that it suppresses."""
+    return SHIFTED if edit.shifts_under(semantics) else semantics
 
 
 def edit_words(model: ModelUnderTest, edit: NamedEdit) -> str:

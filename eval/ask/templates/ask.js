@@ -102,7 +102,8 @@ class Question {
     answer.dir = "auto";
     answer.setAttribute("aria-busy", "true");
     const label = make("span", "");
-    const name = side === "variant" && this.asked.semantics ? `Variant (${this.asked.semantics})` : { base: "Base", variant: "Variant" }[side];
+    const how = new Map(about.semantics).get(this.asked.semantics);
+    const name = side === "variant" && how ? `Variant (${how})` : { base: "Base", variant: "Variant" }[side];
     const count = make("p", "count");
     const section = make("section", "side", "", make("header", "", "", make("h3", "", name), label), answer, count);
     section.setAttribute("aria-label", `${name}, ${this.name.toLowerCase()}`);
@@ -226,7 +227,11 @@ async function begin() {
   document.title = visible(about.title);
   byId("max-tokens").max = about.most_tokens;
   for (const name of ["max_tokens", "temperature", "seed"]) byId(name.replace("_", "-")).value = about[name];
-  for (const name of about.semantics) byId("semantics").append(make("option", "", name));
+  for (const [name, words] of about.semantics) {
+    const option = make("option", "", words);
+    option.value = name;
+    byId("semantics").append(option);
+  }
   byId("semantics-field").hidden = !about.semantics.length;
   if (about.semantics.length) byId("semantics").value = about.chosen;
   if (about.unmarked) {

@@ -17,6 +17,9 @@ from running import run_main
 from safetensors.numpy import save_file
 from tiny_models import described_tiny_r1
 
+from eval.answers.plan import NamedEdit
+from eval.ask.ask import about
+from eval.ask.options import AskRequest
 from eval.cli import main
 
 SET = {
@@ -65,11 +68,12 @@ def test_the_page_is_served_until_ctrl_c_and_the_engine_is_closed(model: Path) -
     assert result.stdout.startswith("http://127.0.0.1:") and result.stdout.count("\n") == 1
     assert engine.is_closed
     assert arguments[0]["engine_arguments"] == {"max_model_len": 4096} and arguments[0]["record"] is True
-    (about,) = seen
-    assert about["experts"] == [[*REFUSAL_EXPERT, "suppress"]] and about["unmarked"] is None
-    assert about["semantics"] == ["reroute", "drop", "drop-renorm"] and about["chosen"] == "reroute"
-    assert (about["max_tokens"], about["most_tokens"]) == (64, AskDouble.max_model_len)
-    assert "1 expert suppressed" in about["subject"]
+    (page,) = seen
+    assert page["experts"] == [[*REFUSAL_EXPERT, "suppress"]] and page["unmarked"] is None
+    assert page["semantics"] == [[one, one] for one in ("reroute", "drop", "drop-renorm")]
+    assert page["chosen"] == "reroute"
+    assert (page["max_tokens"], page["most_tokens"]) == (64, AskDouble.max_model_len)
+    assert "1 expert suppressed" in page["subject"]
     with pytest.raises(OSError):
         urlopen(result.stdout.strip())
 
@@ -118,6 +122,12 @@ def test_what_cannot_be_meant_is_one_sentence(words: list[str], sentence: str) -
     result = run_main(main, "mote-eval", "ask", *words)
     assert result.returncode == 1 and result.stdout == ""
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and sentence in result.stderr
+
+
+def test_a_finite_shift_is_called_what_it_is() -> None:
+    edit = NamedEdit("shifted", suppress=(REFUSAL_EXPERT,), bias_shifts=((*REFUSAL_EXPERT, -0.5),))
+    page = about(AskRequest(), "", edit, ("reroute", "drop"), 9)
+    assert page["semantics"] == [["reroute", "reroute with a finite shift"], ["drop", "drop"]]
 
 
 def test_semantics_that_the_model_lacks_are_refused(model: Path) -> None:
