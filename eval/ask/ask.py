@@ -42,7 +42,7 @@ def ask(request: AskRequest, say: Say, show: Callable[[str], None]) -> None:
     desk = Desk()
     # Before anything is loaded: a port that is taken should cost seconds.
     with PageServer(request.port or 0, desk) as server:
-        sides, page = _open_served(request, say) if request.is_served else _open_live(request, say)
+        sides, page = open_served(request, say) if request.is_served else open_live(request, say)
         with closing(sides), server.serving(page) as address:
             try:
                 show(address)
@@ -51,7 +51,12 @@ def ask(request: AskRequest, say: Say, show: Callable[[str], None]) -> None:
                 say("ended")
 
 
-def _open_live(request: AskRequest, say: Say) -> tuple[Sides, Page]:
+def open_live(request: AskRequest, say: Say) -> tuple[Sides, Page]:
+    """Load the base with everything checked before, and say what its page offers.
+
+    Raises:
+        MoteError: the model, the set or the engine's arguments cannot be used.
+    """
     assert request.model is not None
     model = open_model(request.model, request.revision, say)
     edit, _ = load_edit(
@@ -71,7 +76,12 @@ def _open_live(request: AskRequest, say: Say) -> tuple[Sides, Page]:
     return LiveSides(engine, renderer.conversation, edit, told), page
 
 
-def _open_served(request: AskRequest, say: Say) -> tuple[Sides, Page]:
+def open_served(request: AskRequest, say: Say) -> tuple[Sides, Page]:
+    """Find the two servers, and whether the base's returns what marks need.
+
+    Raises:
+        MoteError: a server cannot be reached, or the model or the set cannot be used.
+    """
     assert request.base_url is not None and request.tuned_url is not None
     model = _described(request, say) if request.model is not None else None
     edit = NamedEdit("servers")

@@ -18,9 +18,11 @@ from safetensors.numpy import save_file
 from tiny_models import described_tiny_r1
 
 from eval.answers.plan import NamedEdit
-from eval.ask.ask import about
+from eval.ask.ask import about, possible_semantics
 from eval.ask.options import AskRequest
 from eval.cli import main
+from eval.experts import open_model
+from rewriter.errors import PlanError
 
 SET = {
     "schema": "mote.expert-set/1",
@@ -133,6 +135,16 @@ def test_a_finite_shift_is_called_what_it_is() -> None:
 def test_semantics_that_the_model_lacks_are_refused(model: Path) -> None:
     result = run(model, "--semantics", "reroute (centroid)")
     assert result.returncode == 1 and "has a router bias, expected reroute" in result.stderr
+
+
+def test_the_page_offers_what_the_model_can_bear(model: Path) -> None:
+    opened = open_model(str(model), None, lambda sentence: None)
+    switched_on = NamedEdit("on", stimulate=(REFUSAL_EXPERT,))
+    assert possible_semantics(opened, switched_on, "reroute") == ("reroute", "drop-renorm"), "a drop would be a reroute"
+    all_of_a_layer = NamedEdit("all", suppress=tuple((1, expert) for expert in range(NUM_EXPERTS)))
+    assert possible_semantics(opened, all_of_a_layer, "drop") == ("drop", "drop-renorm")
+    with pytest.raises(PlanError):
+        possible_semantics(opened, all_of_a_layer, "reroute")
 
 
 def test_an_expert_that_the_model_lacks_is_refused(model: Path, tmp_path: Path) -> None:

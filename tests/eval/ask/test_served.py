@@ -11,7 +11,7 @@ from replies import ALIGNED, REASONED, REFUSAL, REFUSAL_EXPERT, reply
 from streaming_double import Double, streaming
 from tiny_models import described_tiny_r1
 
-from eval.ask.ask import _open_served
+from eval.ask.ask import open_served
 from eval.ask.desk import Asked
 from eval.ask.options import AskRequest
 from eval.ask.question import Question
@@ -65,7 +65,7 @@ class Impatient(Asked):
 def ask(request: AskRequest, question: Question = QUESTION, reader: type[Asked] = Asked) -> tuple[list[dict], Any]:
     """All events of a question, and the page."""
     said: list[str] = []
-    sides, page = _open_served(request, said.append)
+    sides, page = open_served(request, said.append)
     assert ([page.about["unmarked"]] if page.about["unmarked"] else []) == [one[len("note: ") :] for one in said]
     asked = reader(1, question)
     sides.answer(asked)
