@@ -311,7 +311,7 @@ async def _call_once(
 ) -> dict[str, Any]:
     import httpx2
 
-    with request_errors(endpoint):
+    with request_errors(endpoint, when_slow="fewer at a time (--concurrency) are answered sooner"):
         response = await client.request(
             method,
             address(endpoint, path),
@@ -335,8 +335,8 @@ def address(endpoint: Endpoint, path: str) -> str:
 
 
 @contextmanager
-def request_errors(endpoint: Endpoint) -> Iterator[None]:
-    """What can go wrong on the way to a server as sentences.
+def request_errors(endpoint: Endpoint, *, when_slow: str = "") -> Iterator[None]:
+    """What can go wrong on the way to a server as sentences; `when_slow` is what to do where an answer takes too long.
 
     Raises:
         RetryableError: it may pass.
@@ -349,8 +349,7 @@ def request_errors(endpoint: Endpoint) -> Iterator[None]:
         yield
     except httpx2.TimeoutException:
         raise RetryableError(
-            f"{shown} did not answer within {endpoint.timeout_seconds:g} s",
-            remedy="fewer at a time (--concurrency) are answered sooner",
+            f"{shown} did not answer within {endpoint.timeout_seconds:g} s", remedy=when_slow
         ) from None
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
         raise EndpointError(
