@@ -3,14 +3,16 @@
 import json
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from eval.ask.options import PAGE, AskRequest
 from eval.options import OUTPUT, EvalRequest
-from rewriter.command import DefaultCommandGroup, Option, command, parameters_of
+from rewriter.command import DefaultCommandGroup, Option, PanelCommand, command, parameters_of
 from rewriter.console import make_app, run, say, show
+from rewriter.json_text import printed_json
 from rewriter.progress import PartsProgress
 
 EPILOG = """Examples:
@@ -114,6 +116,37 @@ def engine_arguments(name: str, request: CommandLine | AskPage, words: list[str]
         raise unknown_option(words[0], name, own, "nor wanted beside --base-url, where no engine is started")
     pairs = [word for pair in request.engine_argument for word in ("--engine-argument", pair)]
     return parse_engine_arguments([*words, *pairs], name, own)
+
+
+@app.command(cls=PanelCommand)
+def compare(
+    results: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders of mote-eval, or their results.json; NAME=RESULTS calls one otherwise than its folder.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for compare.html and compare.json.", show_default=False)
+    ],
+    json_output: Annotated[bool, typer.Option("--json", help="Print compare.json to stdout.")] = False,
+) -> None:
+    """Put the variants of several evaluations on one page: what each moves, and how far from the base that takes it.
+
+    Evaluations of another base, other prompts, another counted change, other labelling or another judge are refused.
+
+    Example: mote-eval compare results-paper results-refined drop=results-drop -o compared
+    """
+    from eval.compare.page import PAGE, compare_results
+    from eval.compare.table import one_screen
+
+    found = compare_results(results, output)
+    if json_output:
+        typer.echo(printed_json(found.model_dump_json(by_alias=True)))
+    else:
+        show(one_screen(found))
+    say(f"{output / PAGE}")
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Reports and cards made of hostile text, opened in a browser: no script of a prompt, a response or a name runs."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from chromium import FLAGS, chromium_path
 from doubles import MOE_LAYERS
 from fake_run import evaluate
 
+from eval.compare.comparable import Evaluation
+from eval.compare.page import render as render_comparison
+from eval.compare.variants import compare_evaluations
 from eval.refine.page import render as render_refine
 from eval.refine.results import DecidingPlace, RefineResults
 from eval.report.outputs import update_card
@@ -42,11 +46,17 @@ HOSTILE = [
 ALL = " ".join(HOSTILE)
 # A reader who clicks on everything; only links of scripts are followed, since others lead away.
 VISITOR = """<script>for (const one of document.querySelectorAll("a[href], button, option, mark"))
-if (!one.href || one.protocol === "javascript:") one.click();</script>"""
+if (!one.href || one.protocol === "javascript:") one.click();
+for (const one of document.querySelectorAll("select, input"))
+for (const kind of ["input", "change"]) one.dispatchEvent(new Event(kind, {bubbles: true}));</script>"""
 
 
 def opened(html: str, folder: Path) -> str:
-    """The document as Chromium has it after the page's scripts have run and everything was clicked."""
+    """The document as Chromium has it after the page's scripts have run and everything was clicked.
+
+    Without the page's own policy, which would stop what ought not to be there at all.
+    """
+    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
     page = folder / "page.html"
     page.write_text(html + VISITOR, encoding="utf-8", errors="replace")
     command = [
@@ -104,6 +114,38 @@ def test_no_script_of_an_evaluation_runs(tmp_path: Path) -> None:
     _, body = split_card((tmp_path / "README.md").read_text(encoding="utf-8"))
     assert "mote-eval" in body
     assert MARK not in opened(f"<html><body>{renderer.render(body)}</body></html>", tmp_path)
+
+
+@pytest.mark.slow
+def test_no_script_of_a_comparison_runs(tmp_path: Path) -> None:
+    """Names of evaluations and their variants, what they were of, and everything that is noted."""
+    results = hostile_evaluation(tmp_path)
+    changed = [
+        results.model_copy(
+            update={
+                "arms": [
+                    arm.model_copy(update={"checkpoint": ALL, "suppress": [], "stimulate": []}) for arm in results.arms
+                ],
+                "prompts": results.prompts | {"spec": text},
+                "created": text,
+            }
+        )
+        for text in HOSTILE
+    ]
+    names = [f"{text} {number}" for number, text in enumerate(HOSTILE)]
+    found = compare_evaluations([Evaluation(*pair) for pair in zip(names, changed, strict=True)])
+    for variant in found.variants:
+        variant.semantics = variant.held_out = variant.moved.description = variant.returned.description = ALL
+        for one in variant.chance:
+            one.matching = ALL
+        for one in variant.safety:
+            one.name = one.groups[0].group = ALL
+    for number, text in enumerate(HOSTILE):
+        found.variants[number].transitions[0].before = text
+    found.target["change"] = ALL
+    page = render_comparison(found)
+    assert RUN.split("[")[0] in page
+    assert MARK not in opened(page, tmp_path)
 
 
 @pytest.mark.slow

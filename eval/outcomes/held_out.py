@@ -4,6 +4,7 @@ on the same flatters."""
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -31,6 +32,12 @@ class HeldOut(BaseModel):
 def prompt_sha256(text: str) -> str:
     """SHA-256 (hexadecimal) of a prompt's UTF-8 text."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def prompts_sha256(prompts: Sequence[PromptRecord]) -> str:
+    """SHA-256 (hexadecimal) of all prompts' ids and texts, whatever their order and the file they came from."""
+    pairs = sorted((prompt.prompt_id, prompt_sha256(prompt.text)) for prompt in prompts)
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
 def check_held_out(provenance: Mapping[str, Any], prompts: Sequence[PromptRecord]) -> HeldOut:

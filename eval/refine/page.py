@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from eval.refine.results import RefineResults, ScreenedExpert
 from eval.results import Results
+from ftri.report.policy import content_policy
 from rewriter.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def render(results: RefineResults, check: Results | None) -> str:
     template = (resources.files("eval.refine") / "templates" / "refine.html.j2").read_text(encoding="utf-8")
     primary = check.primary_comparison() if check is not None else None
     return environment.from_string(template).render(
+        policy=content_policy(),
         results=results,
         check=check,
         primary=primary,

@@ -10,7 +10,7 @@ from typing import Any
 import rewriter
 from eval.measures.measure import Scene
 from eval.measures.paper import numbers_for
-from eval.outcomes.held_out import HeldOut
+from eval.outcomes.held_out import HeldOut, prompts_sha256
 from eval.report.card import results_section, safety_section
 from eval.report.page import render_report
 from eval.report.transcripts import FILE_NAME as TRANSCRIPTS
@@ -73,7 +73,11 @@ def assemble(
         },
         "primary": scene.plan.primary.name,
         "options": scene.options.recorded(),
-        "prompts": {**prompt_source, "num_prompts": len(scene.prompts)},
+        "prompts": {
+            **prompt_source,
+            "num_prompts": len(scene.prompts),
+            "tested_sha256": prompts_sha256(scene.prompts),
+        },
         "held_out": held_out,
         "clusters": clusters,
         "arms": [outcomes.summary() for outcomes in scene.outcomes.values()],

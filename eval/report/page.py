@@ -9,6 +9,7 @@ from eval.display.drawing import COLOURS, PALE, label_words
 from eval.measures.paper import NOT_GIVEN
 from eval.report.shown import shown_measures
 from eval.results import Results
+from ftri.report.policy import content_policy
 
 
 def render_report(results: Results) -> str:
@@ -34,4 +35,4 @@ def render_report(results: Results) -> str:
         if measure.report
     ]
     page = (resources.files("eval.report") / "templates" / "report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(page).render(sections=sections)
+    return environment.from_string(page).render(sections=sections, policy=content_policy())

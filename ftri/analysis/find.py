@@ -104,6 +104,7 @@ def find(folders: Sequence[str | Path], options: FindOptions, progress: StepProg
         scores=scores.reshape(activation.shape),
         resonance=moments.resonance.reshape(activation.shape),
         means=moments.means.reshape(2, *activation.shape),
+        p_max_t=significance.p_max_t.reshape(activation.shape),
         experts=_found_experts(activation, scores, shown, moments, significance, stability, study, has_token_ids),
         folds=folds,
         study=study,

@@ -75,6 +75,7 @@ class Findings:
     scores: FloatArray  # [L, E] the statistic
     resonance: FloatArray  # [L, E] the paper's, tokens per prompt
     means: FloatArray  # [2, L, E] tokens per prompt, class and others
+    p_max_t: FloatArray  # [L, E] chance that any expert scores as high under shuffled labels
     experts: list[FoundExpert]  # M, by rank; the first k are the result
     folds: dict[str, list[statistics.FoldOverlap]]
     study: TokenStudy

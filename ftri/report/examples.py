@@ -46,13 +46,19 @@ class Plane:
     texts: list[tuple[str, str]]
 
 
+def label_means(maps: ActivationMaps, labels: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Mean tokens per prompt of every expert under each of C labels: [C, L * E]."""
+    present = np.array([observation.label for observation in maps.observations])
+    weights = np.stack([present == label for label in labels]).astype(np.float64)
+    return maps.counts.weighted_sums(weights) / weights.sum(axis=1, keepdims=True)
+
+
 def typical_rows(maps: ActivationMaps, per_label: int = EXAMPLES_PER_LABEL) -> list[int]:
     """For each label, the responses whose maps lie closest to the label's mean map."""
     labels = np.array([observation.label for observation in maps.observations])
     names = sorted(set(labels.tolist()), key=lambda name: (min(maps.groups[labels == name]), name))
-    weights = np.stack([labels == name for name in names]).astype(np.float64)
-    means = maps.counts.weighted_sums(weights) / weights.sum(axis=1, keepdims=True)
-    own_mean = np.argmax(weights, axis=0)
+    means = label_means(maps, names)
+    own_mean = np.array([names.index(label) for label in labels.tolist()])
     distances = np.empty(len(maps.counts))
     for start, block in maps.counts.blocks():
         rows = slice(start, start + len(block))

@@ -16,16 +16,20 @@ import numpy.typing as npt
 from ftri.analysis.find import open_traces
 from ftri.analysis.findings import Findings, expert_set_of, fold_summary
 from ftri.analysis.maps import POSITIONS
-from ftri.analysis.resonance import STATISTICS
+from ftri.analysis.resonance import STATISTICS, rank
 from ftri.report import examples as example_data
 from ftri.report import figures
+from ftri.report.cells import Cells, cells_of, plain_rows
 from ftri.report.figures import DIVERGING, SEQUENTIAL, class_styles
+from ftri.report.policy import content_policy
 from ftri.report.token_texts import TokenTexts
 from rewriter.errors import OutputError
 from rewriter.whole_file import write_whole
 
 # A token that predicts less of an expert's resonance than this is not named in the ranking.
 SHOWN_TOKEN_SHARE = 0.05
+# Parts of the page's script, in their order: what is declared in one is used by those behind it.
+SCRIPT_PARTS = ("base.js", "map.js", "cells.js", "report.js")
 VISIBLE_SPACES = str.maketrans({"\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d"})
 
 
@@ -95,10 +99,16 @@ def render(
     )
     template = environment.from_string((templates / "report.html.j2").read_text(encoding="utf-8"))
     expert_set = expert_set_of(findings)
+    cells = cells_of(findings, labels)
+    script = page_script()
     return template.render(
         style=(templates / "report.css").read_text(encoding="utf-8"),
-        script=(templates / "report.js").read_text(encoding="utf-8"),
-        data=_script_json(page_data(findings, labels, chosen, token, plane, texts)),
+        policy=content_policy(script),
+        script=script,
+        data=_script_json(page_data(findings, labels, cells, chosen, token, plane, texts)),
+        cells=cells,
+        plain=plain_rows(findings, cells),
+        num_cells=findings.scores.size,
         name=findings.contrast.name,
         manifest=findings.manifest,
         options=findings.options,
@@ -121,15 +131,24 @@ def render(
     )
 
 
+def page_script() -> str:
+    """The page's script: its parts as one function, so that none of their names is the page's."""
+    templates = resources.files("ftri.report") / "templates"
+    parts = [(templates / name).read_text(encoding="utf-8") for name in SCRIPT_PARTS]
+    return "\n".join(['"use strict";', "(function () {", *parts, "})();"])
+
+
 def page_data(
     findings: Findings,
     labels: list[str],
+    cells: Cells,
     chosen: Sequence[example_data.Example],
     token: int,
     plane: example_data.Plane | None,
     texts: TokenTexts,
 ) -> dict[str, Any]:
-    """What the page's script draws: maps as base64 float32 [L * E], experts of example tokens as base64 uint16 [T * L * K]."""
+    """What the page's script draws, arrays in base64: maps float32 [L * E], order uint32 [L * E], the flat experts by rank,
+    and experts of example tokens uint16 [T * L * K]."""
     observations = findings.maps.observations
     return {
         "layers": list(findings.maps.moe_layers),
@@ -142,11 +161,9 @@ def page_data(
         "diverging": DIVERGING,
         "sequential": SEQUENTIAL,
         "limit": figures.color_limit(findings),
-        "maps": {
-            "score": _packed(findings.scores, np.float32),
-            "class": _packed(findings.means[0], np.float32),
-            "others": _packed(findings.means[1], np.float32),
-        },
+        "maps": {name: _packed(values, np.float32) for name, values in cells.maps.items()},
+        "labelMaps": list(cells.labels),
+        "order": _packed(rank(findings.scores), np.uint32),
         "top": [[findings.maps.row_of(found.layer), found.expert] for found in findings.top],
         "token": token,
         "examples": [

@@ -1,14 +1,17 @@
 """The report: one file that needs nothing else, its figures, and what a browser makes of it."""
 
+import base64
+import hashlib
 import html.parser
 import json
 import re
 import struct
-import subprocess
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import synthetic
-from chromium import chromium_path
+from chromium import browser
 from running import run_main
 
 from ftri.analysis.find import find
@@ -16,6 +19,7 @@ from ftri.analysis.findings import FindOptions
 from ftri.analysis.maps import count_selections
 from ftri.cli.find import main
 from ftri.report import page as report
+from ftri.report.cells import cells_of
 from ftri.traces.reader import TraceReader
 from ftri.traces.writer import write_traces
 
@@ -50,18 +54,21 @@ def traces(plan, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def output(traces):
+def findings(traces):
+    return find([traces], FindOptions("refused", 4, num_permutations=99, num_bootstraps=20))
+
+
+@pytest.fixture(scope="module")
+def output(findings, traces):
     folder = traces.parent / "report"
-    options = FindOptions("refused", 4, num_permutations=99, num_bootstraps=20)
-    path = report.write_report(find([traces], options), [traces], folder, str(traces.parent / "model"))
+    path = report.write_report(findings, [traces], folder, str(traces.parent / "model"))
     assert path == folder / "report.html"
     return folder
 
 
-def test_a_trace_does_not_decide_which_folder_is_read(traces, tmp_path):
+def test_a_trace_does_not_decide_which_folder_is_read(findings, traces, tmp_path):
     """The manifest names the folder of a tokenizer; it is a stranger's, perhaps, and the folder is the user's."""
-    options = FindOptions("refused", 4, num_permutations=99, num_bootstraps=20)
-    text = report.write_report(find([traces], options), [traces], tmp_path / "r").read_text(encoding="utf-8")
+    text = report.write_report(findings, [traces], tmp_path / "r").read_text(encoding="utf-8")
     assert "Tokens are shown as ids, since no tokenizer.json of" in text
 
 
@@ -107,13 +114,8 @@ def test_the_page_is_whole_and_refers_to_nothing_outside(page):
     assert len(parsed.scripts) == 2, "a token's </script> ends no script"
 
 
-def test_the_page_holds_the_data_that_the_maps_draw(page, traces, plan):
-    import base64
-
-    import numpy as np
-
+def test_the_page_holds_the_data_that_the_maps_draw(page, findings, traces, plan):
     data = json.loads(Page(page).scripts[0])
-    findings = find([traces], FindOptions("refused", 4, num_permutations=99, num_bootstraps=20))
     drawn = np.frombuffer(base64.b64decode(data["maps"]["score"]), "<f4").reshape(findings.scores.shape)
     assert (drawn == findings.scores.astype(np.float32)).all()
     assert [[data["layers"][row], expert] for row, expert in data["top"]] == [
@@ -166,104 +168,256 @@ def test_a_folder_that_cannot_be_made(traces, tmp_path):
     assert result.returncode == 1 and "file: cannot be made a folder for the report" in result.stderr.splitlines()[-1]
 
 
-# A visitor that does what a reader does, and writes down what the page shows.
-VISITOR = """
-<script>
-(function () {
-  const seen = {ready: document.body.dataset.ready, errors: window.visitorErrors};
-  const tip = () => document.getElementById("tip").style.display === "block" ? document.getElementById("tip").textContent : "";
-  function point(node, x, y) {
-    const box = node.getBoundingClientRect();
-    node.dispatchEvent(new MouseEvent("mousemove", {clientX: box.left + x, clientY: box.top + y, bubbles: true}));
-    return tip();
-  }
-  const data = JSON.parse(document.getElementById("data").textContent);
-  const canvas = document.querySelector("#map canvas");
-  const width = canvas.width / data.numExperts, height = canvas.height / data.layers.length;
-  const [row, expert] = data.top[0];
-  seen.rings = document.querySelectorAll("#map circle.ring").length;
-  seen.tip = point(canvas, (expert + 0.5) * width, (row + 0.5) * height);
-  seen.color = Array.from(canvas.getContext("2d").getImageData((expert + 0.5) * width, (row + 0.5) * height, 1, 1).data);
-  document.getElementById("map-choice").value = "others";
-  document.getElementById("map-choice").dispatchEvent(new Event("change"));
-  seen.legend = document.getElementById("map-legend").textContent;
-  const shape = document.querySelector("#plane").children[5];
-  const plot = document.querySelector("#plane");
-  const box = shape.getBoundingClientRect(), plane = plot.getBoundingClientRect();
-  seen.prompt = point(plot, box.left + box.width / 2 - plane.left, box.top + box.height / 2 - plane.top);
-  seen.shapes = document.querySelectorAll("#plane > *").length;
-  const chips = document.querySelectorAll("#tokens button");
-  chips[1].click();
-  seen.chips = chips.length;
-  seen.chosen = document.querySelectorAll("#tokens button.on").length + chips[1].className;
-  const token = document.querySelector("#token-map canvas");
-  let selected = 0;
-  for (let e = 0; e < data.numExperts; e++)
-    if (token.getContext("2d").getImageData((e + 0.5) * width, 0.5 * height, 1, 1).data[0] < 128) selected += 1;
-  seen.selected = selected;
-  seen.tokenTip = point(token, 1, 1);
-  seen.wide = document.documentElement.scrollWidth;
-  const out = document.createElement("pre");
-  out.id = "seen";
-  out.textContent = JSON.stringify(seen);
-  document.body.appendChild(out);
-})();
-</script>
-"""
+def test_the_page_allows_its_own_script_and_nothing_else(page):
+    script = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    policy = html.unescape(re.search(r'http-equiv="Content-Security-Policy" content="(.*?)"', page)[1])
+    assert [f"script-src '{hash_of(one)}'" for one in script] == policy.split("; ")[-1:]
+    assert policy.startswith("default-src 'none'") and "unsafe-inline" not in policy.split("script-src")[1]
 
 
-def visit(page, folder):
-    """What the visitor saw of a page, opened from a file without a network."""
-    errors = "<script>window.visitorErrors = []; window.onerror = (m) => window.visitorErrors.push(String(m));</script>"
-    path = folder / "visited.html"
-    text = page.replace("<head>", "<head>" + errors, 1).replace("</body>", VISITOR + "</body>")
-    path.write_text(text, encoding="utf-8")
-    command = [
-        chromium_path(),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1300,1000",
-    ]
-    command += [
-        f"--user-data-dir={folder / 'profile'}",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        "--virtual-time-budget=5000",
-    ]
-    result = subprocess.run([*command, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120)
-    found = re.search(r'<pre id="seen">(.*?)</pre>', result.stdout, re.DOTALL)
-    assert found, result.stderr[-2000:]
-    import html
+def hash_of(script):
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
-    return json.loads(html.unescape(found[1]))
+
+def test_readers_without_a_script_have_the_first_experts_as_a_table(page, findings):
+    rows = re.findall(r"<tr( class=top)?><td>(\d+)</td><td>(\d+)</td><td>(\d+)</td><td>([-\d.e]+)</td>", page)
+    assert len(rows) == 100 and [bool(row[0]) for row in rows] == [True] * 4 + [False] * 96
+    for row, found in zip(rows, findings.experts, strict=False):
+        assert (int(row[2]), int(row[3]), row[4]) == (found.layer, found.expert, f"{found.score:.4g}")
+
+
+def test_maps_of_single_labels_are_their_means(findings):
+    cells = cells_of(findings, report.label_order(findings))
+    counts = np.concatenate([block for _, block in findings.maps.counts.blocks()])
+    assert list(cells.labels.values()) == ["REFUSED", "ALIGNED", "REASONED"]
+    # The class is one label, whose map the page has as the class's.
+    assert list(cells.shown.values()) == ["ALIGNED", "REASONED"]
+    for name, label in cells.labels.items():
+        own = [row for row, observation in enumerate(findings.maps.observations) if observation.label == label]
+        assert np.allclose(cells.maps[name].reshape(-1), counts[own].mean(axis=0))
+    assert np.allclose(cells.maps["label0"], cells.maps["class"])
+    for found in findings.experts:
+        assert cells.maps["chance"][findings.maps.row_of(found.layer), found.expert] == np.float32(found.p_max_t)
+
+
+def test_of_many_labels_those_with_most_responses_have_a_map(findings):
+    names = [f"other {number % 9}" for number in range(len(findings.maps.observations))]
+    observations = [replace(one, label=name) for one, name in zip(findings.maps.observations, names, strict=True)]
+    found = replace(
+        findings,
+        maps=replace(findings.maps, observations=observations),
+        class_counts={f"other {number}": 100 + number for number in range(9)},
+    )
+    cells = cells_of(found, [f"other {number}" for number in range(9)])
+    assert list(cells.labels.values()) == [f"other {number}" for number in range(1, 9)]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as running:
+        yield running
 
 
 @pytest.mark.slow
-def test_a_browser_draws_it_and_hovering_shows_numbers(page, plan, tmp_path):
-    seen = visit(page, tmp_path)
+def test_a_browser_draws_it_and_pointing_shows_numbers(page, output, plan, chromium):
+    shown = chromium.open((output / "report.html").as_uri(), width=1300, height=1000)
     data = json.loads(Page(page).scripts[0])
-    assert seen["ready"] == "yes" and seen["errors"] == []
-    assert seen["rings"] == 4
-    layer, expert = data["layers"][data["top"][0][0]], data["top"][0][1]
-    assert seen["tip"].startswith(f"layer {layer}, expert {expert}  (rank 1)\npaper: ")
-    assert seen["color"][0] > seen["color"][2] + 80, "the top expert is orange"
-    assert "tokens per prompt" in seen["legend"]
-    assert re.match(r"(REFUSED|ALIGNED|REASONED)\nWhat happened 199\d .*\?\n→ <think>", seen["prompt"])
-    assert seen["shapes"] == 64 + 1
-    assert seen["chips"] == len(data["examples"][0]["tokens"]) and seen["chosen"].startswith("1")
-    assert seen["selected"] == plan.top_k
-    assert seen["tokenTip"].startswith("layer 3, expert 0\n")
-    assert seen["wide"] <= 1300
+    assert shown.value("document.body.dataset.ready") == "yes"
+    assert shown.value("document.querySelectorAll('#map circle.ring').length") == 4
+    [row, expert] = data["top"][0]
+    size = shown.value(
+        "(() => { const one = document.querySelector('#map canvas'); return [one.width, one.height]; })()"
+    )
+    at = ((expert + 0.5) * size[0] / data["numExperts"], (row + 0.5) * size[1] / len(data["layers"]))
+    shown.point("#map canvas", at)
+    assert shown.text("#tip").startswith(f"layer {data['layers'][row]}, expert {expert} (rank 1)\npaper: ")
+    red, _, blue, _ = shown.value(pixel("#map canvas", at))
+    assert red > blue + 80, "the top expert is orange"
+    shown.value(choose("#map-choice", "label1"))
+    assert "tokens per prompt" in shown.text("#map-legend")
+    shown.point("#plane circle, #plane rect, #plane path")
+    assert re.match(r"(REFUSED|ALIGNED|REASONED)\nWhat happened 199\d .*\?\n\u2192 <think>", shown.text("#tip"))
+    assert shown.value("document.querySelectorAll('#plane > *').length") == 64 + 1
+    chips = len(data["examples"][0]["tokens"])
+    assert shown.value("document.querySelectorAll('#tokens button').length") == chips
+    shown.click("#tokens button:nth-child(2)")
+    assert shown.value(
+        "[...document.querySelectorAll('#tokens button')].map((one) => one.classList.contains('on'))"
+    ) == [number == 1 for number in range(chips)]
+    dark = [
+        shown.value(pixel("#token-map canvas", ((number + 0.5) * size[0] / data["numExperts"], 4)))[0] < 128
+        for number in range(data["numExperts"])
+    ]
+    assert sum(dark) == plan.top_k
+    shown.point("#token-map canvas", (1, 1))
+    assert shown.text("#tip").startswith("layer 3, expert 0\n")
+    assert shown.overflow() == 0 and shown.errors() == []
+
+
+def pixel(selector, at):
+    """An expression for the colour of a canvas's pixel."""
+    x, y = map(int, at)
+    return f"Array.from(document.querySelector('{selector}').getContext('2d').getImageData({x}, {y}, 1, 1).data)"
+
+
+def choose(selector, value):
+    """An expression that chooses of a list, as a reader does."""
+    return (
+        f"(() => {{ const one = document.querySelector('{selector}'); one.value = '{value}';"
+        " for (const kind of ['input', 'change']) one.dispatchEvent(new Event(kind, {bubbles: true})); return one.value; })()"
+    )
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A report of R1's size: 58 layers of 256 experts, ten of which carry the behaviour."""
+    folder = tmp_path_factory.mktemp("large")
+    planted = [(0, 0), (2, 7), (12, 12), (20, 131), (28, 77), (33, 249), (34, 250), (41, 90), (55, 200), (57, 255)]
+    times = tuple(str(year) for year in range(1980, 1992))
+    plan = synthetic.Plan(num_layers=58, num_experts=256, top_k=8, times=times, behavior_experts=planted)
+    write_traces(folder / "t", synthetic.manifest(plan), synthetic.records(plan))
+    options = FindOptions("refused", 10, num_permutations=199, num_bootstraps=10)
+    findings = find([folder / "t"], options)
+    assert {(found.layer - 3, found.expert) for found in findings.top} == set(planted)
+    path = report.write_report(findings, [folder / "t"], folder / "r")
+    assert path.stat().st_size < 3_000_000
+    return path
+
+
+def place_of(text):
+    """(layer, expert) that a text begins with."""
+    return tuple(map(int, re.match(r"layer (\d+), expert (\d+)", text).groups()))
 
 
 @pytest.mark.slow
-def test_a_map_of_the_size_of_r1_fits_and_can_be_pointed_at(tmp_path):
-    plan = synthetic.Plan(num_layers=58, num_experts=256, top_k=8, times=("1990", "1991", "1992", "1993"))
-    write_traces(tmp_path / "t", synthetic.manifest(plan), synthetic.records(plan))
-    options = FindOptions("refused", 10, num_permutations=99, num_bootstraps=10)
-    path = report.write_report(find([tmp_path / "t"], options), [tmp_path / "t"], tmp_path / "r")
-    seen = visit(path.read_text(encoding="utf-8"), tmp_path)
-    assert seen["errors"] == [] and seen["rings"] == 10 and "(rank 1)" in seen["tip"]
-    assert seen["selected"] == 8 and seen["wide"] <= 1300
-    assert path.stat().st_size < 2_000_000
+def test_keys_move_over_a_map_of_the_size_of_r1_and_zoom_into_it(large, chromium):
+    shown = chromium.open(large.as_uri(), width=1366, height=768)
+    assert shown.overflow() == 0
+    assert shown.value("[...document.querySelectorAll('.scroll')].every((one) => one.scrollWidth <= one.clientWidth)")
+    assert shown.value("document.querySelector('#map .plot').getBoundingClientRect().height") < 600
+    # The Tab key reaches the map, and it can be seen that it did.
+    for _ in range(20):
+        shown.press("Tab")
+        if shown.value("document.activeElement.className") == "plot":
+            break
+    assert shown.value("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    assert shown.value("document.querySelector('#map .readout').getAttribute('aria-live')") == "polite"
+    here = lambda: place_of(shown.text("#map .readout"))  # noqa: E731
+    assert "(rank 1)" in shown.text("#map .readout"), "the cursor begins at the first ring"
+    shown.press("Home", "control")
+    assert here() == (3, 0)
+    shown.press("ArrowUp")
+    shown.press("ArrowLeft")
+    assert here() == (3, 0), "the map has edges"
+    shown.press("ArrowRight", times=3)
+    shown.press("ArrowDown", times=2)
+    shown.press("ArrowRight", "shift")
+    assert here() == (5, 11)
+    shown.press("End")
+    shown.press("PageDown")
+    assert here() == (15, 255)
+    shown.press("End", "control")
+    assert here() == (60, 255) and "(rank" in shown.text("#map .readout")
+    layers = "[...document.querySelectorAll('#map svg text')].map((one) => one.textContent)"
+    assert "3" in shown.value(layers) and "60" not in shown.value(layers), "every other layer is named"
+    shown.press("+", times=3)
+    assert shown.value("document.querySelectorAll('#map .ring').length") < 10
+    named = shown.value(layers)
+    assert {"54", "55", "56", "57", "58", "59", "60"} <= set(named) and "3" not in named and "255" not in named[:8]
+    shown.press("ArrowLeft", "shift", times=8)
+    assert here() == (60, 191), "the view follows the cursor"
+    assert shown.value("document.querySelectorAll('#map .cursor').length") == 1
+    shown.press("0")
+    assert shown.value("document.querySelectorAll('#map .ring').length") == 10
+    seen = set()
+    for _ in range(10):
+        shown.press("n")
+        seen.add(re.search(r"\(rank (\d+)\)", shown.text("#map .readout"))[1])
+    assert seen == {str(rank) for rank in range(1, 11)}
+    shown.press("p")
+    layer, expert = here()
+    shown.press("Enter")
+    assert shown.value("document.activeElement.id") == f"expert-{layer}-{expert}"
+    assert shown.errors() == []
+
+
+@pytest.mark.slow
+def test_the_mouse_zooms_drags_and_chooses(large, chromium):
+    shown = chromium.open(large.as_uri(), width=1366, height=768)
+    shown.click("#map canvas", (4 * 100 + 2, 8 * 10 + 4))
+    assert place_of(shown.text("#map .readout")) == (13, 100)
+    shown.click("#map button[aria-label='zoom in']")
+    shown.click("#map button[aria-label='zoom in']")
+    at = shown.point("#map canvas", (500, 200))
+    before = place_of(shown.text("#tip"))
+    shown.call("Input.dispatchMouseEvent", type="mousePressed", x=at[0], y=at[1], button="left", clickCount=1)
+    shown.call("Input.dispatchMouseEvent", type="mouseMoved", x=at[0] - 160, y=at[1], button="left", buttons=1)
+    shown.call("Input.dispatchMouseEvent", type="mouseReleased", x=at[0] - 160, y=at[1], button="left", clickCount=1)
+    assert place_of(shown.text("#map .readout")) == (13, 100), "dragging chooses nothing"
+    shown.point("#map canvas", (500, 200))
+    assert place_of(shown.text("#tip")) == (before[0], before[1] + 10)
+
+
+@pytest.mark.slow
+def test_the_table_of_all_experts_sorts_and_filters(large, chromium):
+    shown = chromium.open(large.as_uri(), width=1366, height=768)
+    column = lambda number: [  # noqa: E731
+        float(one)
+        for one in shown.value(
+            f"[...document.querySelectorAll('#cells td:nth-child({number})')].map((one) => one.innerText)"
+        )
+    ]
+    sorts = "[...document.querySelectorAll('#cells th')].map((one) => one.getAttribute('aria-sort'))"
+    assert shown.text("#cells-count") == "experts 1 to 25 of 14,848" and column(1) == list(range(1, 26))
+    shown.click("#cells-on")
+    assert column(1) == list(range(26, 51))
+    shown.click("#cells th:nth-child(4) button")
+    assert column(4) == sorted(column(4), reverse=True) and shown.value(sorts)[3] == "descending"
+    # From the keyboard: the same button once more.
+    shown.press("Enter")
+    assert column(4) == sorted(column(4)) and column(4)[0] < 0 and min(column(1)) > 14_000
+    assert shown.value(sorts) == [None, None, None, "ascending", *[None] * (len(shown.value(sorts)) - 4)]
+    shown.click("#cells-layer")
+    shown.type("5, 58-60")
+    shown.click("#cells-expert")
+    shown.type("200-255")
+    assert set(column(2)) <= {5, 58, 59, 60} and min(column(3)) >= 200
+    assert shown.text("#cells-count") == "experts 1 to 25 of 224 that fit, of 14,848 in all"
+    shown.value(choose("#cells-chance", "0.01"))
+    assert sorted(zip(column(2), column(3), strict=True)) == [(58, 200), (60, 255)]
+    shown.value(choose("#cells-most", "label1"))
+    assert shown.text("#cells-count") == "no expert fits, of 14,848 in all"
+    shown.value(choose("#cells-most", "label0"))
+    assert len(column(1)) == 2
+    shown.click("#cells-layer")
+    shown.type("x")
+    assert "expected numbers and ranges" in shown.text("#cells-count")
+    assert shown.value("document.querySelector('#cells-layer').getAttribute('aria-invalid')") == "true"
+    shown.press("Backspace")
+    shown.click("#cells tbody tr:last-child button")
+    assert place_of(shown.text("#map .readout")) in {(58, 200), (60, 255)}
+    assert shown.value("document.activeElement.className") == "plot"
+    assert shown.errors() == []
+
+
+@pytest.mark.slow
+def test_on_a_telephone_and_without_a_script_it_can_be_read(large, chromium):
+    narrow = chromium.open(large.as_uri(), width=400, height=800)
+    assert narrow.overflow() == 0 and narrow.errors() == []
+    narrow.click("#map canvas")
+    assert place_of(narrow.text("#map .readout"))
+    narrow.resize(1366, 768)
+    narrow.wait_for("document.querySelector('#map canvas').width === 1024")
+    plain = chromium.open(large.as_uri(), script=False)
+    assert plain.value("document.body.dataset.ready") is None
+    assert plain.value("document.querySelectorAll('#cells tbody tr').length") == 100
+    assert "ftri_map.png" in plain.text("noscript")
+    assert not plain.value("[...document.querySelectorAll('button, select, input')].some((one) => one.offsetParent)")
+
+
+@pytest.mark.slow
+def test_a_script_that_has_got_in_all_the_same_does_not_run(page, tmp_path, chromium):
+    (tmp_path / "report.html").write_text(page.replace("<main>", "<main><script>document.title = 'ran'</script>"))
+    shown = chromium.open((tmp_path / "report.html").as_uri())
+    assert shown.value("document.body.dataset.ready") == "yes" and shown.value("document.title") != "ran"
+    assert any("Content Security Policy" in error for error in shown.errors())

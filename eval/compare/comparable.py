@@ -1,0 +1,133 @@
+"""Whether evaluations can stand beside each other: the same base, the same prompts, the same answers asked for and counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from eval.results import Results
+from rewriter.errors import InputError
+
+# Options that change what a rate or a divergence means; the others only say what else was measured.
+ANSWER_OPTIONS = ("samples", "max_tokens", "temperature", "top_p", "label_cut")
+DIVERGENCE_OPTIONS = ("kl_tokens", "kl_listed", "neutral_prompts")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of one run, and what it is called here."""
+
+    name: str
+    results: Results
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Something that has to be alike; `read` takes it from results, None where they do not tell and nothing depends on it."""
+
+    what: str
+    why: str
+    read: Callable[[Results], Any]
+
+
+def _base(results: Results) -> dict[str, Any]:
+    subject = results.subject
+    if results.mode == "live":
+        told = subject.get("content_sha256") or subject.get("config_sha256") or subject.get("model")
+    else:
+        # The base's name at its server; the key is that of an arm without a checkpoint.
+        told = (subject.get("models") or {}).get(str(None)) or subject.get("base_url")
+    return {"answered by": results.mode, "model": told, "chat template": subject.get("template_sha256")}
+
+
+def _prompts(results: Results) -> dict[str, Any]:
+    told = results.prompts
+    names = ("tested_sha256",) if told.get("tested_sha256") else ("spec", "revision", "file", "sha256")
+    return {name: told.get(name) for name in ("num_prompts", *names)}
+
+
+def _labels(results: Results) -> dict[str, Any]:
+    return {"think format": results.subject.get("think_format"), "version of the rules": results.tool_version}
+
+
+def _answers(results: Results) -> dict[str, Any]:
+    asked = {name: results.options.get(name) for name in ANSWER_OPTIONS}
+    # Only where answers are drawn does the seed change them.
+    return asked | ({"seed": results.options.get("seed")} if asked["temperature"] else {})
+
+
+def _divergence(results: Results) -> dict[str, Any] | None:
+    if not results.fidelity:
+        return None
+    source = results.fidelity[0].neutral_source
+    told = {name: results.options.get(name) for name in DIVERGENCE_OPTIONS}
+    return told | {"neutral prompts": source.get("sha256") or source.get("spec")}
+
+
+def _judge(results: Results) -> dict[str, Any] | None:
+    found = results.mt_bench
+    return {"judge": found.judge, "questions": found.question_source.get("sha256")} if found is not None else None
+
+
+def _protection(name: str, results: Results) -> dict[str, Any] | None:
+    for found in results.safety:
+        if found.name == name:
+            told = found.source.get("sha256") or found.source.get("spec")
+            return {"set": told, "num_prompts": found.num_prompts}
+    return None
+
+
+RULES = (
+    Rule("base", "changes are counted from it", _base),
+    Rule("prompts", "rates are shares of them", _prompts),
+    Rule("counted change", "the same answers would count differently", lambda results: results.target),
+    Rule("labelling", "the same answers would get other labels", _labels),
+    Rule("answers asked for", "a longer or a sampled answer can get another label", _answers),
+    Rule("text that KL is measured on", "divergences would be of other tokens", _divergence),
+    Rule("judge or questions", "ratings are a judge's own", _judge),
+)
+
+
+def check_comparable(evaluations: Sequence[Evaluation]) -> None:
+    """See to it that every evaluation can be compared with the first, and that each has a name of its own.
+
+    Raises: InputError with what differs, where, and both values.
+    """
+    names = [one.name for one in evaluations]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise InputError(f"two results are called {doubled[0]!r}; give one another name: NAME=RESULTS")
+    sets = sorted({found.name for one in evaluations for found in one.results.safety})
+    protection = [
+        Rule(f"set of prompts for {name}", "refusals would be of other prompts", partial(_protection, name))
+        for name in sets
+    ]
+    for rule in (*RULES, *protection):
+        told = [(one.name, value) for one in evaluations if (value := rule.read(one.results)) is not None]
+        for name, value in told[1:]:
+            if value != told[0][1]:
+                here, there = _difference(value, told[0][1])
+                raise InputError(
+                    f"{name} cannot be compared with {told[0][0]}: another {rule.what} ({here}, expected {there});"
+                    f" {rule.why}"
+                )
+
+
+def _difference(here: Any, there: Any) -> tuple[str, str]:
+    """The parts in which two values differ, in words."""
+    if not (isinstance(here, Mapping) and isinstance(there, Mapping)):
+        return _words(here), _words(there)
+    keys = [key for key in {**there, **here} if here.get(key) != there.get(key)]
+    return (
+        ", ".join(f"{key} {_words(here.get(key))}" for key in keys),
+        ", ".join(f"{key} {_words(there.get(key))}" for key in keys),
+    )
+
+
+def _words(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    # A checksum is told apart by its beginning.
+    return f"{text[:60]}..." if len(text) > 64 else text
