@@ -216,8 +216,8 @@ def costs_of(
 
 
 def num_passes(request: EvalRequest, session: Session) -> int:
-    """How often the neutral text is read for the divergences: by the base and by every kind of edit, for each action, and for the
-    sweep by the base and once a size."""
+    """How often the neutral text is read for the divergences: by the base and by every kind of edit, for each action, for the
+    sweep by the base and once a size, and for other variants by the base and by each."""
     if session.live is None:
         return 0
     has_bias = session.model is None or session.model.layout.has_bias
@@ -227,7 +227,8 @@ def num_passes(request: EvalRequest, session: Session) -> int:
     down = 1 + suppressing if session.edit.suppress or found_down else 0
     up = 1 + len((REROUTE, DROP_RENORM)) if session.edit.stimulate or found_up else 0
     sizes = len(request.options.sweep_k)
-    return down + up + (1 + sizes if sizes else 0)
+    others = len(session.others)
+    return down + up + (1 + sizes if sizes else 0) + (1 + others if others else 0)
 
 
 def sets_by_chance(num_sets: int, stop_after: int) -> int:

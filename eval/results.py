@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval.measures.controls import NullDistribution
+from eval.measures.divergence import ArmDivergence
 from eval.measures.fidelity import Fidelity
 from eval.measures.mt_bench import MtBench
 from eval.measures.off_topic import OffTopic
@@ -75,6 +76,7 @@ class Results(BaseModel):
     controls: list[NullDistribution] = []
     sweep: list[SweepPoint] = []
     fidelity: list[Fidelity] = []
+    divergences: list[ArmDivergence] = []
     off_topic: list[OffTopic] = []
     safety: list[SafetySet] = []
     mt_bench: MtBench | None = None

@@ -6,7 +6,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from eval.measures import controls, damage, fidelity, mt_bench, off_topic, repeat, safety, sweep, transitions
+from eval.measures import (
+    controls,
+    damage,
+    divergence,
+    fidelity,
+    mt_bench,
+    off_topic,
+    repeat,
+    safety,
+    sweep,
+    transitions,
+)
 from eval.measures.measure import Measure, Part, Scene, SideBySide
 from eval.options import EvalRequest
 from eval.outcomes.observed import language_warnings
@@ -24,7 +35,7 @@ MEASURES: tuple[Measure, ...] = (
     damage.MEASURE,
     safety.MEASURE,
     mt_bench.MEASURE,
-    transitions.CHECKPOINTS,
+    divergence.MEASURE,
     off_topic.MEASURE,
 )
 

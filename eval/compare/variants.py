@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 import rewriter
+from eval.answers.arms import BASE
 from eval.compare.comparable import Evaluation, check_comparable
 from eval.measures.safety import SafetySet
 from eval.measures.transitions import Change, Comparison
@@ -166,14 +167,18 @@ def transitions_of(comparison: Comparison) -> list[Transition]:
 
 def divergence_of(results: Results, arm: ArmSummary) -> tuple[Interval | None, bool]:
     """KL of an arm from the base, where it was measured for all that the arm edits, and whether over the whole vocabulary."""
+    is_exact = results.fidelity[0].exact if results.fidelity else results.options.get("kl_listed") == -1
+    for other in results.divergences:
+        if other.arm == arm.name:
+            return other.answer_tokens, is_exact
+    if arm.kind != results.arm(results.primary).kind:
+        return None, False
     edited = [action for action, pairs in ((SUPPRESS, arm.suppress), (STIMULATE, arm.stimulate)) if pairs]
-    main = results.arm(results.primary)
-    is_main_edit = (arm.suppress, arm.stimulate) == (main.suppress, main.stimulate) and arm.kind == main.kind
     for fidelity in results.fidelity:
-        if is_main_edit and edited == [fidelity.action]:
-            for one in fidelity.divergences:
-                if one.left == "base" and one.right == arm.semantics:
-                    return one.answer_tokens, fidelity.exact
+        for one in fidelity.divergences:
+            # Suppression and stimulation are measured each by itself, which is not what an edit of both does.
+            if edited == [fidelity.action] and one.left == BASE and one.right == arm.semantics:
+                return one.answer_tokens, fidelity.exact
     return None, False
 
 

@@ -194,17 +194,23 @@ def kl_from_base(
     base_cache: list[TokenDistributions],
 ) -> Interval:
     """KL(base || arm) per answer token; `base_cache` is filled at first use so that a sweep scores the base once."""
-    key = digest(["kl-from-base", live.identity(), arm.identity(), text.fingerprint(), num_listed, seed])[:32]
+    key = kl_key(live, arm, text, num_listed, seed)
     if key not in collector.journal:
         if not base_cache:
-            base_cache.extend(_distributions(live, base, text, num_listed))
-        edited = _distributions(live, arm, text, num_listed)
+            base_cache.extend(distributions(live, base, text, num_listed))
+        edited = distributions(live, arm, text, num_listed)
         value = _divergence(BASE, arm.name, base_cache, edited, text.answer_starts, seed).answer_tokens
         collector.journal.add_value(key, value.model_dump(mode="json"))
     return collector.journal.checked(key, Interval)
 
 
-def _distributions(live: LiveResponder, arm: Arm, text: NeutralText, num_listed: int) -> list[TokenDistributions]:
+def kl_key(live: LiveResponder, arm: Arm, text: NeutralText, num_listed: int, seed: int) -> str:
+    """Where a journal keeps what `kl_from_base` came to."""
+    return digest(["kl-from-base", live.identity(), arm.identity(), text.fingerprint(), num_listed, seed])[:32]
+
+
+def distributions(live: LiveResponder, arm: Arm, text: NeutralText, num_listed: int) -> list[TokenDistributions]:
+    """The likeliest next tokens at every position of the text under an arm's edit, in the text's order."""
     scored = sorted(live.score(arm, text.sequences, num_listed, routing=False), key=lambda one: one.index)
     return [one.distributions for one in scored if one.distributions is not None]
 

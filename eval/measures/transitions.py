@@ -143,15 +143,6 @@ def other_parts(_: None, scene: Scene) -> Iterable[Part]:
     ]
 
 
-def checkpoint_parts(_: None, scene: Scene) -> Iterable[Part]:
-    """Other checkpoints; each takes the place of the base's engine, and nothing may need that again."""
-    return [
-        Part(f"variant {arm.name}", partial(against_base, scene, arm))
-        for arm in scene.plan.others
-        if arm.checkpoint is not None
-    ]
-
-
 def against_base(scene: Scene, arm: Arm) -> Found:
     """Have an arm answer the prompts and compare it with the base, on the target's axis and on the other one."""
     after = scene.observe_prompts(arm)
@@ -300,4 +291,3 @@ REPORT = """\
 """  # noqa: E501
 MEASURE = Measure(field="comparisons", parts=parts, rows=rows, card=card, report=REPORT, figures=figures, place=10)
 OTHERS = Measure(field="comparisons", parts=other_parts)
-CHECKPOINTS = Measure(field="comparisons", parts=checkpoint_parts)

@@ -55,7 +55,7 @@ def evaluate(
         [PromptRecord(f"n/{n}", f"Tell me about the number {n}.", {}) for n in range(8)], {"spec": "neutral"}
     )
     harm = safety.SafetyInput("harm", PromptSet(HARM, {"spec": "harm"}), grouped=False)
-    inputs = {"fidelity": neutral, "sweep": neutral, "safety": [harm]}
+    inputs = {"fidelity": neutral, "sweep": neutral, "divergences": neutral, "safety": [harm]}
     loaded = [(measure, inputs.get(measure.field)) for measure in MEASURES]
     with Journal(output / "journal.jsonl", live.identity()) as journal:
         scene = Scene(

@@ -7,6 +7,7 @@ import pytest
 
 from eval.answers.arms import Answer
 from eval.answers.journal import JOURNAL, Journal
+from eval.answers.plan import NamedEdit, VariantFolder
 from eval.costs import (
     RATE_KEY,
     Announcement,
@@ -15,11 +16,13 @@ from eval.costs import (
     PartCost,
     evaluation_costs,
     halved_by,
+    num_passes,
     part_costs,
     sets_by_chance,
 )
 from eval.errors import JournalError
 from eval.options import EvalRequest, RunOptions
+from eval.session import Session
 from ftri.costs import estimate
 from rewriter.console import duration_text
 
@@ -88,6 +91,16 @@ def test_time_goes_by_what_is_expected_where_that_is_known():
     assert expected.node_hours == pytest.approx(20 / 3600)
     assert "200 expected" in expected.sentences()[0]
     assert (duration_text(30), duration_text(600), duration_text(36_000)) == ("30 s", "10 min", "10.0 h")
+
+
+def test_other_variants_read_the_neutral_text_too_and_the_base_once_for_all_of_them(tmp_path):
+    def passes(*others):
+        edit = NamedEdit("set", suppress=((1, 3),))
+        session = Session("live", None, edit, [], {}, live=object(), others=others)
+        return num_passes(request(tmp_path), session)
+
+    assert passes() == 1 + 3
+    assert passes(NamedEdit("a"), VariantFolder(tmp_path, "0" * 64)) == 1 + 3 + 1 + 2
 
 
 def test_everything_that_a_run_reads_and_asks_for_is_counted(tmp_path):

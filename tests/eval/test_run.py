@@ -77,6 +77,15 @@ def test_fidelity_covers_every_pair_of_semantics(finished):
     assert 0 < fidelity.touched.slot_share < fidelity.touched.token_share < 1
 
 
+def test_other_variants_have_a_divergence_too(finished):
+    output, results, _ = finished
+    (other,) = results.divergences
+    from_base = {one.right: one.answer_tokens.estimate for one in results.fidelity[0].divergences if one.left == "base"}
+    assert other.arm == "other-set" and 0 < other.answer_tokens.estimate < from_base["reroute"]
+    assert f"other variants: other-set {other.answer_tokens.estimate:.4f}" in one_screen(results)
+    assert "Divergence of the other variants" in (output / "report.html").read_text()
+
+
 def test_the_sweep_shows_gain_and_both_costs(finished):
     _, results, _ = finished
     assert [point.num_experts for point in results.sweep] == [1, 2, 3]

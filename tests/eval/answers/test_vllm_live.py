@@ -92,6 +92,14 @@ def test_divergence_and_routing_are_measured(evaluated):
     assert control.frequency_gap is not None
 
 
+def test_a_rewritten_checkpoint_is_as_far_from_the_base_as_its_live_edit(evaluated):
+    _, _, results = evaluated
+    (rewritten,) = results.divergences
+    live = next(one for one in results.fidelity[0].divergences if (one.left, one.right) == ("base", "reroute"))
+    assert rewritten.arm == "rewritten"
+    assert rewritten.answer_tokens.estimate == pytest.approx(live.answer_tokens.estimate, rel=1e-3)
+
+
 def test_a_rerun_loads_no_engine(evaluated):
     folder, request, results = evaluated
     said = []

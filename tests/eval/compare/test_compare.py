@@ -48,12 +48,18 @@ def test_a_variant_has_the_figures_of_its_evaluation(results, found):
     divergences = {one.right: one for one in results.fidelity[0].divergences if one.left == "base"}
     for semantics, name in (("reroute", "variant"), ("drop", "variant-drop"), ("drop-renorm", "variant-drop-renorm")):
         assert by_name[name].kl == divergences[semantics].answer_tokens and by_name[name].kl_is_exact
-    # Only the experts under test are read with neutral text, and only they are set against chance.
-    assert by_name["other-set"].kl is None and by_name["other-set"].chance == []
+    assert by_name["other-set"].kl == results.divergences[0].answer_tokens and by_name["other-set"].kl_is_exact
+    # Only the experts under test are set against chance.
+    assert by_name["other-set"].chance == []
     assert [one.p_value for one in by_name["variant"].chance] == [one.p_value for one in results.controls]
     assert by_name["variant"].edit == "3 suppressed (reroute)" and by_name["variant"].num_experts == 3
     assert found.repeat_flips == results.repeat_flips
-    assert "No KL was measured for 4" in " ".join(found.notes)
+    older = compare_evaluations([Evaluation("one", results.model_copy(update={"divergences": []}))])
+    assert "No KL was measured for 4" in " ".join(older.notes)
+    # An edit of both kinds is neither of the two that were measured.
+    both = [arm.model_copy(update={"stimulate": [(1, 1)]}) if arm.kind == "variant" else arm for arm in results.arms]
+    mixed = compare_evaluations([Evaluation("one", results.model_copy(update={"arms": both}))])
+    assert [one.kl is None for one in mixed.variants] == [True, True, True, False]
 
 
 def test_variants_of_several_evaluations_are_told_apart(results):
