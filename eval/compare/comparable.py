@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from eval.answers.arms import BASE
 from eval.results import Results
-from rewriter.errors import InputError
+from rewriter.errors import InputError, quoted
 
 # Options that change what a rate or a divergence means; the others only say what else was measured.
 ANSWER_OPTIONS = ("samples", "max_tokens", "temperature", "top_p", "label_cut")
@@ -89,6 +91,32 @@ RULES = (
     Rule("text that KL is measured on", "divergences would be of other tokens", _divergence),
     Rule("judge or questions", "ratings are a judge's own", _judge),
 )
+
+
+def check_whole(path: Path, results: Results) -> None:
+    """See to it that results hold what their own parts name, as those of every run do.
+
+    Raises: InputError with the file and the first thing that is not there.
+    """
+    arms = {arm.name for arm in results.arms}
+    lacking = [f"target.{name}" for name in ("axis", "label", "direction", "change") if name not in results.target]
+    lacking += [f"prompts.{name}" for name in ("num_prompts", "spec") if name not in results.prompts]
+    lacking += [f"comparisons[0] with {results.primary}" for _ in range(not results.comparisons)]
+    named = [BASE, results.primary, *(one.after for one in results.comparisons)]
+    lacking += [f"the arm {name}" for name in named if name not in arms]
+    if not lacking:
+        axis, label = results.target["axis"], results.target["label"]
+        base = results.arm(BASE)
+        known = base.labels if axis == "behavior" else base.languages
+        lacking += [f"a share of {label} on the axis {axis}" for _ in range(label not in known)]
+    if lacking:
+        raise InputError(f"{path}: has no {quoted(lacking[0])}, expected the results of a whole run of mote-eval")
+    for comparison in results.comparisons:
+        size, rates = len(comparison.matrix.labels), comparison.matrix.rates
+        if [len(row) for row in rates] != [size] * size:
+            raise InputError(
+                f"{path}: the transitions to {quoted(comparison.after)} are no table of {size} by {size} labels"
+            )
 
 
 def check_comparable(evaluations: Sequence[Evaluation]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from math import isfinite
 
 from eval.compare.variants import Comparisons, Variant
 from eval.display.drawing import (
@@ -222,8 +223,9 @@ def _numbers(points: Sequence[_Point]) -> list[str]:
 def _round_end(highest: float) -> float:
     """The end of an axis that begins at 0: the next of a few round numbers times a power of ten."""
     size = 1e-9
-    while True:
+    while isfinite(size):
         for step in (1, 1.5, 2, 3, 4, 5, 6, 8):
             if highest <= step * size:
                 return step * size
         size *= 10
+    return highest

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from pathlib import Path
 
-from eval.compare.comparable import Evaluation
+from eval.compare.comparable import Evaluation, check_whole
 from eval.compare.drawing import forest, forest_groups, pareto
 from eval.compare.variants import Comparisons, compare_evaluations
 from eval.display import words
@@ -39,14 +40,17 @@ def compare_results(sources: list[str], output: Path) -> Comparisons:
 def read_source(source: str) -> Evaluation:
     """One evaluation, by the name that it is given or else that of its folder. Raises: InputError."""
     name, separator, rest = source.partition("=")
-    named = bool(separator) and not Path(source).exists()
-    path = Path(rest if named else source)
+    # Asked of os.path, for which a name that is too long for a file is just not there.
+    named = bool(separator) and not os.path.exists(source)
     if named and not name.strip():
         raise InputError(f"{source}: the name before = is empty, expected NAME=RESULTS")
-    if path.is_dir():
+    path = Path(rest if named else source)
+    if os.path.isdir(path):
         path = path / FILE_NAME
+    results = Results.load(path)
+    check_whole(path, results)
     own = path.resolve().parent.name if path.name == FILE_NAME else path.stem
-    return Evaluation(name.strip() if named else own, Results.load(path))
+    return Evaluation(name.strip() if named else own, results)
 
 
 def render(found: Comparisons) -> str:

@@ -147,6 +147,35 @@ def test_a_source_is_a_folder_a_file_or_a_name_for_one(finished, tmp_path):
         read_source(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda d: d["arms"].pop(0), 'has no "the arm base", expected'),
+        (lambda d: d.update(primary="other"), 'has no "the arm other"'),
+        (lambda d: d.update(comparisons=[]), 'has no "comparisons[0] with variant"'),
+        (lambda d: d["target"].pop("label"), 'has no "target.label"'),
+        (lambda d: d["target"].update(label="SANG"), 'has no "a share of SANG on the axis behavior"'),
+        (lambda d: d["prompts"].pop("spec"), 'has no "prompts.spec"'),
+        (lambda d: d["comparisons"][0]["matrix"]["rates"].pop(), "are no table of 6 by 6 labels"),
+        (lambda d: d.update(schema="mote.results/9"), "is not a result of mote.results/1"),
+    ],
+)
+def test_results_that_are_not_whole_are_refused(finished, tmp_path, change, sentence):
+    document = json.loads((finished[0] / "results.json").read_text())
+    change(document)
+    (tmp_path / "results.json").write_text(json.dumps(document))
+    ran = run_main(main, "mote-eval", "compare", tmp_path, "-o", tmp_path / "out")
+    assert ran.returncode == 1 and sentence in ran.stderr and len(ran.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    long = run_main(main, "mote-eval", "compare", "x" * 5000, "-o", tmp_path / "out")
+    assert long.returncode == 1 and "cannot be read" in long.stderr
+
+
+def test_figures_without_an_end_do_not_hold_up_a_picture(found):
+    endless = with_figures(found.variants[0], 1, float("inf"), 3)
+    assert "<svg" in pareto(found.model_copy(update={"variants": [endless]}))
+
+
 class Texts(HTMLParser):
     """The texts of a picture's elements, by their place."""
 
