@@ -1,7 +1,9 @@
 // A map of layers x experts: a canvas for the cells, SVG above it for axes, rings and the cursor. It is one stop of the Tab
 // key; arrow keys move its cursor, whose numbers stand in a line below, and + and - zoom.
 const margin = { left: 46, top: 6, right: 14, bottom: 34 };
-const mostCell = 26, leastHeight = 4, wantedHeight = 480, mostZoom = 16, fewestShown = 4;
+const mostCell = 26, leastHeight = 4, wantedHeight = 480, mostZoom = 16;
+// However far one zooms in, so many stay in sight.
+const fewestLayers = 2, fewestExperts = 4;
 
 function between(low, value, high) { return Math.min(high, Math.max(low, value)); }
 
@@ -32,7 +34,7 @@ function makeGrid(host, describe, rings, onEnter) {
   const cursor = { row: 0, expert: 0, shown: false };
   let width = 0, height = 0;
   const cellWidth = () => (width * view.zoom) / numExperts, cellHeight = () => (height * view.zoom) / numLayers;
-  const zoomLimit = between(1, Math.floor(Math.max(numExperts, numLayers) / fewestShown), mostZoom);
+  const zoomLimit = between(1, Math.floor(Math.min(numExperts / fewestExperts, numLayers / fewestLayers)), mostZoom);
 
   function fit() {
     const room = (host.clientWidth - margin.left - margin.right) / numExperts;
@@ -70,15 +72,15 @@ function makeGrid(host, describe, rings, onEnter) {
       if (isSeen(Math.round(view.top), expert)) element(over, "text", { x: x(expert), y: margin.top + height + 14, "text-anchor": "middle" }, expert);
     element(over, "text", { x: margin.left + width / 2, y: margin.top + height + 30, "text-anchor": "middle" }, "expert");
     const middle = margin.top + height / 2;
-    element(over, "text", { x: 12, y: middle, "text-anchor": "middle", transform: "rotate(-90 12 " + middle + ")" }, "layer of the model");
-    const radius = between(7, 0.75 * Math.max(cellWidth(), cellHeight()), 22);
+    element(over, "text", { x: 12, y: middle, "text-anchor": "middle", transform: "rotate(-90 12 " + middle + ")" }, height < 110 ? "layer" : "layer of the model");
+    const radius = between(7, 3 + 0.75 * Math.min(cellWidth(), cellHeight()), 22);
     for (const [row, expert, label] of rings) {
       if (!isSeen(row, expert)) continue;
       element(over, "circle", { class: "halo", cx: x(expert), cy: y(row), r: radius });
       element(over, "circle", { class: "ring", cx: x(expert), cy: y(row), r: radius });
       // Beside the ring; at the map's right edge on its other side.
       const isLast = x(expert) + radius + 18 > margin.left + width;
-      if (label) element(over, "text", { class: "rank", x: x(expert) + (isLast ? -1 - radius : radius + 1), y: y(row) - radius + 6, "text-anchor": isLast ? "end" : "start" }, label);
+      if (label) element(over, "text", { class: "rank", x: x(expert) + (isLast ? -1 - radius : radius + 1), y: Math.max(11, y(row) - radius + 6), "text-anchor": isLast ? "end" : "start" }, label);
     }
     if (cursor.shown && isSeen(cursor.row, cursor.expert)) {
       const size = { width: Math.max(9, cellWidth() + 3), height: Math.max(9, cellHeight() + 3) };
