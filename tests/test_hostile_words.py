@@ -20,6 +20,12 @@ from checkpoints import INDEX, build_checkpoint, write_set
 from synthetic import Plan, manifest, records
 from tiny_models import write_tiny_tokenizer
 
+from eval.measures.transitions import compare
+from eval.outcomes.held_out import HeldOut
+from eval.outcomes.observed import ArmSummary, shares
+from eval.outcomes.statistics import wilson
+from eval.outcomes.targets import BEHAVIORS, LANGUAGES, Target
+from eval.results import Results
 from ftri.traces.writer import write_traces
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.console import NUM_LETTERS_OF_A_LINE
@@ -286,6 +292,75 @@ def of_label(world: World) -> Iterator[tuple[object, ...]]:
         yield (world.write(f"responses-{number}.jsonl", document),)
 
 
+def results_of(
+    change: Callable[[dict[str, Any]], Any] = lambda document: None, named: str = "variant"
+) -> dict[str, Any]:
+    """The results of a small evaluation, changed; `named` is the variant."""
+    before, after = ["REFUSED", "ALIGNED"] * 4, ["ALIGNED", "ALIGNED"] * 4
+    edits = {"suppress": [(1, 3)], "stimulate": [], "checkpoint": None}
+    outcomes = {"num_answers": 8, "looping": wilson(0, 8), "garbled": wilson(0, 8), "canned": wilson(0, 8)}
+    arms = [
+        ArmSummary(
+            name=name,
+            kind=kind,
+            semantics=semantics,
+            labels=shares(labels, BEHAVIORS),
+            languages=shares(["none"] * 8, LANGUAGES),
+            mean_answer_characters=1.0,
+            **edits,
+            **outcomes,
+        )
+        for name, kind, semantics, labels in (("base", "base", None, before), (named, "variant", "reroute", after))
+    ]
+    target = Target("behavior", "REFUSED", "leave")
+    document = Results(
+        schema="mote.results/1",
+        tool_version="1",
+        created="now",
+        mode="live",
+        subject={"model": "m"},
+        behavior="REFUSED",
+        target={"axis": target.axis, "label": target.label, "direction": target.direction, "change": target.describe()},
+        primary=named,
+        options={"temperature": 0.0},
+        prompts={"spec": "s", "num_prompts": 8},
+        held_out=HeldOut(status="unknown", num_prompts=8, sentence="."),
+        clusters="prompt",
+        arms=arms,
+        comparisons=[compare(target, "base", named, before, after, [str(number) for number in range(8)])],
+        examples=[],
+        paper=[],
+        warnings=[],
+        missing=[],
+        transcripts={},
+    ).model_dump(mode="json", by_alias=True)
+    change(document)
+    return document
+
+
+def of_compare(world: World) -> Iterator[tuple[object, ...]]:
+    output = world.folder / "none"
+    changes: tuple[Callable[[dict[str, Any]], Any], ...] = (
+        lambda document: document.update(schema=WRITTEN),
+        lambda document: document.update(primary=WRITTEN),
+        lambda document: document["target"].update(label=WRITTEN),
+        lambda document: document["comparisons"][0].update(after=WRITTEN),
+        lambda document: document.update(arms=[{WRITTEN: WRITTEN}]),
+    )
+    for number, change in enumerate(changes):
+        yield world.write(f"results-{number}.json", results_of(change)), "-o", output
+    whole = world.write("whole.json", results_of())
+    others: tuple[Callable[[dict[str, Any]], Any], ...] = (
+        lambda document: document["subject"].update(model=WRITTEN),
+        lambda document: document["prompts"].update(spec=WRITTEN),
+        lambda document: document["target"].update({WRITTEN: "x"}),
+        lambda document: document.update(tool_version=WRITTEN),
+    )
+    for number, change in enumerate(others):
+        yield whole, world.write(f"other-{number}.json", results_of(change)), "-o", output
+    yield world.write("text.json", WRITTEN), "-o", output
+
+
 # A command's files. One that reads none of a stranger's would have an empty row, and say why.
 FILES: dict[str, Callable[[World], Iterator[tuple[object, ...]]]] = {
     "mote-rewrite": of_rewrite,
@@ -296,7 +371,8 @@ FILES: dict[str, Callable[[World], Iterator[tuple[object, ...]]]] = {
     "mote-ftri merge": of_merge,
     "mote-ftri import": of_import,
     "mote-label": of_label,
-    "mote-eval": of_requests,
+    "mote-eval evaluate": of_requests,
+    "mote-eval compare": of_compare,
     "mote-refine": of_requests,
     "mote-tune": of_requests,
 }
@@ -346,6 +422,8 @@ def test_results_name_what_is_hostile_and_steer_nothing(
     commands += [(*found, *quick), (*found, *quick, "-o", tmp_path / "found.json")]
     response = {"prompt": WRITTEN[:100], "text": f"{WRITTEN[:100]}. No.", "finish_reason": "stop", WRITTEN[:60]: 1}
     commands.append(("mote-label", world.write("responses.jsonl", response)))
+    evaluated = world.write("evaluated.json", results_of(named=WRITTEN[:200]))
+    commands += [("mote-eval", "compare", evaluated, "-o", tmp_path / "compared", *more) for more in ((), ("--json",))]
     for command in commands:
         ran = run_command(*command)
         assert ran.code == 0, (command, ran.stderr)

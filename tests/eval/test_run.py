@@ -82,7 +82,8 @@ def test_other_variants_have_a_divergence_too(finished):
     (other,) = results.divergences
     from_base = {one.right: one.answer_tokens.estimate for one in results.fidelity[0].divergences if one.left == "base"}
     assert other.arm == "other-set" and 0 < other.answer_tokens.estimate < from_base["reroute"]
-    assert f"other variants: other-set {other.answer_tokens.estimate:.4f}" in one_screen(results)
+    line = f"KL per token from the base, other variants: other-set {other.answer_tokens.estimate:.4f}"
+    assert line in one_screen(results)
     assert "Divergence of the other variants" in (output / "report.html").read_text()
 
 
