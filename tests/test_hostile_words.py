@@ -338,6 +338,15 @@ def results_of(
     return document
 
 
+def of_ask(world: World) -> Iterator[tuple[object, ...]]:
+    for model in of_models(world):
+        yield "--model", model, "--suppress", world.set
+    for number, text in enumerate((f"{json.dumps(WRITTEN)} = 1", f"model = [{json.dumps(WRITTEN)}]", WRITTEN)):
+        yield "--config", world.toml(f"ask-{number}.toml", text)
+    given = world.write("asked.json", json.loads(world.set.read_text()) | {"behavior": [WRITTEN]})
+    yield "--model", world.base, "--suppress", given
+
+
 def of_compare(world: World) -> Iterator[tuple[object, ...]]:
     output = world.folder / "none"
     changes: tuple[Callable[[dict[str, Any]], Any], ...] = (
@@ -372,6 +381,7 @@ FILES: dict[str, Callable[[World], Iterator[tuple[object, ...]]]] = {
     "mote-ftri import": of_import,
     "mote-label": of_label,
     "mote-eval evaluate": of_requests,
+    "mote-eval ask": of_ask,
     "mote-eval compare": of_compare,
     "mote-refine": of_requests,
     "mote-tune": of_requests,
