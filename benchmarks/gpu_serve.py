@@ -224,7 +224,7 @@ def main() -> int:
         command = [
             sys.executable,
             "-m",
-            "rewriter.cli.rewrite",
+            "ftri.cli.rewrite",
             "--model",
             str(base),
             "--layer-index",

@@ -189,7 +189,7 @@ def timed(action: Callable[[], object], clean: Callable[[], object], repeats: in
 def command(base: Path, suppress: Path, target: Path, *more: str) -> list[str]:
     """mote-rewrite as a user runs it."""
     return [
-        sys.executable, "-m", "rewriter.cli.rewrite", "--model", str(base), "--suppress", str(suppress), "-o", str(target),
+        sys.executable, "-m", "ftri.cli.rewrite", "--model", str(base), "--suppress", str(suppress), "-o", str(target),
         *more,
     ]  # fmt: skip
 

@@ -81,7 +81,7 @@ def main() -> None:
             command = [
                 sys.executable,
                 "-m",
-                "rewriter.cli.rewrite",
+                "ftri.cli.rewrite",
                 "--model",
                 arguments.model,
                 "-o",

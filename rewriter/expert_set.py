@@ -35,6 +35,25 @@ class ExpertEntry(BaseModel):
             description="Of a suppressed expert: what is added to its router bias, finite; absent: never selected.",
         ),
     ] = None
+    strength: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1,
+            strict=True,
+            allow_inf_nan=False,
+            description="Of a suppressed expert that is dropped: 1 - strength of its output is kept; absent: none.",
+        ),
+    ] = None
+    gain: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            strict=True,
+            allow_inf_nan=False,
+            description="Of a stimulated expert: what its output is multiplied with; absent: 1.",
+        ),
+    ] = None
 
 
 class ExpertSet(BaseModel):
@@ -146,6 +165,39 @@ class ExpertSet(BaseModel):
             for pair, entry in zip(pairs, self.experts, strict=True)
             if entry.bias_shift is not None
         }
+
+    def strengths(self, moe_layers: Sequence[int]) -> dict[tuple[int, int], float]:
+        """The strengths below 1 of the experts that have one, by (model layer, expert); see `model_pairs`.
+
+        Raises: ExpertSetError as `model_pairs`.
+        """
+        return {
+            pair: entry.strength
+            for pair, entry in zip(self.model_pairs(moe_layers), self.experts, strict=True)
+            if entry.strength is not None and entry.strength < 1
+        }
+
+    def gains(self, moe_layers: Sequence[int]) -> dict[tuple[int, int], float]:
+        """The gains other than 1 of the experts that have one, by (model layer, expert); see `model_pairs`.
+
+        Raises: ExpertSetError as `model_pairs`.
+        """
+        return {
+            pair: entry.gain
+            for pair, entry in zip(self.model_pairs(moe_layers), self.experts, strict=True)
+            if entry.gain is not None and entry.gain != 1
+        }
+
+    def with_each(self, **numbers: float) -> Self:
+        """The set with the same numbers (`strength`, `gain`) for each of its experts.
+
+        Raises: ExpertSetError for a number that an entry cannot have.
+        """
+        try:
+            experts = [ExpertEntry.model_validate(entry.model_dump() | numbers) for entry in self.experts]
+        except ValidationError as error:
+            raise ExpertSetError(f"expert set {self.behavior!r}: {_first_problem(error)}") from None
+        return self.model_copy(update={"experts": experts})
 
     def _wrong_layer(self, layer: int, valid: Sequence[int], moe_layers: Sequence[int]) -> str:
         """The sentence for a layer outside the valid ones, with the other convention when all layers fit it."""

@@ -15,6 +15,7 @@ from rewriter.edit.patches import EditOptions
 from rewriter.edit.plan import Plan, behavior_of, make_plan
 from rewriter.edit.record import BIAS_WORDS, MINUS_INF, BiasChoice, Recipe, expert_set_of, find_record
 from rewriter.edit.replan import check_base, check_plan, options_of
+from rewriter.edit.scale import is_factor
 from rewriter.errors import ExpertSetError, InputError
 from rewriter.expert_set import PRESET_PREFIX, ExpertSet, LayerIndex
 from rewriter.semantics import AUTO, DROP, REROUTE, STIMULATE, SUPPRESS, AskedSemantics, CheckpointSemantics
@@ -45,6 +46,8 @@ class RewriteRequest:
     overwrite: bool = False
     stamp: bool = True
     recipe: str | None = None  # file, folder or ORG/NAME[@BRANCH]; then nothing else says what to edit
+    strength: float | None = None  # of every suppressed expert; the sets' own where it is not given
+    gain: float | None = None  # of every stimulated expert; the sets' own where it is not given
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Edit:
     suppress: ExpertSet | None
     stimulate: ExpertSet | None
     recipe: Recipe | None = None
+    measure: "Measure | None" = None  # completes the sets once the base is known
 
     @property
     def sets(self) -> list[ExpertSet]:
@@ -66,6 +70,8 @@ class Edit:
 
         Raises: as make_plan does; CheckpointError for a base that is not the recipe's; InputError for a bias that nothing gets.
         """
+        if self.measure is not None:
+            return replace(self.measure(checkpoint, self), measure=None).plan(checkpoint, **base)
         if self.recipe is None:
             self._check_bias_is_set(checkpoint)
             return make_plan(checkpoint, self.suppress, self.stimulate, self.options, **base)
@@ -80,6 +86,10 @@ class Edit:
         if self.suppress is not None and not is_set and self.options.suppress_bias != "auto":
             why = "a drop sets no bias" if checkpoint.layout.has_bias else "this model's routers have no bias"
             raise InputError(f"--suppress-bias is {self.options.suppress_bias}, but {why}, expected no --suppress-bias")
+
+
+# What traces say of a base's experts, put into an edit's sets: this package reads none.
+Measure = Callable[[Model, Edit], Edit]
 
 
 @dataclass(frozen=True)
@@ -108,8 +118,10 @@ class RemotePlan:
     is_cached: bool
 
 
-def prepare(request: RewriteRequest, *, say: Callable[[str], None]) -> Prepared:
+def prepare(request: RewriteRequest, *, say: Callable[[str], None], measure: Measure | None = None) -> Prepared:
     """Check a request, find the base and plan the edit; the base is only read, the output is not touched.
+
+    measure: completes the expert sets for the base, from traces.
 
     A base that would have to be downloaded is planned on in place first: nobody waits for 689 GB to be told that layer 70
     does not exist or that the output does.
@@ -122,7 +134,7 @@ def prepare(request: RewriteRequest, *, say: Callable[[str], None]) -> Prepared:
     from rewriter.hub.models import resolve_model
 
     link: LinkMode = _choice("--link", request.link, LinkMode)
-    edit = read_edit(request)
+    edit = replace(read_edit(request), measure=measure)
     model, revision = base_name(request, edit)
     if is_far(model, revision):
         target = request.output or _default_target(model, edit)
@@ -165,7 +177,9 @@ def would_download(request: RewriteRequest) -> bool:
     return is_far(*base_name(request, read_edit(request)))
 
 
-def prepare_remote(request: RewriteRequest, *, say: Callable[[str], None]) -> RemotePlan:
+def prepare_remote(
+    request: RewriteRequest, *, say: Callable[[str], None], measure: Measure | None = None
+) -> RemotePlan:
     """Plan on the Hub's files: config, index, and the byte ranges of the headers and tensors that the plan looks at.
 
     Raises:
@@ -175,7 +189,7 @@ def prepare_remote(request: RewriteRequest, *, say: Callable[[str], None]) -> Re
     from rewriter.hub.models import find_in_cache
     from rewriter.hub.remote import download_size_bytes
 
-    edit = read_edit(request)
+    edit = replace(read_edit(request), measure=measure)
     model, revision = base_name(request, edit)
     if not _is_hub_id(model):
         raise InputError(f"--remote-plan reads a model on the Hub, but '{model}' is no Hub id; use --dry-run")
@@ -222,12 +236,39 @@ def read_edit(request: RewriteRequest) -> Edit:
         return _edit_of_recipe(request)
     options = _options(request)
     layer_index = _choice("--layer-index", request.layer_index, LayerIndex) if request.layer_index else None
-    edit = Edit(
-        options, _load_set(request.suppress, request, layer_index), _load_set(request.stimulate, request, layer_index)
-    )
-    if not edit.sets:
+    suppress = _load_set(request.suppress, request, layer_index)
+    stimulate = _load_set(request.stimulate, request, layer_index)
+    if suppress is None and stimulate is None:
         raise ExpertSetError("nothing to do: give --suppress FILE, --stimulate FILE or both")
-    return edit
+    return Edit(options, with_strength(suppress, request.strength), with_gain(stimulate, request.gain))
+
+
+def with_strength(suppress: ExpertSet | None, strength: float | None) -> ExpertSet | None:
+    """A set to suppress with this strength for each of its experts; None leaves it as it is.
+
+    Raises: InputError for a strength that is none, or without a set.
+    """
+    if strength is None:
+        return suppress
+    if suppress is None:
+        raise InputError("--strength is one of suppressed experts, expected --suppress FILE with it")
+    if not 0 < strength <= 1:
+        raise InputError(f"--strength is {strength:g}, expected a number above 0 and at most 1; 0 would be the base")
+    return suppress.with_each(strength=strength)
+
+
+def with_gain(stimulate: ExpertSet | None, gain: float | None) -> ExpertSet | None:
+    """A set to stimulate with this gain for each of its experts; None leaves it as it is.
+
+    Raises: InputError for a gain that is none, or without a set.
+    """
+    if gain is None:
+        return stimulate
+    if stimulate is None:
+        raise InputError("--gain is one of stimulated experts, expected --stimulate FILE with it")
+    if not is_factor(gain):
+        raise InputError(f"--gain is {gain:g}, expected auto or a finite number above 0")
+    return stimulate.with_each(gain=gain)
 
 
 def execute(
@@ -297,7 +338,17 @@ def _edit_of_recipe(request: RewriteRequest) -> Edit:
     from rewriter.hub.recipe import load_recipe
 
     unset = RewriteRequest()
-    for name in ("suppress", "stimulate", "top", "layer_index", "semantics", "suppress_bias", "renormalize"):
+    for name in (
+        "suppress",
+        "stimulate",
+        "top",
+        "layer_index",
+        "semantics",
+        "suppress_bias",
+        "renormalize",
+        "strength",
+        "gain",
+    ):
         if getattr(request, name) != getattr(unset, name):
             raise InputError(f"--recipe says what to edit, so --{name.replace('_', '-')} cannot be given with it")
     recipe = load_recipe(str(request.recipe))

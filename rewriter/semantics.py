@@ -64,3 +64,20 @@ SHIFTED_MEANING: Final = (
     "whole reroute, and is not the suppression of the paper (arXiv 2502.11096)."
 )
 """As Markdown for a model card."""
+
+PARTIAL: Final = "drop in part"
+"""What a drop is called that keeps a part of a suppressed expert's output: 1 - strength of it."""
+PARTIAL_MEANING: Final = (
+    "**Drop in part.** The expert's `down_proj` is multiplied by 1 - strength. The router still selects the expert and gives it "
+    "its share of the weight, of which that part is added; no other expert takes its place, and the others are not scaled up, as "
+    "the suppression of the paper (arXiv 2502.11096), done in part, would do."
+)
+"""As Markdown for a model card."""
+GAIN: Final = "gain"
+"""What the number is called that a stimulated expert's output is multiplied with in a checkpoint."""
+GAIN_MEANING: Final = (
+    "**Gain.** A stimulated expert's `down_proj` is multiplied by a number, its gain, so that the weight which the router gives "
+    "it comes closer to the largest weight, which the stimulation of the paper (arXiv 2502.11096) gives it on each token. One "
+    "number stands for all tokens, and the other selected experts keep their weights, which the paper lowers."
+)
+"""As Markdown for a model card."""

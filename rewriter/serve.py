@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rewriter.semantics import Action
 
 # Options that say something about a checkpoint's tensors, which a served variant leaves as they are.
-TENSOR_OPTIONS = ("suppress_bias", "renormalize", "recipe")
+TENSOR_OPTIONS = ("suppress_bias", "renormalize", "recipe", "strength", "gain")
 
 
 @dataclass(frozen=True)

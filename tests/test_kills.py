@@ -17,7 +17,7 @@ from ftri.traces.reader import TraceReader
 from rewriter.variant.verify import verify
 
 REWRITE_KILLS, RECORD_KILLS, EVALUATION_KILLS = 100, 60, 40
-REWRITE = ("rewriter.cli.rewrite:main", "rewriter.cli.text", "rewriter.rewrite", "rewriter.variant.write", "tqdm")
+REWRITE = ("ftri.cli.rewrite:main", "rewriter.cli.text", "rewriter.rewrite", "rewriter.variant.write", "tqdm")
 EVALUATE = ("fake_run:main", "jinja2", "scipy.stats", "matplotlib")
 # Where one process is sure to end, a killed one is started again at most so often before its moments are too late.
 MAX_RUNS_PER_KILL = 4

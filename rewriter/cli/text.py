@@ -7,7 +7,7 @@ from rewriter.edit.patches import LayerEdit
 from rewriter.edit.plan import Plan, value_text
 from rewriter.edit.record import BLOCK_KEY, MEAN_ROW, SHIFTED_ROW, VariantRecord
 from rewriter.rewrite import Prepared, RemotePlan
-from rewriter.semantics import CENTROID, DROP, SHIFTED, SUPPRESS
+from rewriter.semantics import CENTROID, DROP, PARTIAL, SHIFTED, SUPPRESS
 from rewriter.variant.proof import Proof
 from rewriter.variant.selections import Selection
 from rewriter.variant.verify import VerifyResult
@@ -155,15 +155,28 @@ def result_lines(result: WriteResult, plan: Plan) -> list[str]:
 
 def _layer_text(edit: LayerEdit, plan: Plan) -> str:
     parts = []
+    factors = {one.expert: one.factor for one in edit.scaled}
     if edit.suppressed:
-        whole = sorted(set(edit.suppressed) - {one.expert for one in edit.shifted})
+        whole = sorted(set(edit.suppressed) - {one.expert for one in edit.shifted} - factors.keys())
         if whole:
             parts.append(f"suppress {', '.join(map(str, whole))} ({_suppression_text(edit, plan.record)})")
         parts += [
             f"suppress {one.expert} in part ({SHIFTED}, {one.shift:g}: bias {one.value:g})" for one in edit.shifted
         ]
+        parts += [
+            f"suppress {expert} in part ({PARTIAL}: output x {factors[expert]:.6g})"
+            for expert in edit.suppressed
+            if expert in factors
+        ]
     if edit.stimulated:
-        parts.append(f"stimulate {', '.join(map(str, edit.stimulated))} (bias {value_text(edit.stimulate_value)})")
+        bias = f"bias {value_text(edit.stimulate_value)}"
+        plain = [str(expert) for expert in edit.stimulated if expert not in factors]
+        parts += [f"stimulate {', '.join(plain)} ({bias})"] if plain else []
+        parts += [
+            f"stimulate {expert} ({bias}, output x {factors[expert]:.6g})"
+            for expert in edit.stimulated
+            if expert in factors
+        ]
     return f"layer {edit.layer}: {'; '.join(parts)}"
 
 
@@ -171,6 +184,9 @@ def _semantics_text(record: VariantRecord) -> str:
     if record.shifts_bias:
         are_all = all(one.bias_shift is not None for one in record.experts if one.action == SUPPRESS)
         return SHIFTED if are_all else f"{record.semantics}, some a {SHIFTED}"
+    if record.is_partial:
+        are_all = all(one.strength is not None for one in record.experts if one.action == SUPPRESS)
+        return PARTIAL if are_all else f"{record.semantics}, some a {PARTIAL}"
     return f"{record.semantics}, approximate" if record.approximate else record.semantics
 
 

@@ -1,15 +1,25 @@
 """The edit of routers that have a bias: which value each expert's bias gets, checked against what the router can bear."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from rewriter.checkpoint.kinds import Model
 from rewriter.checkpoint.source import TensorEntry
-from rewriter.edit.by_output import drop_outputs
+from rewriter.edit.by_output import drop_outputs, scale_outputs
 from rewriter.edit.feasibility import check_feasible
-from rewriter.edit.patches import EditOptions, LayerEdit, Pair, ShiftedBias, TensorPatch, of_layer, whole_patch
+from rewriter.edit.patches import (
+    EditOptions,
+    LayerEdit,
+    Pair,
+    ShiftedBias,
+    TensorPatch,
+    numbers_of_layer,
+    of_layer,
+    whole_patch,
+)
 from rewriter.edit.record import MINUS_INF, VariantRecord
 from rewriter.edit.tensors import MINUS_INFINITY, Margins, decode_bias, edit_bias, margins, shift_bias
 from rewriter.errors import CheckpointError, PlanError
@@ -24,26 +34,32 @@ def edit_by_bias(
     semantics: CheckpointSemantics,
     options: EditOptions,
     shifts: Mapping[Pair, float],
+    factors: Mapping[Pair, float],
     previous: VariantRecord | None,
 ) -> tuple[list[LayerEdit], list[TensorPatch]]:
     """The edit of routers with a bias; a drop needs it for stimulation only.
 
-    shifts: what is added to the bias of suppressed experts that stay selectable; previous: the record of the base, where that is
+    shifts: what is added to the bias of suppressed experts that stay selectable. factors: what the outputs of experts are
+    multiplied with, of those dropped in part and of stimulated ones with a gain. previous: the record of the base, where that is
     a variant itself, whose suppressed experts must stay out.
     """
     layers: list[LayerEdit] = []
     patches: list[TensorPatch] = []
     for layer in sorted({layer for layer, _ in suppressed + stimulated}):
         chosen, favoured = of_layer(suppressed, layer), of_layer(stimulated, layer)
+        own_factors = numbers_of_layer(factors, layer)
+        scaled, scaling = scale_outputs(checkpoint, checkpoint.layout, layer, own_factors)
         if semantics == DROP:
-            patches += drop_outputs(checkpoint, checkpoint.layout, layer, chosen)
-            if not favoured:
-                layers.append(LayerEdit(layer, chosen, ()))
-                continue
-        of_this = {expert: shift for (at, expert), shift in sorted(shifts.items()) if at == layer}
-        edit, patch = _edit_layer_bias(checkpoint, layer, chosen, favoured, options, of_this, previous)
-        layers.append(edit)
-        patches.append(patch)
+            whole = tuple(expert for expert in chosen if expert not in own_factors)
+            patches += drop_outputs(checkpoint, checkpoint.layout, layer, whole)
+        if semantics == DROP and not favoured:
+            layers.append(LayerEdit(layer, chosen, (), scaled=scaled))
+        else:
+            shifted = numbers_of_layer(shifts, layer)
+            edit, patch = _edit_layer_bias(checkpoint, layer, chosen, favoured, options, shifted, previous)
+            layers.append(replace(edit, scaled=scaled))
+            patches.append(patch)
+        patches += scaling
     return layers, patches
 
 

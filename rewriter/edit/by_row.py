@@ -1,8 +1,10 @@
 """The edit of routers that have no bias: a reroute by the router's rows where they can hold one, else a drop."""
 
+from collections.abc import Mapping
+
 from rewriter.checkpoint.kinds import Model
-from rewriter.edit.by_output import drop_outputs
-from rewriter.edit.patches import EditOptions, LayerEdit, Pair, TensorPatch, of_layer, sha256
+from rewriter.edit.by_output import drop_outputs, scale_outputs
+from rewriter.edit.patches import EditOptions, LayerEdit, Pair, TensorPatch, numbers_of_layer, of_layer, sha256
 from rewriter.edit.record import SHIFTED_ROW, ExpertRecord, VariantRecord
 from rewriter.edit.router_weight import RowChange, edit_router
 from rewriter.families.family import RouterLayout
@@ -10,11 +12,16 @@ from rewriter.semantics import CENTROID, DROP, REROUTE, CheckpointSemantics
 
 
 def edit_without_bias(
-    checkpoint: Model, suppressed: list[Pair], options: EditOptions, previous: VariantRecord | None
+    checkpoint: Model,
+    suppressed: list[Pair],
+    options: EditOptions,
+    previous: VariantRecord | None,
+    factors: Mapping[Pair, float],
 ) -> tuple[CheckpointSemantics, list[LayerEdit], list[TensorPatch]]:
     """The edit of routers without a bias, and what it comes to.
 
-    Rows of experts that the base suppressed already are written anew: their mean was one of more survivors.
+    factors: what the outputs of experts that are dropped in part are multiplied with. Rows of experts that the base suppressed
+    already are written anew: their mean was one of more survivors.
     """
     layout = checkpoint.layout
     chosen = {layer: of_layer(suppressed, layer) for layer in sorted({layer for layer, _ in suppressed})}
@@ -39,8 +46,13 @@ def edit_without_bias(
                 LayerEdit(layer, experts, (), suppress_value=edits[layer].shift) for layer, experts in chosen.items()
             ]
             return REROUTE if is_certain else CENTROID, layers, patches
-    layers = [LayerEdit(layer, experts, ()) for layer, experts in chosen.items()]
-    patches = [patch for layer, experts in chosen.items() for patch in drop_outputs(checkpoint, layout, layer, experts)]
+    layers, patches = [], []
+    for layer, experts in chosen.items():
+        own_factors = numbers_of_layer(factors, layer)
+        scaled, scaling = scale_outputs(checkpoint, layout, layer, own_factors)
+        whole = tuple(expert for expert in experts if expert not in own_factors)
+        layers.append(LayerEdit(layer, experts, (), scaled=scaled))
+        patches += [*drop_outputs(checkpoint, layout, layer, whole), *scaling]
     return DROP, layers, patches
 
 

@@ -272,5 +272,10 @@ def served_set(
                 f"expert set {chosen.behavior!r}: has experts with a bias_shift, which only a checkpoint holds; a served variant"
                 " takes the set without it, and a strength with each request"
             )
+        if chosen is not None and any(entry.strength is not None or entry.gain is not None for entry in chosen.experts):
+            raise ExpertSetError(
+                f"expert set {chosen.behavior!r}: has experts with a strength or a gain, which only a checkpoint holds; a served"
+                " variant takes the set without it, and a strength with each request"
+            )
     pairs = [tuple(chosen.model_pairs(layout.moe_layers)) if chosen else () for chosen in (suppress, stimulate)]
     return ServedSet(semantics=semantics, suppress=pairs[0], stimulate=pairs[1])

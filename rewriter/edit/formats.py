@@ -1,4 +1,5 @@
-"""The storage formats of weight matrices: which tensors one is made of, and which of them must hold what for it to be zero.
+"""The storage formats of weight matrices: which tensors one is made of, which of them must hold what for it to be zero, and by
+which of them it is scaled.
 
 A format is told from the tensors beside the weight, not from config.json, which some uploads leave out or stale. Adding a
 format is adding a row here; the rewriter knows none by name elsewhere. A matrix is zero where its codes mean zero, which
@@ -44,6 +45,10 @@ class WeightFormat:
     code_book: str | None = None
     further: tuple[str, ...] = ()  # suffixes that may be there as well
     refused: str = ""  # why the format cannot be zeroed
+    # Suffixes of tensors that every number of the weight is a product with, itself among them where it holds plain numbers;
+    # the first that is there is what a scaled output is written into. Empty where there is no such tensor.
+    scales: tuple[str, ...] = ()
+    scale_divides: bool = False  # the weight is the codes divided by that tensor
 
 
 def _bitsandbytes_4bit(name: str, kind: str, weight: str) -> WeightFormat:
@@ -59,6 +64,7 @@ def _bitsandbytes_4bit(name: str, kind: str, weight: str) -> WeightFormat:
         },
         zeroed=weight,
         code_book=f"{weight}.quant_map",
+        scales=(f"{weight}.absmax",),
         further=(f"{weight}.nested_absmax", f"{weight}.nested_quant_map"),
     )
 
@@ -80,18 +86,21 @@ WEIGHT_FORMATS: tuple[WeightFormat, ...] = (
         tensors={".weight": frozenset({"I8"}), ".SCB": FLOATS},
         zeroed=".weight",
         further=(".weight_format",),
+        scales=(".SCB",),
     ),
     WeightFormat(
         name="ModelOpt NVFP4",
         source="vllm/model_executor/layers/quantization/modelopt.py; two e2m1 numbers a byte",
         tensors={".weight": frozenset({"U8"}), ".weight_scale": FLOATS_8, ".weight_scale_2": FLOATS},
         zeroed=".weight",
+        scales=(".weight_scale_2",),
     ),
     WeightFormat(
         name="ModelOpt NVFP4, experts stacked",
         source="vllm/model_executor/models/llama4.py (down_proj_weight_scale); two e2m1 numbers a byte",
         tensors={"": frozenset({"U8"}), "_weight_scale": FLOATS_8, "_weight_scale_2": FLOATS},
         zeroed="",
+        scales=("_weight_scale_2",),
     ),
     WeightFormat(
         name="compressed-tensors NVFP4",
@@ -102,12 +111,15 @@ WEIGHT_FORMATS: tuple[WeightFormat, ...] = (
             ".weight_global_scale": FLOATS,
         },
         zeroed=".weight_packed",
+        scales=(".weight_global_scale",),
+        scale_divides=True,
     ),
     WeightFormat(
         name="compressed-tensors MXFP4",
         source="compressed_tensors 0.17 compressors/mxfp4",
         tensors={".weight_packed": frozenset({"U8"}), ".weight_scale": EXPONENTS},
         zeroed=".weight_packed",
+        scales=(".weight_scale",),
     ),
     WeightFormat(
         name="compressed-tensors packed integers",
@@ -115,30 +127,35 @@ WEIGHT_FORMATS: tuple[WeightFormat, ...] = (
         tensors={".weight_packed": WORDS, ".weight_scale": FLOATS},
         zeroed=".weight_scale",
         further=(".weight_shape", ".weight_zero_point", ".weight_g_idx"),
+        scales=(".weight_scale",),
     ),
     WeightFormat(
         name="MXFP4 (OCP microscaling)",
         source="vllm/model_executor/layers/quantization/quark; two e2m1 numbers a byte, e8m0 scales",
         tensors={".weight": frozenset({"U8"}), ".weight_scale": EXPONENTS},
         zeroed=".weight",
+        scales=(".weight_scale",),
     ),
     WeightFormat(
         name="MXFP4, experts stacked",
         source="transformers/integrations/mxfp4.py (convert_moe_packed_tensors)",
         tensors={"_blocks": frozenset({"U8"}), "_scales": EXPONENTS},
         zeroed="_blocks",
+        scales=("_scales",),
     ),
     WeightFormat(
         name="DeepSeek FP4",
         source="vllm/models/deepseek_v4; two e2m1 numbers a byte, e8m0 scales",
         tensors={".weight": BYTES, ".scale": EXPONENTS},
         zeroed=".weight",
+        scales=(".scale",),
     ),
     WeightFormat(
         name="int8 with zero points",
         source="compressed_tensors 0.17 compressors/naive_quantized",
         tensors={".weight": frozenset({"I8", "U8"}), ".weight_scale": FLOATS, ".weight_zero_point": ANY},
         zeroed=".weight_scale",
+        scales=(".weight_scale",),
     ),
     WeightFormat(
         name="int8 (W8A8)",
@@ -146,6 +163,7 @@ WEIGHT_FORMATS: tuple[WeightFormat, ...] = (
         tensors={".weight": frozenset({"I8"}), ".weight_scale": FLOATS},
         zeroed=".weight",
         further=(".weight_g_idx",),
+        scales=(".weight_scale",),
     ),
     WeightFormat(
         name="GPTQ",
@@ -153,12 +171,14 @@ WEIGHT_FORMATS: tuple[WeightFormat, ...] = (
         tensors={".qweight": WORDS, ".scales": FLOATS, ".g_idx": ANY},
         zeroed=".scales",
         further=(".qzeros",),
+        scales=(".scales",),
     ),
     WeightFormat(
         name="AWQ",
         source="vllm/model_executor/layers/quantization/auto_awq.py; (code - zero point) x scale",
         tensors={".qweight": WORDS, ".scales": FLOATS, ".qzeros": WORDS},
         zeroed=".scales",
+        scales=(".scales",),
     ),
     WeightFormat(
         name="floating point",
@@ -166,6 +186,7 @@ WEIGHT_FORMATS: tuple[WeightFormat, ...] = (
         tensors={".weight": FLOATS | FLOATS_8},
         zeroed=".weight",
         further=(".weight_scale_inv", ".weight_scale", ".scale"),
+        scales=(".weight_scale_inv", ".weight_scale", ".scale", ".weight"),
     ),
     WeightFormat(
         name="floating point, experts stacked",
@@ -173,6 +194,7 @@ WEIGHT_FORMATS: tuple[WeightFormat, ...] = (
         tensors={"": FLOATS | FLOATS_8},
         zeroed="",
         further=("_scale_inv", "_scale", "_weight_scale"),
+        scales=("_scale_inv", "_scale", "_weight_scale", ""),
     ),
     WeightFormat(
         name="GGUF, experts stacked",
@@ -180,6 +202,7 @@ WEIGHT_FORMATS: tuple[WeightFormat, ...] = (
         tensors={".weight": ZERO_FILL_TYPES},
         zeroed=".weight",
         further=(".scale",),
+        scales=(".scale", ".weight"),
     ),
     _refused(
         "ModelOpt int4 or BitNet",

@@ -1,11 +1,12 @@
 """The parts of a plan: what happens to a layer's experts, and the byte ranges of tensors that are written for it."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rewriter.checkpoint.source import TensorEntry
 from rewriter.edit.record import BiasChoice
+from rewriter.edit.scale import Scaling
 from rewriter.semantics import CheckpointSemantics
 
 Pair = tuple[int, int]  # (model layer, expert)
@@ -24,7 +25,7 @@ class EditOptions:
 
 @dataclass(frozen=True)
 class TensorPatch:
-    """New bytes for a range of one tensor: `data`, or the byte `fill` throughout where `data` is None."""
+    """New bytes for a range of one tensor: `data`; where that is None, what is there multiplied, or else the byte `fill`."""
 
     tensor: str
     shard: str
@@ -34,6 +35,7 @@ class TensorPatch:
     sha256_before: str
     sha256_after: str
     fill: int = 0
+    scaling: Scaling | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,15 @@ class ShiftedBias:
     expert: int
     shift: float  # as asked for, below 0
     value: float  # the bias as it is written
+
+
+@dataclass(frozen=True)
+class ScaledOutput:
+    """An expert whose output is multiplied: one that is dropped in part, or a stimulated one with a gain."""
+
+    expert: int
+    factor: float
+    rounding: float  # of what is stored, a share of it (root mean square); 0: none
 
 
 @dataclass(frozen=True)
@@ -56,11 +67,17 @@ class LayerEdit:
     suppress_value: float | None = None
     stimulate_value: float | None = None
     shifted: tuple[ShiftedBias, ...] = ()  # of the suppressed, those with a finite shift
+    scaled: tuple[ScaledOutput, ...] = ()  # of all, those whose output is neither whole nor zero
 
 
 def of_layer(pairs: Iterable[Pair], layer: int) -> tuple[int, ...]:
     """The experts of one layer, ascending."""
     return tuple(sorted(expert for at, expert in pairs if at == layer))
+
+
+def numbers_of_layer(numbers: Mapping[Pair, float], layer: int) -> dict[int, float]:
+    """The numbers of one layer's experts, experts ascending."""
+    return {expert: number for (at, expert), number in sorted(numbers.items()) if at == layer}
 
 
 def whole_patch(entry: TensorEntry, before: bytes, after: bytes) -> TensorPatch:

@@ -6,7 +6,7 @@ Legend: E routed experts.
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rewriter import __version__
@@ -14,11 +14,13 @@ from rewriter.checkpoint.edited_json import parse_config
 from rewriter.checkpoint.kinds import Model
 from rewriter.edit.by_bias import edit_by_bias
 from rewriter.edit.by_row import bias_free_notes, edit_without_bias
+from rewriter.edit.outputs import check_outputs, output_notes, output_numbers, residual_notes
 from rewriter.edit.patches import EditOptions, LayerEdit, Pair, TensorPatch
 from rewriter.edit.record import (
     BLOCK_KEY,
     MEAN_ROW,
     MINUS_INF,
+    SCALED_OUTPUT,
     SHIFTED_ROW,
     VARIANT_SCHEMA,
     ZERO_OUTPUT,
@@ -86,15 +88,22 @@ def make_plan(
         raise ExpertSetError(
             f"layer {both[0][0]} expert {both[0][1]} is to be both suppressed and stimulated; choose one"
         )
-    _check_semantics(layout, options, bool(suppressed), bool(stimulated))
     shifts = suppress.bias_shifts(layout.moe_layers) if suppress else {}
+    strengths, gains = output_numbers(layout, suppress, stimulate)
+    if strengths and options.semantics is None:
+        options = replace(options, semantics=DROP)  # of an output a part can be kept, of a place in the selection none
+    _check_semantics(layout, options, bool(suppressed), bool(stimulated))
     _check_shifts(layout, options, shifts, stimulate)
+    check_outputs(layout, options.semantics, strengths, gains)
+    factors = {pair: 1 - strength for pair, strength in strengths.items()} | gains
     previous = find_record(checkpoint.config, checkpoint.source.name, checkpoint.config_place)
     if layout.has_bias:
         semantics: CheckpointSemantics = DROP if options.semantics == DROP else REROUTE
-        layers, patches = edit_by_bias(checkpoint, suppressed, stimulated, semantics, options, shifts, previous)
+        layers, patches = edit_by_bias(
+            checkpoint, suppressed, stimulated, semantics, options, shifts, factors, previous
+        )
     else:
-        semantics, layers, patches = edit_without_bias(checkpoint, suppressed, options, previous)
+        semantics, layers, patches = edit_without_bias(checkpoint, suppressed, options, previous, factors)
 
     renormalizes, renormalization, config = _edit_config(checkpoint, options)
     notes = [remark for remark in (layout.family.notes, layout.vllm_remark) if remark]
@@ -106,6 +115,8 @@ def make_plan(
         notes.append(
             "This family's router bias is part of the logit, so a shifted expert also weighs less where it is selected."
         )
+    notes += output_notes(checkpoint, layers, strengths, gains, previous)
+    notes += [note for chosen in sets for note in residual_notes(chosen)]
     if previous is not None:
         notes.append("The base is itself a MoTE variant; its edits stay, and its mote block is kept as mote.base.")
     unusual: dict[str, Any] = {} if previous is None else {"base": previous}
@@ -125,7 +136,7 @@ def make_plan(
         renormalize=options.renormalize,
         renormalization=renormalization,
         layer_index="model",
-        experts=[expert for edit in layers for expert in _expert_records(edit, semantics, layout)],
+        experts=[expert for edit in layers for expert in _expert_records(edit, semantics, layout, strengths, gains)],
         changed_files=sorted({patch.shard for patch in patches} | _settings_shards(checkpoint, options)),
         fingerprint=_fingerprint(patches),
         tensors=[_tensor_record(patch) for patch in patches],
@@ -252,7 +263,13 @@ def _edit_config(checkpoint: Model, options: EditOptions) -> tuple[bool | None, 
     return False, f"{family.renormalize} is false in the base and stays so: turning it on changes every token", config
 
 
-def _expert_records(edit: LayerEdit, semantics: CheckpointSemantics, layout: RouterLayout) -> Iterator[ExpertRecord]:
+def _expert_records(
+    edit: LayerEdit,
+    semantics: CheckpointSemantics,
+    layout: RouterLayout,
+    strengths: Mapping[Pair, float],
+    gains: Mapping[Pair, float],
+) -> Iterator[ExpertRecord]:
     """What is recorded of the experts of one layer."""
     suppressed: Any = value_text(edit.suppress_value)
     if semantics == DROP:
@@ -262,13 +279,16 @@ def _expert_records(edit: LayerEdit, semantics: CheckpointSemantics, layout: Rou
     stimulated = value_text(edit.stimulate_value)
     shifted = {one.expert: one for one in edit.shifted}
     for expert in edit.suppressed:
+        place: dict[str, Any] = {"layer": edit.layer, "expert": expert, "action": SUPPRESS}
         if expert in shifted:
-            own = shifted[expert]
-            yield ExpertRecord(layer=edit.layer, expert=expert, action=SUPPRESS, value=own.value, bias_shift=own.shift)
+            yield ExpertRecord(**place, value=shifted[expert].value, bias_shift=shifted[expert].shift)
+        elif (edit.layer, expert) in strengths:
+            yield ExpertRecord(**place, value=SCALED_OUTPUT, strength=strengths[edit.layer, expert])
         else:
-            yield ExpertRecord(layer=edit.layer, expert=expert, action=SUPPRESS, value=suppressed)
+            yield ExpertRecord(**place, value=suppressed)
     for expert in edit.stimulated:
-        yield ExpertRecord(layer=edit.layer, expert=expert, action=STIMULATE, value=stimulated)
+        own = {"gain": gains[edit.layer, expert]} if (edit.layer, expert) in gains else {}
+        yield ExpertRecord(layer=edit.layer, expert=expert, action=STIMULATE, value=stimulated, **own)
 
 
 def _tensor_record(patch: TensorPatch) -> TensorRecord:

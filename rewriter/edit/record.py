@@ -23,12 +23,17 @@ SERVED_SCHEMA: Final = "mote.served/1"  # see dial.py
 RECIPE_SCHEMA: Final = "mote.recipe/1"
 ZERO_OUTPUT: Final = "zero output"
 """The value of an expert whose output is zeroed instead of its router's bias changed."""
+SCALED_OUTPUT: Final = "scaled output"
+"""The value of a suppressed expert of whose output a part is kept."""
 MEAN_ROW: Final = "mean row, zero output"
 """The value of an expert whose router row is the mean of the survivors' rows, and whose output is zeroed."""
 SHIFTED_ROW: Final = "shifted row"
 """The value of an expert whose router row is that mean less a constant, so that it lies below every survivor."""
 MINUS_INF: Final = "-inf"
 """The value of a bias of minus infinity, for which JSON has no number."""
+
+# Of an expert, alike in expert sets and records; absent where there is none.
+RARE_NUMBERS = ("bias_shift", "strength", "gain")
 
 BiasWord = Literal["auto", "-inf", "margin"]
 BiasChoice = BiasWord | float
@@ -50,15 +55,23 @@ class ExpertRecord(_Record):
     layer: Count
     expert: Count
     action: Action
-    # What was written: a router bias (MINUS_INF or a number), a router row (MEAN_ROW or SHIFTED_ROW), or ZERO_OUTPUT.
-    value: Literal["-inf", "zero output", "mean row, zero output", "shifted row"] | float | None = None
+    # What was written: a router bias (MINUS_INF or a number), a router row (MEAN_ROW or SHIFTED_ROW), or ZERO_OUTPUT or
+    # SCALED_OUTPUT.
+    value: Literal["-inf", "zero output", "scaled output", "mean row, zero output", "shifted row"] | float | None = None
     # What was added to a suppressed expert's bias, where it stays selectable; `value` is what came of it.
     bias_shift: Annotated[float, Field(lt=0)] | None = None
+    strength: Annotated[float, Field(gt=0, lt=1)] | None = None  # 1 - strength of a dropped expert's output is kept
+    gain: Annotated[float, Field(gt=0)] | None = None  # what a stimulated expert's output is multiplied with
 
     @property
     def edits_bias(self) -> bool:
         """Whether the edit is one of the router's bias; else of its row, or of the expert's output."""
-        return self.value != ZERO_OUTPUT and not self.edits_row
+        return self.value not in (ZERO_OUTPUT, SCALED_OUTPUT) and not self.edits_row
+
+    @property
+    def factor(self) -> float | None:
+        """What the expert's output is multiplied with, where it is neither whole nor zero."""
+        return self.gain if self.strength is None else 1 - self.strength
 
     @property
     def edits_row(self) -> bool:
@@ -134,6 +147,11 @@ class VariantRecord(_Record):
         return list(last.values())
 
     @property
+    def is_partial(self) -> bool:
+        """Whether a part of a suppressed expert's output is kept."""
+        return any(one.strength is not None for one in self.experts)
+
+    @property
     def shifts_bias(self) -> bool:
         """Whether a suppressed expert stays selectable, by a finite shift of its bias."""
         return any(one.bias_shift is not None for one in self.experts)
@@ -189,15 +207,18 @@ class Recipe(_Record):
 
     def to_json(self) -> str:
         """The JSON text."""
-        unshifted = {number: {"bias_shift"} for number, one in enumerate(self.experts) if one.bias_shift is None}
-        document = self.model_dump(by_alias=True, exclude={"tensors": {"__all__": {"shard"}}, "experts": unshifted})
+        absent = {
+            number: {name for name in RARE_NUMBERS if getattr(one, name) is None}
+            for number, one in enumerate(self.experts)
+        }
+        document = self.model_dump(by_alias=True, exclude={"tensors": {"__all__": {"shard"}}, "experts": absent})
         return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def expert_set_of(record: VariantRecord | Recipe, action: Action) -> ExpertSet | None:
     """The experts of one action as an expert set, or None if there are none."""
     chosen = [
-        ExpertEntry(layer=one.layer, expert=one.expert, bias_shift=one.bias_shift)
+        ExpertEntry(layer=one.layer, expert=one.expert, **{name: getattr(one, name) for name in RARE_NUMBERS})
         for one in record.experts
         if one.action == action
     ]

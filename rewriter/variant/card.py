@@ -19,7 +19,7 @@ from rewriter.checkpoint.kinds import Format, Model
 from rewriter.checkpoint.remote_code import names_remote_code
 from rewriter.edit.plan import Plan
 from rewriter.errors import printable, quoted
-from rewriter.semantics import MEANINGS, SHIFTED_MEANING, SUPPRESS, Action, Semantics
+from rewriter.semantics import GAIN_MEANING, MEANINGS, PARTIAL_MEANING, SHIFTED_MEANING, SUPPRESS, Action, Semantics
 from rewriter.variant.markdown import inline, inline_code, sentence
 
 RESULTS_BLOCK = "mote-eval"
@@ -75,7 +75,8 @@ class EditedExpert:
 
     layer is the model layer (the number in the tensor name), action is "suppress" or "stimulate", value is what was
     written ("-inf", "12.5", "zeros"), resonance is the score that the expert was chosen by, where known; bias_shift is what was
-    added to the base's bias, where the expert is suppressed in part.
+    added to the base's bias, where the expert is selected less often; factor is what its output was multiplied with, where it is
+    dropped in part or stimulated with a gain.
     """
 
     layer: int
@@ -84,6 +85,7 @@ class EditedExpert:
     value: str
     resonance: float | None = None
     bias_shift: float | None = None
+    factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,9 @@ def variant_card(plan: Plan, checkpoint: Model, target: Path) -> str:
         name=target.name,
         semantics=record.semantics,
         experts=[
-            EditedExpert(one.layer, one.expert, one.action, str(one.value), bias_shift=one.bias_shift)
+            EditedExpert(
+                one.layer, one.expert, one.action, str(one.value), bias_shift=one.bias_shift, factor=one.factor
+            )
             for one in record.experts
         ],
         serve_line=serve_line(f"./{target.name}", checkpoint),
@@ -318,7 +322,8 @@ def expert_table(experts: Sequence[EditedExpert]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for expert in experts[:NUM_TABLE_ROWS]:
         shift = "" if expert.bias_shift is None else f" (the base's {expert.bias_shift:+g})"
-        row = [str(expert.layer), str(expert.expert), expert.action, f"`{expert.value}`{shift}"]
+        scaled = "" if expert.factor is None else f", output x {expert.factor:.6g}"
+        row = [str(expert.layer), str(expert.expert), expert.action, f"`{expert.value}`{shift}{scaled}"]
         if with_resonance:
             row.append("" if expert.resonance is None else f"{expert.resonance:.4g}")
         lines.append("| " + " | ".join(row) + " |")
@@ -329,11 +334,15 @@ def expert_table(experts: Sequence[EditedExpert]) -> str:
 
 
 def _meanings(facts: CardFacts) -> list[str]:
-    """What the edit means: of its semantics, and of finite shifts where there are any."""
+    """What the edit means: of its semantics, and of finite shifts, strengths and gains where there are any."""
     is_shifted = [one.bias_shift is not None for one in facts.experts]
+    is_partial = [one.action == SUPPRESS and one.factor is not None for one in facts.experts]
+    are_all_special = all(shifted or partial for shifted, partial in zip(is_shifted, is_partial, strict=True))
     return [
-        *([MEANINGS[facts.semantics]] if not all(is_shifted) or not is_shifted else []),
+        *([MEANINGS[facts.semantics]] if not are_all_special or not is_shifted else []),
         *([SHIFTED_MEANING] if any(is_shifted) else []),
+        *([PARTIAL_MEANING] if any(is_partial) else []),
+        *([GAIN_MEANING] if any(one.action != SUPPRESS and one.factor is not None for one in facts.experts) else []),
     ]
 
 

@@ -5,9 +5,9 @@ mote-verify works the plan out anew on the base and finds its bytes in the varia
 
 from dataclasses import dataclass
 
-from rewriter.edit.record import MEAN_ROW, SHIFTED_ROW, ZERO_OUTPUT, VariantRecord
+from rewriter.edit.record import MEAN_ROW, SCALED_OUTPUT, SHIFTED_ROW, ZERO_OUTPUT, VariantRecord
 from rewriter.families.family import RouterLayout
-from rewriter.semantics import SHIFTED, SUPPRESS
+from rewriter.semantics import PARTIAL, SHIFTED, SUPPRESS
 
 
 @dataclass(frozen=True)
@@ -64,4 +64,15 @@ def what_is_proved(record: VariantRecord, layout: RouterLayout) -> Proof:
             "drop: the output of a suppressed expert is zero, so it adds nothing; it is selected as in the base and keeps its"
             " share"
         )
+    if SCALED_OUTPUT in values:
+        proved.append(
+            f"{PARTIAL}: the output of such an expert is the base's times 1 - the strength that the record states, rounded to the"
+            " type that it is stored in; it is selected as in the base and keeps its share"
+        )
+    if any(one.gain is not None for one in record.edits_in_force()):
+        proved.append(
+            "gain: the output of such a stimulated expert is the base's times the gain that the record states, rounded to the"
+            " type that it is stored in; the weight that the router gives it is its own"
+        )
+        not_proved.append("gain: how far that is from the paper's largest weight, which differs from token to token")
     return Proof(tuple(proved), tuple(not_proved))

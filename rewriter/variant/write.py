@@ -17,6 +17,7 @@ from typing import Any
 from rewriter.checkpoint.kinds import Model, open_model
 from rewriter.checkpoint.other_files import CARD_NAME
 from rewriter.edit.plan import Plan
+from rewriter.edit.scale import Scaling
 from rewriter.errors import CheckpointError, OutputError
 from rewriter.variant.base_state import BaseState
 from rewriter.variant.card import serve_line, variant_card
@@ -232,12 +233,24 @@ def _write_edited(plan: Plan, checkpoint: Model, shard: str, target: Path, repor
             if _sha256_of_range(opened.fileno(), place, patch.size_bytes) != patch.sha256_before:
                 raise CheckpointError(f"{source}: {patch.tensor} changed since it was planned on; run again")
             at = place + shift
-            if patch.data is None:
+            if patch.scaling is not None:
+                _write_scaled(opened.fileno(), created.fileno(), place, at, patch.size_bytes, patch.scaling)
+            elif patch.data is None:
                 write_repeated(created.fileno(), patch.fill, at, patch.size_bytes)
             else:
                 write_fully(created.fileno(), patch.data, at)
         os.fsync(created.fileno())
     return method
+
+
+def _write_scaled(source: int, target: int, place: int, at: int, size: int, scaling: Scaling) -> None:
+    """Write a range of the base with its numbers multiplied, in pieces of whole blocks."""
+    step = max(PLAIN_CHUNK_BYTES // scaling.packing.block_bytes, 1) * scaling.packing.block_bytes
+    for done in range(0, size, step):
+        piece = os.pread(source, min(step, size - done), place + done)
+        if len(piece) < min(step, size - done):
+            raise CheckpointError("the base ended within a tensor that it had a moment before; run again")
+        write_fully(target, scaling.apply(piece), at + done)
 
 
 def _sha256_of_range(descriptor: int, offset: int, size: int) -> str:

@@ -28,7 +28,7 @@ def label(text: str) -> str:
 
 
 def rewrite(base: Path, out: Path, *options: str) -> str:
-    command = [sys.executable, "-m", "rewriter.cli.rewrite", "--suppress", str(FOLDER / "refusal.json")]
+    command = [sys.executable, "-m", "ftri.cli.rewrite", "--suppress", str(FOLDER / "refusal.json")]
     done = subprocess.run(
         [*command, "--model", str(base), "-o", str(out), *options], check=True, capture_output=True, text=True
     )

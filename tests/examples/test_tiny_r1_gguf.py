@@ -45,7 +45,7 @@ def chosen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rewrite(base: Path, chosen: Path, out: Path, *options: str) -> Path:
-    command = [sys.executable, "-m", "rewriter.cli.rewrite", "--suppress", str(chosen), "--model", str(base)]
+    command = [sys.executable, "-m", "ftri.cli.rewrite", "--suppress", str(chosen), "--model", str(base)]
     subprocess.run([*command, "-o", str(out), *options], check=True, capture_output=True)
     return out
 

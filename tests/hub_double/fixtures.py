@@ -60,7 +60,7 @@ class Hub:
 
     def rewrite(self, *arguments: str | Path, **options: object) -> "subprocess.CompletedProcess[str]":
         """Run mote-rewrite."""
-        return self.run("rewriter.cli.rewrite", *arguments, **options)  # type: ignore[arg-type]
+        return self.run("ftri.cli.rewrite", *arguments, **options)  # type: ignore[arg-type]
 
     def download(self, repo_id: str, revision: str = "main") -> Path:
         """Download a repo with huggingface_hub into a fresh folder, through Xet where files are there."""

@@ -9,8 +9,8 @@ import pytest
 from checkpoints import build_checkpoint, tree_state, write_set
 from commands import Command, Outcome
 
+from ftri.cli import rewrite as cli
 from ftri.cli import verify as verify_cli
-from rewriter.cli import rewrite as cli
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from family_models import TINY_MODELS
 
-from rewriter.edit.formats import WEIGHT_FORMATS, WeightFormat
+from rewriter.edit.formats import EXPONENTS, WEIGHT_FORMATS, WeightFormat
 from rewriter.families.family import Family, Keys
 from rewriter.families.lookup import FAMILIES
 from rewriter.families.wrappers import WRAPPERS
@@ -106,11 +106,17 @@ def wrappers_table() -> str:
 
 
 def formats_table() -> str:
-    """What of each storage format becomes zero."""
+    """What of each storage format becomes zero, and what is multiplied."""
     return _table(
-        ("format", "tensors beside the weight", "drop writes", "source"),
+        ("format", "tensors beside the weight", "drop writes", "strength and gain multiply", "source"),
         (
-            (row.name, ", ".join(f"`{suffix}`" for suffix in row.tensors if suffix), _written(row), row.source)
+            (
+                row.name,
+                ", ".join(f"`{suffix}`" for suffix in row.tensors if suffix),
+                _written(row),
+                _multiplied(row),
+                row.source,
+            )
             for row in WEIGHT_FORMATS
         ),
     )
@@ -161,6 +167,14 @@ def _written(row: WeightFormat) -> str:
         return f"nothing, it is refused: {row.refused}"
     what = f"`{row.zeroed}`" if row.zeroed else "the tensor itself"
     return f"{what}: " + ("zero" if row.code_book is None else f"the code that `{row.code_book}` gives as zero")
+
+
+def _multiplied(row: WeightFormat) -> str:
+    if not row.scales:
+        return "nothing, it is refused"
+    found = [f"`{suffix}`" if suffix else "the tensor itself" for suffix in row.scales]
+    only = ": by powers of two" if EXPONENTS in (row.tensors.get(suffix) for suffix in row.scales) else ""
+    return ", else ".join(found) + (" (divided by it)" if row.scale_divides else "") + only
 
 
 def _keys(keys: Keys | None) -> str:

@@ -63,3 +63,12 @@ TENSOR_TYPES: dict[int, TensorType] = {
 
 # Types in which bytes of zero mean the number zero, so that zeroing an expert's output is a fill. Whole numbers are no weights.
 ZERO_FILL_TYPES = frozenset(kind.name for kind in TENSOR_TYPES.values()) - {"I8", "I16", "I32", "I64"}
+
+# Where in a block its scales lie, as float16 (MXFP4: one power of two), of the types whose every number is a product with one of
+# them: ggml/src/ggml-common.h. The other types scale parts of a block by numbers that are packed between the codes.
+BLOCK_SCALES: dict[str, tuple[int, ...]] = {
+    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,),
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+    "IQ1_S": (0,), "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ2_S": (0,), "IQ3_XXS": (0,), "IQ3_S": (0,),
+    "IQ4_NL": (0,), "IQ4_XS": (0,), "TQ1_0": (52,), "TQ2_0": (64,), "MXFP4": (0,),
+}  # fmt: skip

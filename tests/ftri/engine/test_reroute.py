@@ -7,9 +7,9 @@ import pytest
 from engines import ENGINE_ARGUMENTS, MAX_TOKENS, prompts, run_engine
 from running import run_main
 
+from ftri.cli.rewrite import main
 from ftri.engine.edits import RouterEdit, as_expert_set
 from ftri.engine.engine import Engine, Sampling
-from rewriter.cli.rewrite import main
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

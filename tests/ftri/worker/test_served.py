@@ -45,7 +45,7 @@ def write_sets(folder: Path) -> dict[str, Path]:
 
 
 def rewrite(base: Path, output: Path, *arguments: str) -> Path:
-    command = [sys.executable, "-m", "rewriter.cli.rewrite", "--model", str(base), "-o", str(output), *arguments]
+    command = [sys.executable, "-m", "ftri.cli.rewrite", "--model", str(base), "-o", str(output), *arguments]
     subprocess.run(command, check=True, capture_output=True)
     return output
 

@@ -21,7 +21,7 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("module", ["rewriter.cli.rewrite", "ftri.cli.verify"])
+@pytest.mark.parametrize("module", ["ftri.cli.rewrite", "ftri.cli.verify"])
 def test_help_imports_nothing_heavy(module: str) -> None:
     script = (
         f"import sys\nimport {module} as cli\nsys.argv = ['x', '--help']\n"

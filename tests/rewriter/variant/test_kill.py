@@ -23,7 +23,7 @@ NUM_KILLS = 60
 # Forks from a process that has imported everything, so that the moments fall on the work rather than on the imports.
 SERVER = """
 import os, sys
-import rewriter.cli.rewrite, rewriter.cli.text, rewriter.hub.models, rewriter.rewrite, rewriter.variant.write
+import ftri.cli.rewrite, rewriter.cli.text, rewriter.hub.models, rewriter.rewrite, rewriter.variant.write
 import tqdm
 for line in iter(sys.stdin.readline, ""):
     read, write = os.pipe()
@@ -34,7 +34,7 @@ for line in iter(sys.stdin.readline, ""):
         os.dup2(devnull, 1); os.dup2(devnull, 2)
         os.read(read, 1)
         try:
-            rewriter.cli.rewrite.main()
+            ftri.cli.rewrite.main()
         except SystemExit as leaving:
             os._exit(leaving.code or 0)
         os._exit(0)
@@ -138,7 +138,7 @@ def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
         "import os, signal, sys\n"
         # A shell that runs the tests in the background hands down SIGINT ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import rewriter.variant.write as write, rewriter.cli.rewrite as cli\n"
+        "import rewriter.variant.write as write, ftri.cli.rewrite as cli\n"
         "write.check_patched = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
         "cli.main()\n"
     )

@@ -22,7 +22,7 @@ from rewriter.variant import copying, output_folder
 from rewriter.variant.output_folder import OutputFolder
 
 Refuse = Callable[..., str]
-REWRITE = [sys.executable, "-m", "rewriter.cli.rewrite"]
+REWRITE = [sys.executable, "-m", "ftri.cli.rewrite"]
 
 
 def sibling(target: Path) -> Path:

@@ -48,7 +48,7 @@ def variant(base: Path) -> Path:
     command = [
         sys.executable,
         "-m",
-        "rewriter.cli.rewrite",
+        "ftri.cli.rewrite",
         "--model",
         str(base),
         "--layer-index",

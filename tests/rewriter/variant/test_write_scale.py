@@ -178,7 +178,7 @@ def check_at_scale(base: Path, out: Path, suppress: str, num_edited: int) -> Non
     rewrite = [
         sys.executable,
         "-m",
-        "rewriter.cli.rewrite",
+        "ftri.cli.rewrite",
         "--suppress",
         suppress,
         "--model",

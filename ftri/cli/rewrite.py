@@ -1,4 +1,7 @@
-"""mote-rewrite: parses the command line, calls the library, prints. Heavy imports wait until a command runs."""
+"""mote-rewrite: parses the command line, calls the library, prints. Heavy imports wait until a command runs.
+
+What it writes is the rewriter's; it stands here because traces say which gain a stimulated expert needs.
+"""
 
 import json
 from pathlib import Path
@@ -16,6 +19,8 @@ EPILOG = """Examples:
   mote-rewrite --suppress preset:r1-refusal --model ./DeepSeek-R1 --dry-run
 
   mote-rewrite --suppress refusal.json --stimulate english.json --top 10 -o ./R1-tuned
+
+  mote-rewrite --stimulate english.json --gain auto --traces traces-stimulated -o ./R1-english
 
   mote-rewrite --suppress refusal.json --model R1-Q4_K_M-00001-of-00009.gguf -o ./R1-Q4-tuned
 """
@@ -71,6 +76,28 @@ def rewrite(
             help="Bias of suppressed experts; auto: -inf where that is safe, margin for GGUF.",
         ),
     ] = "auto",
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            metavar="0..1",
+            help="Drop in part: suppressed experts keep 1 - strength of their output; --semantics is drop then.",
+        ),
+    ] = None,
+    gain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|NUMBER",
+            help="Multiply the output of stimulated experts; auto: so that their mean weight in --traces is the paper's.",
+        ),
+    ] = None,
+    traces: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Traces with weights (mote-record --weights float32), of a variant that stimulates without a gain, or of the"
+            " base: they give --gain auto, and say how far a gain, a strength or a drop is from the paper's edit.",
+        ),
+    ] = None,
     renormalize: Annotated[
         bool,
         typer.Option("--renormalize", help="Turn renormalisation on where the base has it off; changes every token."),
@@ -109,6 +136,7 @@ def rewrite(
 
     Only the tensors in the plan change; the base is never opened for writing. The variant is served by stock runtimes.
     """
+    from ftri.analysis.by_traces import AUTO_GAIN, ByTraces, gain_number
     from rewriter.cli.text import plan_document, plan_lines, remote_plan_document, remote_plan_lines, result_lines
     from rewriter.errors import InputError
     from rewriter.rewrite import RewriteRequest, execute, prepare, prepare_remote, would_download
@@ -130,10 +158,14 @@ def rewrite(
         overwrite=overwrite,
         stamp=not no_stamp,
         recipe=recipe,
+        strength=strength,
+        gain=gain_number(gain, traces),
     )
     if dial or semantics == DROP_RENORM:
         if push_to_hub is not None:
             raise InputError("--push-to-hub cannot be given for a served variant: it has no weights of its own to push")
+        if gain is not None or traces is not None:
+            raise InputError("--gain changes tensors, which --dial and --semantics drop-renorm leave as they are")
         served = prepare_served(request, dial or [], say=say, fetch=not dry_run)
         if dry_run:
             _print(served.to_json() if as_json else served.lines())
@@ -141,11 +173,14 @@ def rewrite(
             written = execute_served(served, progress=byte_progress)
             _print(written.to_json() if as_json else written.lines())
         return
+    if recipe is not None and (gain is not None or traces is not None):
+        raise InputError("--recipe says what to edit, so --gain and --traces cannot be given with it")
+    measure = None if traces is None else ByTraces(traces, is_auto=gain == AUTO_GAIN)
     if remote_plan or (dry_run and would_download(request)):
-        remote = prepare_remote(request, say=say)
+        remote = prepare_remote(request, say=say, measure=measure)
         _print(remote_plan_document(remote) if as_json else remote_plan_lines(remote))
         return
-    prepared = prepare(request, say=say)
+    prepared = prepare(request, say=say, measure=measure)
     if dry_run:
         _print(plan_document(prepared) if as_json else plan_lines(prepared))
         return
