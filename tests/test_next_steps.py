@@ -10,9 +10,9 @@ from running import run_main
 import eval.cli
 import ftri.cli.find
 import ftri.cli.record
+import ftri.cli.rewrite
 import ftri.cli.verify
 import rewriter.cli.push
-import rewriter.cli.rewrite
 from ftri.traces.writer import TraceWriter
 from rewriter.errors import InputError, OutputError
 from rewriter.variant.output_folder import OutputFolder
@@ -25,7 +25,7 @@ COMMANDS = {
     "mote-ftri": ftri.cli.find.main,
     "mote-push": rewriter.cli.push.main,
     "mote-record": ftri.cli.record.main,
-    "mote-rewrite": rewriter.cli.rewrite.main,
+    "mote-rewrite": ftri.cli.rewrite.main,
     "mote-verify": ftri.cli.verify.main,
 }
 
