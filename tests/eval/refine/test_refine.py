@@ -13,11 +13,13 @@ from eval import evaluate
 from eval.answers.journal import unseen
 from eval.answers.live import LiveResponder
 from eval.answers.plan import NamedEdit
+from eval.options import EvalRequest
 from eval.refine import refine as operation
 from eval.refine.cli import lines
 from eval.refine.options import RefineRequest
 from eval.refine.page import PAGE
 from eval.session import Session
+from ftri.labels.think_formats import choose_format
 from rewriter.errors import MoteError
 from rewriter.expert_set import ExpertSet
 
@@ -27,9 +29,10 @@ def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RefineRequest:
     layout = SimpleNamespace(moe_layers=MOE_LAYERS, num_experts=NUM_EXPERTS, has_bias=True)
     model = SimpleNamespace(model="double", repo_id=None, revision=None, config_sha256="0" * 64, layout=layout)
 
-    def open_session(request: object, say: object, lent: object = None) -> Session:
-        live = LiveResponder({"model": "double"}, lambda checkpoint: FollowedModel())
-        return Session("live", live, NamedEdit("none"), [], {"model": "double"}, model, live)  # type: ignore[arg-type]
+    def open_session(request: EvalRequest, say: object, lent: object = None) -> Session:
+        told = choose_format(request.think_format, None)
+        live = LiveResponder({"model": "double"}, lambda checkpoint: FollowedModel(), told)
+        return Session("live", live, NamedEdit("none"), [], {"model": "double"}, model, live, think_format=told)  # type: ignore[arg-type]
 
     monkeypatch.setattr(operation, "open_session", open_session)
     prompts = tmp_path / "prompts.jsonl"
@@ -86,6 +89,15 @@ def test_the_expert_behind_the_refusals_is_found_checked_and_written(request_: R
     text = lines(found.results.model_dump(), json.loads(found.check.model_dump_json()))
     assert text[1].split()[:4] == ["add", "2", "5", "1"]
     assert text[-1].startswith("the search's own null 1")
+
+
+def test_responses_are_split_by_the_format_that_is_told(request_: RefineRequest) -> None:
+    """By another format's marks what the model writes between `<think>` and `</think>` is no reasoning."""
+    reasoned = replace(request_, target="reasoned", toward=("aligned",), controls=0, null_searches=0)
+    with pytest.raises(MoteError, match="hold 0 REASONED and 15 ALIGNED"):
+        run(replace(reasoned, think_format="mistral"))
+    found, _ = run(replace(reasoned, think_format="think", output=request_.output.with_name("told.json")))
+    assert found.results.ended
 
 
 def test_its_own_null_stays_below(request_: RefineRequest) -> None:

@@ -36,7 +36,7 @@ WRITTEN = {
     "seed-oss": ("<seed:think>", "</seed:think>", ("", "")),
     "cohere": ("<|START_THINKING|>", "<|END_THINKING|>", ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),
     "solar": ("<|begin|>assistant<|think|>", "<|end|><|begin|>assistant", ("<|content|>", "<|flush|>")),
-    "exaone-deep": ("<thought>\n", "\n</thought>\n", ("", "")),
+    "exaone-deep": ("[|assistant|]<thought>\n", "\n</thought>\n", ("", "[|endofturn|]")),
     "granite": ("Here is my thought process:\n", "\nHere is my response:\n", ("", "")),
     "think": ("<think>\n", "\n</think>\n\n", ("", "<｜end▁of▁sentence｜>")),
 }
