@@ -45,6 +45,8 @@ def evaluate(request: EvalRequest, say: Say, progress: Progress) -> Results:
     ):
         if len(journal):
             say(f"{journal.path}: going on with {len(journal)} records")
+        if session.served is not None:
+            session.served.check_weights(journal, say)
         prompts = spread(prompt_set.records, request.limit)
         reckon = partial(costs_of, request, session, prompts, loaded)
         announced = Announcement(progress, reckon, say, lambda rate: journal.add_value(RATE_KEY, rate.model_dump()))

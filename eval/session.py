@@ -37,7 +37,7 @@ class Session:
     """Who answers, and what is known before the first question.
 
     `edit` holds the experts under test as far as they are known (with `--split` none are); `known` is what the results say of the
-    subject, and `model` and `live` are None when servers answer.
+    subject; `model` and `live` are None when servers answer, `served` when none do.
     """
 
     mode: Literal["live", "served"]
@@ -49,6 +49,7 @@ class Session:
     live: LiveResponder | None = None
     others: Sequence[NamedEdit | VariantFolder] = field(default_factory=tuple)
     think_format: ThinkFormat | None = None  # None: the text of each answer tells it
+    served: ServedResponder | None = None
 
     def subject(self, journal: Journal) -> dict[str, Any]:
         """What was measured, as the results say it; an engine that ran before is described by the journal."""
@@ -159,7 +160,7 @@ def _open_served(request: EvalRequest) -> Session:
         "template_sha256": template_sha256,
         "think_format": told.name if told else None,
     }
-    return Session("served", responder, NamedEdit("tuned"), sets, known, think_format=told)
+    return Session("served", responder, NamedEdit("tuned"), sets, known, think_format=told, served=responder)
 
 
 def _endpoint(request: EvalRequest, url: str, model: str | None) -> Endpoint:

@@ -47,6 +47,10 @@ class EndpointError(MoteError):
     """A server cannot be reached, refuses, or answers something else than was asked for."""
 
 
+class RefusalError(EndpointError):
+    """A server answered that it does not do what it was asked for."""
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where a server is and how it is asked."""
@@ -128,13 +132,17 @@ def _credentials(url: str) -> list[str]:
 
 
 class RetryableError(Exception):
-    """A failure that may pass; carries the sentence to end with if it does not, the wait the server asked for, and what to do."""
+    """A failure that may pass; carries the sentence to end with if it does not, the wait the server asked for, what to do, and
+    whether it was an answer at all."""
 
-    def __init__(self, sentence: str, retry_after_seconds: float | None = None, remedy: str = "") -> None:
+    def __init__(
+        self, sentence: str, retry_after_seconds: float | None = None, remedy: str = "", is_answer: bool = False
+    ) -> None:
         super().__init__(sentence)
         self.sentence = sentence
         self.remedy = f"; {remedy}" if remedy else ""
         self.retry_after_seconds = retry_after_seconds
+        self.is_answer = is_answer
 
 
 @dataclass(frozen=True)
@@ -298,7 +306,8 @@ async def call(
     try:
         return await retrying(_call_once, client, endpoint, method, path, body, missing_is_none)
     except RetryableError as error:
-        raise EndpointError(f"{error.sentence} (tried {endpoint.attempts} times){error.remedy}") from None
+        kind = RefusalError if error.is_answer else EndpointError
+        raise kind(f"{error.sentence} (tried {endpoint.attempts} times){error.remedy}") from None
 
 
 async def _call_once(
@@ -372,12 +381,12 @@ def check_status(response: httpx2.Response, endpoint: Endpoint, path: str) -> No
     shown = endpoint.shown
     if response.status_code in RETRIED_STATUS:
         sentence = f"{shown} answered {response.status_code} to {path}: {server_words(response, endpoint)}"
-        raise RetryableError(sentence, retry_after(response.headers.get("Retry-After")))
+        raise RetryableError(sentence, retry_after(response.headers.get("Retry-After")), is_answer=True)
     if response.status_code in (401, 403):
         source = f"the key in {endpoint.api_key_variable}" if endpoint.api_key_variable else "a request without a key"
         raise EndpointError(f"{shown} refused {source} with {response.status_code}: {server_words(response, endpoint)}")
     if response.status_code >= 400:
-        raise EndpointError(f"{shown} answered {response.status_code} to {path}: {server_words(response, endpoint)}")
+        raise RefusalError(f"{shown} answered {response.status_code} to {path}: {server_words(response, endpoint)}")
     if response.status_code >= 300:
         # Not followed: a body and a key would go to a place that nobody named.
         place = without_credentials(response.headers.get("Location", "nowhere"))

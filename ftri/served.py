@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from ftri.endpoints import Connection, Endpoint, EndpointError, call, connect, for_all
 from ftri.engine.engine import Sampling
+from ftri.probe import other_weights, read_probe, take_probe, untold
 from ftri.prompts.rendering import RenderedPrompt
 from ftri.record import RecordPlan, RecordSummary, versions
 from ftri.traces.reader import TraceError, TraceRecord
@@ -39,6 +40,8 @@ START_WITH = {
 }
 Begin = Callable[[int], None]
 Advance = Callable[[int, int], None]
+Say = Callable[[str], None]
+PROBE_KEY = "server_probe"
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,15 @@ def record_served(
     endpoint: Endpoint,
     begin: Begin = lambda responses: None,
     advance: Advance = lambda responses, tokens: None,
+    say: Say = lambda message: None,
 ) -> RecordSummary:
     """Ask a server for what the trace folder still lacks; the folder is the same that mote-record's own engine fills.
 
     A response is on disk when `advance` is told of it, so the same command goes on after a failure.
 
     Raises:
-        TraceError: the folder is in use or of other settings, or the server's rows cannot be a recording.
+        TraceError: the folder is in use, of other settings, or of other weights than the server has now; or the server's rows
+            cannot be a recording.
         EndpointError: the server cannot be reached, refuses, or returns no routing.
     """
     began = time.monotonic()
@@ -75,6 +80,7 @@ def record_served(
             async def go() -> None:
                 nonlocal capture, tokens
                 async with connect(endpoint) as connection:
+                    await _check_weights(connection, writer, say)
                     runtime = await find_runtime(connection)
                     capture = f"{runtime} server"
                     writer.note(capture=capture, versions=versions())
@@ -106,6 +112,26 @@ def record_served(
         size_bytes=sum(path.stat().st_size for path in plan.options.output.iterdir()),
         raw_ids_bytes=raw_ids_bytes,
     )
+
+
+async def _check_weights(connection: Connection, writer: TraceWriter, say: Say) -> None:
+    """Hold what the server thinks of fixed texts now against what it thought when the folder was begun.
+
+    Raises:
+        TraceError: it has other weights.
+    """
+    probe, shown = await take_probe(connection), connection.endpoint.shown
+    if probe is None:
+        say(untold(shown))
+        return
+    then = read_probe(writer.manifest.get(PROBE_KEY)) if writer.completed else None
+    reason = other_weights(then, probe, shown) if then is not None else None
+    if reason is not None:
+        raise TraceError(
+            f"{writer.folder} was recorded from other weights: {reason}; choose another output folder, or serve what they were"
+        )
+    if then is None:
+        writer.note(**{PROBE_KEY: probe.model_dump()})
 
 
 def _missing(plan: RecordPlan, completed: set[tuple[str, int]]) -> Iterator[tuple[RenderedPrompt, int]]:

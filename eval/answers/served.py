@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from eval.answers.arms import Answer, Arm, Keep, Request, identity_of
+from eval.answers.journal import Journal
+from eval.errors import JournalError
 from ftri.endpoints import (
     Connection,
     Endpoint,
@@ -19,6 +21,7 @@ from ftri.endpoints import (
     template_sha256,
 )
 from ftri.labels.think_formats import ThinkFormat, starts_inside_think
+from ftri.probe import ServerProbe, other_weights, read_probe, take_probe, untold
 from ftri.prompts.rendering import Render
 
 Api = Literal["completions", "chat"]
@@ -48,6 +51,7 @@ class ServedResponder:
         self._template_sha256 = template_sha256
         self._models: dict[str | None, str] = {}
         self._found: dict[str | None, dict[str, Any]] = {}
+        self._probes: dict[str | None, ServerProbe | None] = {}
 
     def identity(self) -> dict[str, Any]:
         """The servers, and what `check` found there: the model, where it was loaded from, and the server's own template."""
@@ -114,6 +118,29 @@ class ServedResponder:
                 if self._render is None:
                     found["template"] = await template_sha256(connection)
                 self._found[name] = found
+                self._probes[name] = await take_probe(connection)
+
+    def check_weights(self, journal: Journal, say: Callable[[str], None]) -> None:
+        """Hold what the servers think of fixed texts now against what they thought when the journal was begun: a name, an address
+        and a template stay what they are when other weights are served. What `check` found is kept for the next run.
+
+        Raises: JournalError when a server has other weights.
+        """
+        silent = [self._endpoints[name].shown for name, probe in self._probes.items() if probe is None]
+        if silent:
+            say(untold(" and ".join(dict.fromkeys(silent))))
+        for name, probe in self._probes.items():
+            if probe is None:
+                continue
+            key = f"probe {name}"
+            then = read_probe(journal.value(key)) if key in journal else None
+            reason = other_weights(then, probe, self._endpoints[name].shown) if then is not None else None
+            if reason is not None:
+                raise JournalError(
+                    f"{journal.path}: holds answers of other weights: {reason}; choose another output folder, or serve what they"
+                    " were"
+                )
+            journal.add_value(key, probe.model_dump())
 
     async def _ask(self, connection: Connection, request: Request) -> Answer:
         sampling = request.sampling

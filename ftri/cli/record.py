@@ -177,7 +177,7 @@ def record_with_bar(plan: RecordPlan, endpoint: Endpoint | None = None) -> Recor
     with PartProgress("recording", plan.num_responses, "responses", announce_after=MEASURED_ON) as progress:
         if endpoint is None:
             return run_recording(plan, progress.begin, progress.advance)
-        return record_served(plan, endpoint, progress.begin, progress.advance)
+        return record_served(plan, endpoint, progress.begin, progress.advance, say)
 
 
 def show_result(result: dict[str, Any], as_json: bool) -> None:

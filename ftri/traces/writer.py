@@ -35,8 +35,9 @@ from rewriter.hub.errors import redact
 from rewriter.whole_file import sync_file, sync_folder, write_whole
 
 LOCK_NAME = ".lock"
-# Facts about the recording machine, which may change between a run and the one that resumes it.
-UNCOMPARED_KEYS = frozenset({"versions", "capture", "model_type", "tokens_per_second"})
+# Facts about the recording machine, which may change between a run and the one that resumes it; a server's probe is held against
+# the next with its noise (ftri/probe.py).
+UNCOMPARED_KEYS = frozenset({"versions", "capture", "model_type", "tokens_per_second", "server_probe"})
 CHUNK_SIZE_BYTES = 32 * 1024 * 1024
 # Below this gain the raw tensor is kept: any safetensors reader can map it and no time goes into decompression.
 MAX_COMPRESSED_SHARE = 0.75

@@ -3,7 +3,8 @@
 Settings: name; tuned (suppresses refusals); key (401 without it); failures (statuses to answer first, by path);
 retry_after; die_after (exits after so many completions); judge (ratings by rule, or "nonsense"); parser (splits
 reasoning off); slow (seconds per answer); completions ("ids": prompts are tokens, not bytes); template (tokens of the
-probe at /tokenize); root (what the model was loaded from); says (the text of every completion).
+probe at /tokenize); root (what the model was loaded from); says (the text of every completion); weights, noise, echoes (log-
+probabilities of texts, see logprobs_double.py).
 Only the standard library, since every test starts one.
 """
 
@@ -13,9 +14,14 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from replies import REFUSAL_EXPERT, reply
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from logprobs_double import logprobs
 
 settings: dict[str, Any] = {"name": "base", "failures": {}, **json.loads(sys.argv[2])}
 suppressed = [REFUSAL_EXPERT] if settings.get("tuned") else []
@@ -34,6 +40,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body.get("logprobs"):
+            if "weights" not in settings or (body.get("echo") and not settings.get("echoes", True)):
+                self.refuse(400, "not supported")
+            else:
+                given = logprobs(body["prompt"], settings["weights"], settings.get("noise", 0), echoes="echo" in body)
+                self.send(200, {"choices": [given]})
+            return
         if self.fails():
             return
         if self.path == "/tokenize":

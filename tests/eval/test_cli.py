@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from conftest import free_port
 from fake_run import PROMPTS
 from safetensors.numpy import save_file
 from tiny_models import TINY_R1_CONFIG, write_tiny_tokenizer
@@ -383,6 +384,38 @@ def test_another_model_or_template_behind_the_same_name_is_another_subject(serve
     assert "holds the answers of another subject (servers" in sentence_of(result)
     assert changed.seen()["completions"] == 0
     assert (tmp_path / "out" / "results.json").read_bytes() == written
+
+
+@pytest.mark.parametrize(("echoes", "noise"), [(True, 0.0), (True, 0.05), (False, 0.0)])
+def test_other_weights_behind_the_same_name_and_address_are_noticed(serve, prompts, tmp_path, echoes, noise):
+    ports = free_port(), free_port()
+    settings = {"echoes": echoes, "noise": noise}
+
+    def compare(tuned_weights):
+        base = serve(ports[0], name="base", weights=0.0, **settings)
+        tuned = serve(ports[1], name="tuned", tuned=True, weights=tuned_weights, **settings)
+        result = compare_servers(
+            base.url, tuned.url, prompts, tmp_path / "out", "--target", "REFUSED", "--limit", "8", "--no-repeat"
+        )
+        answers = tuned.seen()["completions"]
+        for server in (base, tuned):
+            server.process.kill()
+            server.process.wait()
+        return result, answers
+
+    first, answers = compare(2.0)
+    assert first.returncode == 0 and answers > 0 and "log-probabilities" not in first.stderr
+    assert compare(2.0)[1] == 0  # nothing is asked again
+    other, answers = compare(4.0)
+    assert answers == 0 and "holds answers of other weights: http" in sentence_of(other)
+    assert f":{ports[1]} gives the" in sentence_of(other) and "expected at most" in sentence_of(other)
+
+
+def test_servers_without_log_probabilities_are_said_once(serve, prompts, tmp_path):
+    base, tuned = serve(name="base"), serve(name="tuned", tuned=True)
+    result = compare_servers(base.url, tuned.url, prompts, tmp_path / "out", "--target", "REFUSED", "--limit", "8")
+    (said,) = [line for line in result.stderr.splitlines() if "no log-probabilities" in line]
+    assert base.url in said and tuned.url in said
 
 
 def test_no_secret_is_written_down(serve, prompts, tmp_path, monkeypatch):

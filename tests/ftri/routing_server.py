@@ -2,7 +2,7 @@
 
 It prints its port. Settings: layers, first_moe_layer, num_experts, top_k; failures (so many 503 first); fault (none,
 twice, short, beyond, text); die_after (exits after so many responses); key; traces (answers with what a trace folder
-holds instead of by rule)."""
+holds instead of by rule); weights, noise, echoes (log-probabilities of texts, see logprobs_double.py)."""
 
 import base64
 import io
@@ -11,9 +11,14 @@ import os
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from logprobs_double import logprobs
 
 settings: dict[str, Any] = {"runtime": "vllm", "name": "R1", "failures": 0, **json.loads(sys.argv[1])}
 lock = threading.Lock()
@@ -78,6 +83,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body.get("logprobs"):
+            if "weights" not in settings or (body.get("echo") and not settings.get("echoes", True)):
+                self.send(400, {"error": {"message": "not supported"}})
+            else:
+                given = logprobs(body["prompt"], settings["weights"], settings.get("noise", 0), echoes="echo" in body)
+                self.send(200, {"choices": [given]})
+            return
         with lock:
             seen["requests"] += 1
             seen["running"] += 1

@@ -140,6 +140,30 @@ def test_what_is_no_recording_is_one_sentence_and_nothing_is_kept(model, shape, 
     assert len(TraceReader(tmp_path / "t")) == 0
 
 
+@pytest.mark.parametrize(("echoes", "noise"), [(True, 0.0), (True, 0.05), (False, 0.0)])
+def test_a_server_with_other_weights_under_the_same_name_does_not_go_on(model, shape, prompts, tmp_path, echoes, noise):
+    settings = {"echoes": echoes, "noise": noise}
+    with serving(shape, weights=0.0, die_after=7, **settings) as url:
+        died = record(model, prompts, tmp_path / "t", url, "--concurrency", "1", "--attempts", "1")
+    assert died.returncode == 1 and "log-probabilities" not in died.stderr
+    kept = len(TraceReader(tmp_path / "t"))
+    with serving(shape, weights=2.0, **settings) as url:
+        refused = record(model, prompts, tmp_path / "t", url)
+        assert seen(url)["requests"] == 0
+    (error,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert f"{tmp_path / 't'} was recorded from other weights: http" in error and "expected at most" in error
+    assert len(TraceReader(tmp_path / "t")) == kept
+    with serving(shape, weights=0.0, **settings) as url:  # the same weights at another address, noise and all
+        assert record(model, prompts, tmp_path / "t", url).returncode == 0
+    assert len(TraceReader(tmp_path / "t")) == COUNT
+
+
+def test_a_server_without_log_probabilities_is_said_once(model, shape, prompts, tmp_path):
+    with serving(shape) as url:
+        result = record(model, prompts, tmp_path / "t", url)
+    assert result.returncode == 0 and result.stderr.count("returns no log-probabilities") == 1
+
+
 def test_engine_arguments_and_a_server_exclude_each_other(model, prompts, tmp_path):
     result = record(model, prompts, tmp_path / "t", "http://127.0.0.1:9", "--max-model-len", "64")
     assert result.returncode == 1 and "nor wanted beside --base-url" in result.stderr

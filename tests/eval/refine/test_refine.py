@@ -96,7 +96,7 @@ def test_responses_are_split_by_the_format_that_is_told(request_: RefineRequest)
     reasoned = replace(request_, target="reasoned", toward=("aligned",), controls=0, null_searches=0)
     with pytest.raises(MoteError, match="hold 0 REASONED and 15 ALIGNED"):
         run(replace(reasoned, think_format="mistral"))
-    found, _ = run(replace(reasoned, think_format="think", output=request_.output.with_name("told.json")))
+    found, _ = run(replace(reasoned, think_format="think", report=request_.folder / "told"))
     assert found.results.ended
 
 
