@@ -308,13 +308,16 @@ def halved_by(request: EvalRequest, parts: Sequence[PartCost], num_answers: int)
     found = []
     random_sets = sum(part.answers for part in parts if part.part.startswith("random sets"))
     if random_sets > num_answers / 2:
+        # Fewer where there are no more prompts, so that the bound is not what costs.
+        repeated = random_sets // (options.controls * len(options.control_matching))
         if len(options.control_matching) > 1:
             found.append(
                 f"--control-matching {options.control_matching[-1]}, one matching of {len(options.control_matching)}"
             )
-        found.append(
-            f"--control-prompts {max(options.control_prompts // 2, 1)} --control-others {options.control_others // 2}"
-        )
+        if repeated >= options.control_prompts + options.control_others:
+            found.append(
+                f"--control-prompts {max(options.control_prompts // 2, 1)} --control-others {options.control_others // 2}"
+            )
         # The smallest p-value that N sets can show is 1 / (N + 1).
         found.append(f"--controls {options.controls // 2}, with p-values of at least 1/{options.controls // 2 + 1}")
     found.append(f"--max-tokens {max(options.max_tokens // 2, 1)}, which cuts long answers off (TRUNCATED)")

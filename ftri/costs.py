@@ -37,6 +37,8 @@ class Costs:
 
     def sentences(self) -> list[str]:
         """The costs for people, a line each."""
+        if not self.requests:
+            return ["nothing is left to do"]
         expected = "" if self.expected_tokens is None else f", {self.expected_tokens:,} expected"
         lines = [
             f"{self.requests:,} requests, at most {self.most_tokens:,} tokens{expected}"

@@ -300,8 +300,10 @@ def base_of_sets(
     """The same for any number of sets, each with the file or preset that it was read from.
 
     Raises:
-        InputError: nothing names a model, or the sets name different ones.
+        InputError: nothing names a model, the sets name different ones, or a folder that is not beside them.
     """
+    from rewriter.hub.models import is_local
+
     if request.model is not None:
         return request.model, request.revision
     named = [_base_of_set(source, chosen) for source, chosen in sets if chosen is not None and chosen.model is not None]
@@ -311,6 +313,10 @@ def base_of_sets(
     if len({os.path.realpath(model) if os.path.isdir(model) else model for model in models}) > 1:
         raise InputError(
             f"the expert sets are of different models ({' and '.join(models)}); give --model to say which to edit"
+        )
+    if "/" not in models[0] and not is_local(models[0]):
+        raise InputError(
+            f"the expert set is of the model folder {models[0]!r}, which does not lie beside the set; give --model FOLDER"
         )
     revisions = sorted({revision for _, revision in named if revision is not None})
     if len(revisions) > 1 and request.revision is None:

@@ -40,6 +40,7 @@ def place(tmp_path, monkeypatch):
     Path("partial").mkdir()
     Path("partial/config.json").write_text((MINIATURE / "config.json").read_text())
     Path("partial/model.safetensors.index.json").write_text((MINIATURE / "model.safetensors.index.json").read_text())
+    Path("moved.json").write_text(json.dumps(json.loads(REFUSAL.read_text()) | {"model": "elsewhere"}))
     with TraceWriter(Path("traces"), MANIFEST) as writer:
         writer.append(make_record(1))
     with TraceWriter(Path("begun"), MANIFEST):
@@ -55,6 +56,7 @@ def place(tmp_path, monkeypatch):
         ("mote-rewrite --suppress none.json", "mote-ftri TRACES --behavior CLASS -o FILE writes one"),
         (f"mote-rewrite --suppress {REFUSAL} --model {MINIATURE} --top 50", "or find more with mote-ftri -k 50"),
         (f"mote-rewrite --suppress preset:r1-refusal --model {MINIATURE}", "set is of deepseek-ai/DeepSeek-R1, give --model"),
+        ("mote-rewrite --suppress moved.json", "model folder 'elsewhere', which does not lie beside the set; give --model"),
         # No base, half of one, not a MoE.
         (f"mote-rewrite --suppress {REFUSAL} --model empty", "expected a model folder with it"),
         (f"mote-rewrite --suppress {REFUSAL} --model partial", "fetch the file anew, as hf download does"),

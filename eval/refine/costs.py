@@ -63,10 +63,7 @@ class RefineCosts:
             for part in self.search_parts
         ]
         lines += [f"the search: {line}" for line in self.search.sentences()]
-        lines += [
-            f"{part.part:<{width}}  {'at most ' if part.at_most else ''}{part.answers:,} answers"
-            for part in self.answer_parts
-        ]
+        lines += [part.sentence(width) for part in self.answer_parts]
         return lines + [f"the answers: {line}" for line in self.answers.sentences()]
 
 

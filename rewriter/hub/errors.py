@@ -174,10 +174,13 @@ def _is_malformed_answer(error: BaseException) -> bool:
 def is_transient(error: BaseException) -> bool:
     """Tell whether a failed request is worth repeating: rate limits, server errors, lost connections."""
     import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in TRANSIENT_STATUS_CODES
+    # A ConnectionError too, and it stays as long as the setting does.
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
     return isinstance(error, (httpx2.TransportError, ConnectionError))
 
 

@@ -81,6 +81,19 @@ def test_few_prompts_bound_what_random_sets_answer_and_servers_run_none(tmp_path
     ]
 
 
+def test_a_bound_on_control_prompts_is_advised_only_where_it_bounds(tmp_path):
+    for num_prompts, advised in ((756, True), (10, False)):
+        parts = part_costs(request(tmp_path), num_prompts=num_prompts, num_variants=1, num_safety=0, num_questions=0)
+        options = halved_by(request(tmp_path), parts, sum(part.answers for part in parts))
+        assert any("--control-prompts" in option for option in options) == advised
+
+
+def test_nothing_left_is_said_in_place_of_zeros():
+    assert estimate(num_requests=0, num_prompt_tokens=0, max_tokens=8, measured_rate=5.0).sentences() == [
+        "nothing is left to do"
+    ]
+
+
 def test_time_goes_by_what_is_expected_where_that_is_known():
     known = {"num_requests": 10, "num_prompt_tokens": 100, "max_tokens": 51}
     assert estimate(**known).seconds is None

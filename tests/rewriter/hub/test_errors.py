@@ -76,3 +76,15 @@ def test_only_what_may_pass_is_tried_again() -> None:
     with pytest.raises(HfHubHTTPError):
         with_retries(ask, said.append)
     assert len(answers) == 1
+
+
+def test_a_set_offline_mode_is_not_tried_again():
+    asked, said = [], []
+
+    def ask():
+        asked.append(1)
+        raise OfflineModeIsEnabled("HF_HUB_OFFLINE")
+
+    with pytest.raises(OfflineModeIsEnabled):
+        with_retries(ask, said.append)
+    assert len(asked) == 1 and said == []
