@@ -43,10 +43,11 @@ test-slow: $(INSTALLED)
 # What touches vLLM's inside (recording, live edits, the plugin, a served variant), on each of these releases' CPU builds, in an environment
 # each; MOTE_VLLM_SOURCES names folders of unpacked wheels of others (0.33 has no CPU build), whose sources are searched for every name
 # that is touched. A release goes over the dependencies of the newest, without its own: 0.31 caps transformers below the first that takes
-# our huggingface-hub, and runs with that one all the same. 0.30 passes but for recording, so it stands last.
+# our huggingface-hub, and runs with that one all the same.
 VLLM_RELEASES ?= 0.32.0 0.31.0 0.30.0
 VLLM_ENVIRONMENTS ?= .venv-vllm
 test-vllm: export OMP_NUM_THREADS ?= 1
+test-vllm: export MOTE_ANY_VLLM ?= 1
 test-vllm:
 	for release in $(VLLM_RELEASES); do \
 	  environment=$(VLLM_ENVIRONMENTS)-$$release; \

@@ -12,13 +12,14 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from ftri.engine.rows import HOOK, OWN_CAPTURE
 from ftri.traces.rows import expert_dtype
 from ftri.worker import internals
 from ftri.worker.request import Recording
 from rewriter.errors import InputError
 
 # Arguments of vLLM's engine that the parts above are built on; a user's value would be overwritten.
-RESERVED_ARGUMENTS = ("model", "revision", "worker_extension_cls", "enable_return_routed_experts")
+RESERVED_ARGUMENTS = ("model", "revision", "worker_extension_cls", "enable_return_routed_experts", "aux_output_config")
 # The other way to give one, NAME=VALUE.
 PAIR_OPTION = "--engine-argument"
 SECRET = "<secret>"
@@ -47,14 +48,30 @@ def prepare_environment() -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
+def check_release(version: str) -> None:
+    """See to it that a vLLM is one that recording and edits were run on.
+
+    Raises:
+        InputError: it is another one, and MOTE_ANY_VLLM is not set.
+    """
+    number = re.match(r"\d+\.\d+", version)
+    if (number is None or number[0] not in internals.TESTED_RELEASES) and not os.environ.get("MOTE_ANY_VLLM"):
+        raise InputError(
+            f"vLLM is {version}, expected {', '.join(internals.TESTED_RELEASES)}, the releases that MoTE was run on"
+            " (MOTE_ANY_VLLM=1 tries it all the same)"
+        )
+
+
 def check_arguments(given: Mapping[str, Any]) -> None:
     """Refuse engine arguments that vLLM does not have, or that are ours.
 
     Raises:
-        InputError: one is given.
+        InputError: one is given, or this vLLM is one that nothing was run on.
     """
     prepare_environment()
-    from vllm import EngineArgs
+    from vllm import EngineArgs, __version__
+
+    check_release(__version__)
 
     known = {field.name for field in dataclasses.fields(EngineArgs)}
     for name in given:
@@ -131,29 +148,40 @@ def check_slots_stay(arguments: Mapping[str, Any]) -> None:
 
 
 def choose_capture(
-    arguments: Mapping[str, Any], num_experts: int = 0, num_choices: int = 0, keeps_weights: bool = False
+    arguments: Mapping[str, Any],
+    num_experts: int = 0,
+    num_choices: int = 0,
+    keeps_weights: bool = False,
+    is_editable: bool = False,
 ) -> str:
     """How routing can be got out of an engine of these arguments: "routed_experts" where it takes the argument, else
-    "router_hook". vLLM's own capture keeps ids as wide as its experts need, which `num_choices` may not fit, and no weights."""
+    "router_hook".
+
+    vLLM's own capture keeps ids as wide as its experts need, which `num_choices` may not fit, and no weights. On a CPU it is
+    past what the kernels of vLLM's own classes route by themselves, and has zeros; `is_editable` classes have others.
+    """
     from vllm import EngineArgs
 
-    if keeps_weights or expert_dtype(num_choices) != expert_dtype(num_experts):
-        prefer_first_runner()
-        return "router_hook"
-    if "enable_return_routed_experts" in {field.name for field in dataclasses.fields(EngineArgs)}:
-        try:
-            EngineArgs(**arguments, enable_return_routed_experts=True).create_engine_config()
-        except (ValueError, NotImplementedError):
-            prefer_first_runner()
-            return "router_hook"
-        return "routed_experts"
-    prefer_first_runner()
-    return "router_hook"
+    asked = capture_arguments()
+    if not asked or keeps_weights or expert_dtype(num_choices) != expert_dtype(num_experts):
+        return HOOK
+    if internals.load("current_platform").is_cpu() and not is_editable:
+        return HOOK
+    try:
+        EngineArgs(**arguments, **asked).create_engine_config()
+    except (ValueError, NotImplementedError):
+        return HOOK
+    return OWN_CAPTURE
 
 
-def prefer_first_runner() -> None:
-    """Model runner V1 for the hook, unless the user chose: recording was run with it, and is only built for V2."""
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+def capture_arguments() -> dict[str, Any]:
+    """What asks vLLM for its own capture, by the argument that this release has; nothing where it has none."""
+    from vllm import EngineArgs
+
+    names = {field.name for field in dataclasses.fields(EngineArgs)}
+    if "aux_output_config" in names:
+        return {"aux_output_config": {"enable_return_routed_experts": True}}
+    return {"enable_return_routed_experts": True} if "enable_return_routed_experts" in names else {}
 
 
 def parse_engine_arguments(

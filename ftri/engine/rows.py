@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ftri.traces.rows import Experts, Weights, expert_dtype, fault_of, weights_fault_of
+from ftri.engine.errors import EngineError
+from ftri.traces.rows import REMEDY, Experts, Weights, expert_dtype, fault_of, weights_fault_of
 from rewriter.families.family import RouterLayout
 
+# How routing is had: from vLLM's own capture, or from the routers of ftri.worker.routers.
+OWN_CAPTURE, HOOK = "routed_experts", "router_hook"
 # What a rank answers for a request: its layers' experts and weights as bytes, None where another rank has the request.
 RankRows = tuple[bytes, bytes | None] | None
 
@@ -41,6 +44,52 @@ class Rows:
         if fault is None and self.weights is not None:
             fault = weights_fault_of(self.weights, num_rows, row_shape)
         return fault
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads the rows of finished requests from a started vLLM, and checks them."""
+
+    llm: Any  # vLLM's LLMEngine
+    capture: str  # OWN_CAPTURE or HOOK
+    layout: RouterLayout
+    rank_layers: Sequence[Sequence[int]] = ()  # with HOOK: the MoE layers of each rank
+    weights_dtype: str | None = None  # with HOOK, where weights are kept
+
+    def clear(self) -> None:
+        """Forget the rows of requests that nobody asked for."""
+        if self.capture == HOOK:
+            self.llm.collective_rpc("mote_clear")
+
+    def read(self, outputs: Sequence[Any], internal_ids: Mapping[str, str]) -> list[Rows]:
+        """The rows of vLLM's finished outputs, ascending within K; `internal_ids`: what its workers call each of them.
+
+        Raises:
+            EngineError: rows are missing, or cannot be what a router selected.
+        """
+        counts = [len(output.prompt_token_ids) + len(output.outputs[0].token_ids) - 1 for output in outputs]
+        if self.capture == OWN_CAPTURE:
+            found = [self._captured(output, count) for output, count in zip(outputs, counts, strict=True)]
+        else:
+            request_ids = [internal_ids[output.request_id] for output in outputs]
+            answers = self.llm.collective_rpc("mote_take", args=(request_ids, counts))
+            found = together(answers, self.rank_layers, counts, self.layout, self.weights_dtype)
+        rows = [one.ascending() for one in found]
+        for output, one, count in zip(outputs, rows, counts, strict=True):
+            fault = one.fault(count, self.layout)
+            if fault is not None:
+                raise EngineError(f"request {output.request_id} came back with {fault}; {REMEDY}")
+        return rows
+
+    def _captured(self, output: Any, num_rows: int) -> Rows:
+        """What vLLM's own capture returned: it counts dense layers too, and may have a row for the last token."""
+        captured = output.outputs[0].routed_experts
+        if captured is None:
+            raise EngineError(
+                f"request {output.request_id} came back without rows, though vLLM took the argument that asks for them,"
+                " expected routed_experts of every token"
+            )
+        return Rows(captured[:num_rows, list(self.layout.moe_layers)])
 
 
 def together(

@@ -10,6 +10,9 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+# Releases that `make test-vllm` runs; another one belongs here when it has passed (MOTE_ANY_VLLM=1 lets it be tried).
+TESTED_RELEASES = ("0.30", "0.31", "0.32")
+
 
 @dataclass(frozen=True)
 class Internal:
@@ -37,9 +40,15 @@ INTERNALS = {
         Internal(
             f"{FUSED_MOE}.runner.moe_runner",
             "MoERunner",
-            "a module per MoE layer with layer_id, router, routed_experts.quant_method.is_monolithic, moe_config",
+            "a module per MoE layer with layer_id, layer_name, router, routed_experts.quant_method.is_monolithic, moe_config",
             "0.28",
-            ("router", "routed_experts", "moe_config", "layer_id"),
+            ("router", "routed_experts", "moe_config", "layer_id", "layer_name"),
+        ),
+        Internal(
+            "vllm.forward_context",
+            "get_forward_context",
+            "within a step, no_compile_layers has the modules of MoE layers by layer_name",
+            "0.28",
         ),
         Internal(
             f"{FUSED_MOE}.router.base_router",
@@ -185,16 +194,16 @@ INTERNALS = {
             "vllm.config.vllm",
             "VllmConfig",
             "handed to a model's constructor: model_config.hf_config (on which hf_overrides are set), scheduler_config, "
-            "parallel_config, device_config, compilation_config",
+            "parallel_config, device_config, compilation_config; use_v2_model_runner says which runner will run it",
             "0.28",
-            ("model_config", "scheduler_config", "parallel_config", "device_config", "compilation_config"),
+            ("model_config", "scheduler_config", "parallel_config", "device_config", "compilation_config")
+            + ("use_v2_model_runner",),
         ),
         Internal(
             "vllm.engine.arg_utils",
             "EngineArgs",
             "fields by name; add_cli_args(parser); create_engine_config() raises ValueError or NotImplementedError for what this "
-            "build cannot do; enable_return_routed_experts (since 0.31 a short form of aux_output_config) has routed_experts "
-            "returned",
+            "build cannot do; aux_output_config, or before 0.31 enable_return_routed_experts, has routed_experts returned",
             "0.28",
             ("add_cli_args", "create_engine_config", "enable_return_routed_experts"),
         ),

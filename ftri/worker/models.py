@@ -72,7 +72,9 @@ def editable_model_class(architecture: str) -> type:
                 tables.fill(0, *planned_sets(dial))
                 return
         self.mote_requests = Requests(tables, read_live_edit if dial is None else dial.read)
-        hook_runner_v1()
+        if not vllm_config.use_v2_model_runner:
+            hook_runner_v1()
+            return
 
         def model_state_class() -> type:
             # Model runner V2 asks a model for its own kind of state first; with this answer hidden, it finds the base's.

@@ -1,8 +1,7 @@
 """Inside a vLLM worker: which experts every token selected, attributed by the cache slot the token was written to.
 
 The routers of ftri.worker.routers write what they selected, after any edit, into buffers of fixed place (`StepRows`), so that
-a compiled or captured step would fill them as an eager one does (not run yet, so the engine records eagerly). After a
-step its rows go to a table by cache slot.
+a compiled or captured step fills them as an eager one does. After a step its rows go to a table by cache slot.
 
 Every token that is run through the model is written to a slot of the KV cache, and its routing belongs to it for as long
 as the cached keys and values do. So a request's rows are read off through its blocks when it has finished. Mixed batches,

@@ -11,8 +11,6 @@ Letters of shapes: N tokens of a step, E experts, K selected experts.
 from __future__ import annotations
 
 import functools
-import itertools
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -62,7 +60,7 @@ def editable_class(router_class: Any) -> type:
         if self.mote_tables is None and self.mote_rows is None:
             return weights, ids
         if torch.compiler.is_compiling():
-            return route_in_graph(hidden_states, router_logits, weights, ids, self.mote_number)
+            return route_in_graph(hidden_states, router_logits, weights, ids, self.mote_layer_name)
         return self.mote_route(hidden_states, router_logits, weights, ids)
 
     def mote_route(
@@ -110,26 +108,25 @@ def editable_class(router_class: Any) -> type:
     )
 
 
-# Routers by their mote_number, as long as their model lives: an operator takes numbers and tensors only.
-ROUTERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-NUMBERS = itertools.count()
-
-
 @torch.library.custom_op("mote::route", mutates_args=())
 def route_in_graph(
-    hidden_states: torch.Tensor, router_logits: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, number: int
+    hidden_states: torch.Tensor, router_logits: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, layer_name: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A router's edit and record as one operator of a compiled graph, where vLLM compiles routers with the model (its CPU
     build; on GPUs they lie behind an operator of its own). Compiled into the graph instead, the edit's results reach vLLM's CPU
-    kernel in a layout that it does not expect (vLLM 0.32: it takes routing for contiguous, whatever its strides)."""
-    edited, selected = ROUTERS[number].mote_route(hidden_states, router_logits, weights, ids)
+    kernel in a layout that it does not expect (vLLM 0.32: it takes routing for contiguous, whatever its strides).
+
+    The router is found by its layer's name, as vLLM's own operators find theirs: graphs are kept on disk, and taken for
+    later models of the same kind."""
+    layer = internals.load("get_forward_context")().no_compile_layers[layer_name]
+    edited, selected = layer.router.mote_route(hidden_states, router_logits, weights, ids)
     # An operator's results are never its arguments.
     return (edited.clone() if edited is weights else edited), (selected.clone() if selected is ids else selected)
 
 
 @route_in_graph.register_fake
 def _shapes_in_graph(
-    hidden_states: torch.Tensor, router_logits: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, number: int
+    hidden_states: torch.Tensor, router_logits: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, layer_name: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(weights), torch.empty_like(ids)
 
@@ -141,32 +138,33 @@ def edit_routing(
 
     weights: [N, K and more] float32, ids: [N, K and more] int: the router's selection; behind the first K columns stand
     shared experts that some kernels run along, which stay. row: the layer's in the tables. reselect: per-token biases
-    [N, E] and whose logit becomes the others' mean, bool [N, E] -> (weights [N, K], ids [N, K]). Returns both anew.
+    [N, E] and whose logit becomes the others' mean, bool [N, E] -> (weights [N, K], ids [N, K]). Returns weights anew, and ids
+    too where they can change.
     """
-    needed, top_k = tables.needed[row], tables.top_k
-    # With one slot every token has it, also those of other ranks, which the step does not know of.
-    slots = tables.slots[: ids.shape[0]] if tables.num_slots > 1 else ids.new_zeros(ids.shape[0], dtype=torch.int64)
-    # Padding may be marked by an id of -1, and unsigned ids know few operations.
-    selected = ids[:, :top_k].to(torch.int64)
-    edited, index = weights[:, :top_k], selected.clamp(min=0)
-    if needed & REROUTES:
-        new_weights, new_ids = reselect(tables.bias[row][slots], tables.is_centroid[row][slots])
-        is_rerouted = tables.is_rerouted[row][slots].unsqueeze(1)
-        edited = torch.where(is_rerouted, new_weights[:, :top_k].to(edited.dtype), edited)
-        index = torch.where(is_rerouted, new_ids[:, :top_k].to(torch.int64), index)
-    before = edited.sum(dim=-1, keepdim=True)
-    is_stimulated = None
-    if needed & STIMULATES:
-        edited, index, is_stimulated = stimulate(
-            edited, index, tables.factor[row][slots], tables.stimulated[row][slots], tables.strength[slots].unsqueeze(1)
-        )
+    needed, top_k, num_tokens = tables.needed[row], tables.top_k, ids.shape[0]
+    own_weights, own_ids = (weights, ids) if ids.shape[1] == top_k else (weights[:, :top_k], ids[:, :top_k])
+    edited, selected = own_weights.contiguous(), own_ids
+    if needed & (REROUTES | STIMULATES):
+        slots = tables.slots_of(num_tokens)
+        # Padding may be marked by an id of -1, and unsigned ids know few operations.
+        index = own_ids.to(torch.int64).clamp(min=0)
+        if needed & REROUTES:
+            new_weights, new_ids = reselect(tables.bias[row][slots], tables.is_centroid[row][slots])
+            is_rerouted = tables.is_rerouted[row][slots].unsqueeze(1)
+            edited = torch.where(is_rerouted, new_weights[:, :top_k].to(edited.dtype), edited)
+            index = torch.where(is_rerouted, new_ids[:, :top_k].to(torch.int64), index)
+        before = edited.sum(dim=-1, keepdim=True)
+        if needed & STIMULATES:
+            stimulated, strength = tables.stimulated[row][slots], tables.strength[slots].unsqueeze(1)
+            edited, index = stimulate(edited, index, tables.factor[row][slots], stimulated, strength)
+        selected = torch.where(own_ids.to(torch.int64) < 0, own_ids.to(torch.int64), index).to(ids.dtype)
+    else:
+        before = edited.sum(dim=-1, keepdim=True)
     if needed & WEIGHS:
-        factor = tables.factor[row][slots.unsqueeze(1), index]
-        edited = weigh(edited, before, factor, is_stimulated, tables.renormalizes[slots].unsqueeze(1))
-    new = torch.where(selected < 0, selected, index).to(ids.dtype)
+        edited = weigh(edited, before, tables.factor_of(row, selected), tables.renormalizes_of(num_tokens))
     if ids.shape[1] > top_k:
-        return torch.cat([edited, weights[:, top_k:]], dim=1), torch.cat([new, ids[:, top_k:]], dim=1)
-    return edited.contiguous(), new.contiguous()
+        return torch.cat([edited, weights[:, top_k:]], dim=1), torch.cat([selected, ids[:, top_k:]], dim=1)
+    return edited.contiguous(), selected.contiguous()
 
 
 def routing_rule(router: Any) -> RoutingRule | None:
@@ -208,8 +206,7 @@ def reach(model: torch.nn.Module) -> list[int]:
             raise UneditableError(KERNEL_SENTENCE.format(layer=layer))
         # Some methods choose their kernel only when weights are loaded.
         runner.routed_experts.forward_monolithic = refuse_monolithic(layer)
-        runner.router.mote_row, runner.router.mote_number = row, next(NUMBERS)
-        ROUTERS[runner.router.mote_number] = runner.router
+        runner.router.mote_row, runner.router.mote_layer_name = row, runner.layer_name
     return list(runners)
 
 

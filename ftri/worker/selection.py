@@ -75,12 +75,11 @@ def with_mean_logits(logits: torch.Tensor, is_centroid: torch.Tensor) -> torch.T
 
 def stimulate(
     weights: torch.Tensor, ids: torch.Tensor, factor: torch.Tensor, stimulated: torch.Tensor, strength: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Add stimulated experts to the selection as the paper does (arXiv 2502.11096), with the largest weight.
 
     weights: [N, K] float32; ids: [N, K] int64; factor: [N, E] float32, below 1 where an expert is suppressed; stimulated:
-    [N, K] int64, -1 behind a token's last one; strength: [N, 1] float32 of 0..1. Returns weights and ids anew, and where a
-    stimulated expert stands, bool [N, K].
+    [N, K] int64, -1 behind a token's last one; strength: [N, 1] float32 of 0..1. Returns weights and ids anew.
 
     An expert that was not selected takes the slot of the selected expert of the lowest weight (of equal ones, the lowest
     id), leaving out the stimulated ones, and the suppressed ones as long as there are others. Its weight is the largest that
@@ -107,26 +106,19 @@ def stimulate(
     changed = torch.where(
         is_stimulated, torch.lerp(start, largest.expand_as(start), strength.expand_as(start)), weights
     )
-    return changed, widened[:, :-1], is_stimulated
+    return changed, widened[:, :-1]
 
 
 def weigh(
-    weights: torch.Tensor,
-    before: torch.Tensor,
-    factor: torch.Tensor,
-    is_stimulated: torch.Tensor | None,
-    renormalizes: torch.Tensor,
+    weights: torch.Tensor, before: torch.Tensor, factor: torch.Tensor, renormalizes: torch.Tensor
 ) -> torch.Tensor:
     """Weaken suppressed experts, and give their share to the others where the edit says so.
 
     weights: [N, K] float32; before: [N, 1] float32, their sum before any edit; factor: [N, K] float32, what each selected
-    expert's weight is multiplied with; renormalizes: [N, 1] bool. A token that no part of an edit touched keeps its bits;
-    where nothing but suppressed experts was selected, all weights are 0.
+    expert's weight is multiplied with; renormalizes: [N, 1] bool. A token of the base, or that no part of an edit touched, keeps
+    its bits (the two sums are then of the same numbers); where nothing but suppressed experts was selected, all weights are 0.
     """
-    is_touched = factor != 1
-    if is_stimulated is not None:
-        is_touched = is_touched | is_stimulated
     edited = weights * factor
     after = edited.sum(dim=-1, keepdim=True)
-    scale = torch.where(after > 0, before / after, torch.zeros_like(after))
-    return torch.where(is_touched.any(dim=-1, keepdim=True) & renormalizes, edited * scale, edited)
+    ratio = before / torch.where(after == 0, 1.0, after)
+    return edited * torch.where(renormalizes, ratio, 1.0)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -43,6 +44,9 @@ class EditTables:
     strength: torch.Tensor = field(init=False)  # [S] float32, of stimulation
     renormalizes: torch.Tensor = field(init=False)  # [S] bool
     slots: torch.Tensor = field(init=False)  # [N of the largest step] int64: every token's slot
+    # What of a slot every layer asks for, by token: where its factors begin, [N, 1] int64, and [N, 1] bool.
+    starts: torch.Tensor = field(init=False)
+    token_renormalizes: torch.Tensor = field(init=False)
     needed: list[int] = field(init=False)  # what the step's edits do in each layer: REROUTES | WEIGHS | STIMULATES
 
     def __post_init__(self) -> None:
@@ -58,6 +62,10 @@ class EditTables:
         self.strength = torch.ones(self.num_slots, **number)
         self.renormalizes = torch.zeros(self.num_slots, dtype=torch.bool, device=device)
         self.slots = torch.zeros(self.num_tokens, dtype=torch.int64, device=device)
+        self.starts = torch.zeros(self.num_tokens, 1, dtype=torch.int64, device=device)
+        self.token_renormalizes = torch.zeros(self.num_tokens, 1, dtype=torch.bool, device=device)
+        # Indexing a tensor of all layers costs as much as what is then done with one.
+        self._factor_of_row = [factor.view(-1) for factor in self.factor]
         self.needed = [0 if self.is_eager else EVERYTHING] * len(self.layers)
         self._row = {layer: row for row, layer in enumerate(self.layers)}
         # The edit of each slot but 0, the least recently used first, and what it does by row.
@@ -66,18 +74,46 @@ class EditTables:
         self._needs: dict[int, dict[int, int]] = {0: {}}
         self._is_base = True
         self._is_fixed = False
+        self._last_step: tuple[Sequence[Any], Sequence[int]] = ((), ())
+
+    def slots_of(self, num_tokens: int) -> torch.Tensor:
+        """The slots [N] of a step's tokens; with one slot every token has it, also those of other ranks, which the step does not
+        know of."""
+        if self.num_slots == 1:
+            return torch.zeros(num_tokens, dtype=torch.int64, device=self.device)
+        return self.slots[:num_tokens]
+
+    def factor_of(self, row: int, ids: torch.Tensor) -> torch.Tensor:
+        """The factors [N, K] float32 of the experts `ids` [N, K] int that a layer's tokens selected; anything for ids of -1."""
+        wide = ids if ids.dtype in (torch.int32, torch.int64) else ids.to(torch.int64)
+        if self.num_slots == 1:
+            return self._factor_of_row[row][wide.to(torch.int64)]
+        return self._factor_of_row[row][self.starts[: ids.shape[0]] + wide]
+
+    def renormalizes_of(self, num_tokens: int) -> torch.Tensor:
+        """Whether the weights of each token keep their sum, [N, 1] bool, or [1] for all of them."""
+        return self.renormalizes if self.num_slots == 1 else self.token_renormalizes[:num_tokens]
 
     def write_step(self, edits: Sequence[tuple[Hashable, RequestEdit] | None], counts: Sequence[int]) -> None:
         """Make the tables those of a step: an edit (with the key that it is known by) or None for the base, and the number
         of tokens, of each of its requests in batch order. Tokens behind them, which pad a step, are the base's."""
         if self._is_base and not any(edits):
             return
+        # Most steps are of the same requests as the one before, a token each.
+        if edits == self._last_step[0] and counts == self._last_step[1]:
+            return
+        self._last_step = edits, counts
         wanted = {edit[0] for edit in edits if edit is not None}
         slot_numbers = [0 if edit is None else self._slot(edit, wanted) for edit in edits]
         self._is_base = not any(slot_numbers)
         used = torch.repeat_interleave(torch.tensor(slot_numbers), torch.tensor(counts))
-        self.slots[: len(used)] = used.to(self.slots.device)
-        self.slots[len(used) :] = 0
+        count = len(used)
+        self.slots[:count] = used.to(self.slots.device)
+        self.slots[count:] = 0
+        self.starts[:count, 0] = self.slots[:count] * self.num_experts
+        self.starts[count:] = 0
+        self.token_renormalizes[:count, 0] = self.renormalizes[self.slots[:count]]
+        self.token_renormalizes[count:] = False
         if self.is_eager and not self._is_fixed:
             self.needed = [0] * len(self.layers)
             for slot in set(slot_numbers):

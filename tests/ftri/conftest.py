@@ -22,6 +22,7 @@ def tiny_r1(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_r1: Path) -> Iterator[Engine]:
     with drop_stale_vllm_settings():
-        engine = Engine(str(tiny_r1), record=True, live_edits=True, engine_arguments=ENGINE_ARGUMENTS)
+        options = {"record": True, "weights": "float32", "live_edits": True}
+        engine = Engine(str(tiny_r1), **options, engine_arguments=ENGINE_ARGUMENTS)
     yield engine
     engine.close()

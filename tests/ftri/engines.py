@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from ftri.prompts.sets import PromptRecord, what_happened_listed
 
@@ -33,6 +34,21 @@ def drop_stale_vllm_settings() -> Iterator[None]:
     yield
 
 
+def runner_v2(work: Path) -> dict[str, str]:
+    """The environment in which vLLM's CPU build runs its model runner V2.
+
+    V2 wants Triton's CPU backend, which no wheel has; but Triton's interpreter runs its kernels on a CPU as well. So the
+    backend that vLLM looks for is one by name only, of a package's metadata in `work`, as Triton finds its backends.
+    """
+    pytest.importorskip("triton", reason="vLLM's model runner V2 needs Triton")
+    metadata = work / "cpu_backend-1.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: cpu-backend\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[triton.backends]\ncpu = triton.backends.nvidia\n")
+    path = os.pathsep.join(filter(None, [str(work), os.environ.get("PYTHONPATH")]))
+    return {"VLLM_USE_V2_MODEL_RUNNER": "1", "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+
+
 def run_engine(work: Path, environment: dict[str, str] | None = None, **job: Any) -> list[dict[str, Any]]:
     """Run this file as a script on a job (see main) and return its responses, experts as arrays."""
     work.mkdir(parents=True, exist_ok=True)
@@ -52,23 +68,28 @@ def run_engine(work: Path, environment: dict[str, str] | None = None, **job: Any
 
 
 def main(work: Path) -> None:
-    """Generate for a job {model, count, arguments, prefix, temperature, max_tokens, edits, record}; facts of the run go into
-    facts.json. `edits` are keywords of RouterEdit or None; every prompt is run with each of them, in one batch."""
+    """Generate for a job {model, count, arguments, prefix, temperature, max_tokens, edits, live_edits, record, starts};
+    facts of the run go into facts.json. `edits` are keywords of RouterEdit or None; every prompt is run with each of them, in one
+    batch. With `starts` above 1 the engine is started that often, and the last one answers."""
     from ftri.engine.edits import RouterEdit
     from ftri.engine.engine import Engine, Sampling
 
     job = json.loads((work / "job.json").read_text())
     edits = [None if given is None else RouterEdit(**given) for given in job.get("edits", [None])]
-    options = {"record": job.get("record", True), "live_edits": any(edits)}
+    options = {"record": job.get("record", True), "live_edits": job.get("live_edits", any(edits))}
+    for _ in range(job.get("starts", 1) - 1):
+        Engine(job["model"], **options, engine_arguments=job["arguments"]).close()
     with Engine(job["model"], **options, engine_arguments=job["arguments"]) as engine:
         each = [engine.render(prompt) for prompt in prompts(job["count"], job.get("prefix", ""))]
         rendered = [prompt for prompt in each for _ in edits]
         sampling = Sampling(max_tokens=job.get("max_tokens", MAX_TOKENS), temperature=job.get("temperature", 0.0))
-        facts = watch(engine)
+        facts: dict[str, Any] = watch(engine)
         found = sorted(
             engine.generate(rendered, sampling, edit=edits * len(each) if any(edits) else None),
             key=lambda one: one.index,
         )
+        runner = type(engine._llm.model_executor.driver_worker.worker.model_runner)
+        facts |= {"runner": f"{runner.__module__}.{runner.__name__}", "capture": engine.capture}
     responses = [{"prompt_token_ids": one.prompt.token_ids, "token_ids": one.token_ids} for one in found]
     (work / "responses.json").write_text(json.dumps(responses))
     (work / "facts.json").write_text(json.dumps(facts))
@@ -103,26 +124,42 @@ def watch(engine: Any) -> dict[str, int]:
     return facts
 
 
-def reference_experts(folder: Path, sequences: Sequence[Sequence[int]], dtype: str = "float32") -> list[np.ndarray]:
-    """The experts [T, L, K], ascending within K, that transformers selects for token sequences of length T."""
+def reference_rows(
+    folder: Path, sequences: Sequence[Sequence[int]], dtype: str = "float32"
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The experts [T, L, K], ascending within K, and their weights [T, L, K] float32, that transformers selects for token
+    sequences of length T; without the routed scaling factor, which vLLM applies to DeepSeek-V3's layer output."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     selected: dict[int, Any] = {}
+    scaling = model.config.routed_scaling_factor
 
     def keep(layer: int) -> Any:
-        return lambda module, arguments, output: selected.__setitem__(layer, output[2])
+        return lambda module, arguments, output: selected.__setitem__(layer, output[1:])
 
     routers = {number: layer.mlp.gate for number, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "gate")}
     for number, router in routers.items():
         router.register_forward_hook(keep(number))
-    experts = []
+    rows = []
     for token_ids in sequences:
         with torch.no_grad():
             model(torch.tensor([list(token_ids)]))
-        experts.append(np.sort(np.stack([selected[number].numpy() for number in sorted(routers)], axis=1), axis=-1))
-    return experts
+        weights, experts = (
+            np.stack([selected[number][place].float().numpy() for number in sorted(routers)], axis=1)
+            for place in (0, 1)
+        )
+        order = experts.argsort(axis=-1)
+        rows.append(
+            (np.take_along_axis(experts, order, -1).astype(int), np.take_along_axis(weights, order, -1) / scaling)
+        )
+    return rows
+
+
+def reference_experts(folder: Path, sequences: Sequence[Sequence[int]], dtype: str = "float32") -> list[np.ndarray]:
+    """The experts of reference_rows."""
+    return [experts for experts, _ in reference_rows(folder, sequences, dtype)]
 
 
 def ran(prompt_token_ids: Sequence[int], token_ids: Sequence[int]) -> list[int]:

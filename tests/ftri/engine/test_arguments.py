@@ -1,18 +1,27 @@
 """The defaults beneath a user's engine arguments."""
 
+import re
+from dataclasses import make_dataclass
+from pathlib import Path
+
 import pytest
+import vllm
 from vllm.platforms import current_platform
 
 from ftri.engine.arguments import (
+    capture_arguments,
     check_arguments,
+    check_release,
     check_slots_stay,
     choose_arguments,
     choose_capture,
     parse_engine_arguments,
     without_secrets,
 )
+from ftri.worker.internals import TESTED_RELEASES
 from rewriter.errors import InputError
 
+REPOSITORY = Path(__file__).parents[3]
 on_cpu = pytest.mark.skipif(not current_platform.is_cpu(), reason="a default for CPU engines")
 
 
@@ -100,3 +109,43 @@ def test_secrets_are_taken_out_of_what_is_written_down():
         "kv_transfer_config": {"auth_token": "<secret>", "urls": ["http://<secret>@host.test"]},
     }
     assert without_secrets({"hf_token": True}) == {"hf_token": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked"),
+    [
+        (
+            ["enable_return_routed_experts", "aux_output_config"],
+            {"aux_output_config": {"enable_return_routed_experts": True}},
+        ),
+        (["enable_return_routed_experts"], {"enable_return_routed_experts": True}),
+        ([], {}),
+    ],
+)
+def test_vllms_own_capture_is_asked_for_by_the_argument_that_it_has(monkeypatch, fields, asked):
+    monkeypatch.setattr(vllm, "EngineArgs", make_dataclass("EngineArgs", fields))
+    assert capture_arguments() == asked
+
+
+@pytest.mark.parametrize("version", ["0.29.1", "0.33.0", "1.30", "dev"])
+def test_a_release_that_nothing_was_run_on_is_named(monkeypatch, version):
+    monkeypatch.delenv("MOTE_ANY_VLLM", raising=False)
+    with pytest.raises(InputError, match=f"vLLM is {version}, expected 0.30, 0.31, 0.32"):
+        check_release(version)
+    monkeypatch.setenv("MOTE_ANY_VLLM", "1")
+    check_release(version)
+
+
+def test_the_releases_that_are_taken_are_those_that_are_tested():
+    """The Makefile runs them, the README has a row for each, pip may install none but them."""
+    for release in ("0.30.0", "0.31.0", "0.32.0", "0.32.1.dev3+cpu"):
+        check_release(release)
+    makefile, readme, project = (
+        (REPOSITORY / name).read_text() for name in ("Makefile", "README.md", "pyproject.toml")
+    )
+    (run,) = re.findall(r"VLLM_RELEASES \?= (.*)", makefile)
+    assert {release.rpartition(".")[0] for release in run.split()} == set(TESTED_RELEASES)
+    for release in TESTED_RELEASES:
+        assert re.search(rf"^\|[^|]*{release}[^|]*\|", readme, re.MULTILINE), release
+    allowed = re.findall(r'"vllm(?:-cpu)?[=>]=(\d+\.\d+)', project)
+    assert allowed and set(allowed) <= set(TESTED_RELEASES)

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from ftri.engine.engine import Engine, EngineError, Sampling
-from ftri.prompts.rendering import RenderedPrompt
+from ftri.engine.answers import Request
+from ftri.engine.errors import EngineError
+from ftri.engine.run_loop import RunLoop
 
 pytestmark = pytest.mark.vllm
 
@@ -33,14 +34,6 @@ class DyingEngine:
         raise RuntimeError("the second failure")
 
 
-def engine_of(llm: DyingEngine) -> Engine:
-    """An engine around a double, without the start of a real one."""
-    engine = Engine.__new__(Engine)
-    engine._llm, engine.capture, engine.has_edits = llm, None, False
-    engine._in_flight_limit, engine._next_request, engine._is_dead = 4, 0, False
-    return engine
-
-
 def dead_engine_error() -> Exception:
     from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -50,9 +43,8 @@ def dead_engine_error() -> Exception:
 @pytest.mark.parametrize("make", [lambda: RuntimeError("CUDA out of memory"), dead_engine_error])
 def test_the_first_failure_is_the_one_that_is_told(make: Any) -> None:
     error = make()
-    engine = engine_of(DyingEngine(error))
-    prompt = RenderedPrompt("p", "hello", "hello", [1, 2])
+    loop = RunLoop(DyingEngine(error), rows=None, in_flight_limit=4)
     with pytest.raises(EngineError, match="vLLM failed while it ran") as caught:
-        list(engine.generate([prompt], Sampling(max_tokens=4)))
+        list(loop.run(iter([Request("p", [1, 2], "p", params=None)])))
     assert str(error).splitlines()[0].rstrip(".") in str(caught.value)
     assert caught.value.__cause__ is error

@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from engines import ENGINE_ARGUMENTS, MAX_TOKENS, prompts, ran, reference_experts, run_engine
+from engines import ENGINE_ARGUMENTS, MAX_TOKENS, prompts, ran, reference_experts, reference_rows, run_engine, runner_v2
 
 from ftri.engine.edits import RouterEdit
 from ftri.engine.engine import Engine, EngineError, Generation, Sampling
+from ftri.prompts.rendering import RenderedPrompt
 from ftri.prompts.sets import PromptRecord
 from rewriter.errors import InputError, MoteError
 
@@ -37,8 +39,10 @@ def test_shapes_and_dtype(tiny_engine: Engine, batched: list[Generation]) -> Non
 
 def test_all_tokens_route_as_in_transformers(tiny_r1: Path, batched: list[Generation]) -> None:
     sequences = [ran(generation.prompt.token_ids, generation.token_ids) for generation in batched]
-    for generation, expected in zip(batched, reference_experts(tiny_r1, sequences), strict=True):
-        np.testing.assert_array_equal(generation.experts, expected)
+    for generation, (experts, weights) in zip(batched, reference_rows(tiny_r1, sequences), strict=True):
+        np.testing.assert_array_equal(generation.experts, experts)
+        assert generation.weights is not None and generation.weights.dtype == np.float32
+        np.testing.assert_allclose(generation.weights, weights, rtol=1e-5)
 
 
 def test_one_at_a_time_gives_the_same_tokens_and_rows(tiny_engine: Engine, batched: list[Generation]) -> None:
@@ -109,47 +113,72 @@ CROWDED = ENGINE_ARGUMENTS | {
 SHARED_BEGINNING = "Please answer in a few plain words only. "
 
 
+EDITS = [
+    None,
+    {"semantics": "drop-renorm", "suppress": [[1, 12], [2, 11], [3, 4]], "stimulate": [[2, 5]]},
+    {"semantics": "reroute", "suppress": [[1, 12], [2, 11], [3, 4]]},
+    {"semantics": "drop", "suppress": [[1, 12]]},
+]
+
+
+def assert_as_the_eager_engine(
+    found: list[dict[str, Any]], edits: list[Any], engine: Engine, rendered: list[RenderedPrompt], max_tokens: int
+) -> None:
+    """Each prompt's answer and rows under each edit are those of the roomy, eager engine with model runner V1, and the edits'
+    are not the base's."""
+    for number, given in enumerate(edits):
+        edit = None if given is None else RouterEdit(**given)
+        for expected in engine.generate(rendered, Sampling(max_tokens=max_tokens), edit=edit):
+            one, base = found[expected.index * len(edits) + number], found[expected.index * len(edits)]
+            assert one["token_ids"] == expected.token_ids
+            np.testing.assert_array_equal(one["experts"], expected.experts)
+            assert given is None or not np.array_equal(one["experts"], base["experts"]) or given["semantics"] == "drop"
+
+
+@pytest.mark.parametrize("runner", ["V1", pytest.param("V2", marks=pytest.mark.slow)])
 def test_chunks_preemption_and_cached_prefixes_change_no_row(
-    tiny_engine: Engine, tiny_r1: Path, tmp_path: Path
+    tiny_engine: Engine, tiny_r1: Path, tmp_path: Path, runner: str
 ) -> None:
     """Nor does the edit of the next request: every prompt is run as it is and with two edits, whose cached prefixes would be
     wrong for each other."""
-    edits = [
-        None,
-        {"semantics": "drop-renorm", "suppress": [[1, 12], [2, 11], [3, 4]], "stimulate": [[2, 5]]},
-        {"semantics": "reroute", "suppress": [[1, 12], [2, 11], [3, 4]]},
-    ]
+    edits = EDITS[:3]
     job = {"model": str(tiny_r1), "count": 16, "prefix": SHARED_BEGINNING, "arguments": CROWDED, "max_tokens": 24}
-    found = run_engine(tmp_path, {"VLLM_MLA_DISABLE": "1"}, **job, edits=edits)
+    environment = {"VLLM_MLA_DISABLE": "1"} | (runner_v2(tmp_path) if runner == "V2" else {})
+    found = run_engine(tmp_path, environment, **job, edits=edits)
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert all(facts.values()), f"the test means to provoke all of these: {facts}"
-    base, *edited = [found[number :: len(edits)] for number in range(len(edits))]
+    assert facts["capture"] == "router_hook" and ("worker.cpu." in facts["runner"]) == (runner == "V2")
+    base = found[:: len(edits)]
     sequences = [ran(one["prompt_token_ids"], one["token_ids"]) for one in base]
     for one, expected in zip(base, reference_experts(tiny_r1, sequences), strict=True):
         np.testing.assert_array_equal(one["experts"], expected)
     rendered = [tiny_engine.render(prompt) for prompt in prompts(16, SHARED_BEGINNING)]
-    for crowded, given in zip(edited, edits[1:], strict=True):
-        assert given is not None
-        edit = RouterEdit(**given)  # type: ignore[arg-type]
-        for roomy in tiny_engine.generate(rendered, Sampling(max_tokens=24), edit=edit):
-            assert crowded[roomy.index]["token_ids"] == roomy.token_ids
-            np.testing.assert_array_equal(crowded[roomy.index]["experts"], roomy.experts)
-        pairs = zip(crowded, base, strict=True)
-        assert not any(np.array_equal(one["experts"], other["experts"]) for one, other in pairs)
+    assert_as_the_eager_engine(found, edits, tiny_engine, rendered, 24)
 
 
 @pytest.mark.slow
-def test_a_compiled_engine_edits_as_an_eager_one(tiny_engine: Engine, tiny_r1: Path, tmp_path: Path) -> None:
-    edits = [None, {"semantics": "drop-renorm", "suppress": [[1, 12]], "stimulate": [[2, 5]]}]
-    edits += [{"semantics": "reroute", "suppress": [[1, 12], [3, 4]]}, {"semantics": "drop", "suppress": [[1, 12]]}]
+def test_a_compiled_engine_edits_and_records_as_an_eager_one(
+    tiny_engine: Engine, tiny_r1: Path, tmp_path: Path
+) -> None:
+    """Also the second of a process, which takes the first one's graphs from disk."""
     arguments = ENGINE_ARGUMENTS | {"enforce_eager": False}
-    job = {"model": str(tiny_r1), "count": 16, "arguments": arguments, "record": False}
-    found = run_engine(tmp_path, **job, edits=edits)
+    found = run_engine(tmp_path, model=str(tiny_r1), count=16, arguments=arguments, edits=EDITS, starts=2)
     rendered = [tiny_engine.render(prompt) for prompt in prompts(16)]
-    for number, given in enumerate(edits):
-        edit = None if given is None else RouterEdit(**given)  # type: ignore[arg-type]
-        for eager in tiny_engine.generate(rendered, Sampling(max_tokens=MAX_TOKENS), edit=edit):
-            assert found[eager.index * len(edits) + number]["token_ids"] == eager.token_ids
+    assert_as_the_eager_engine(found, EDITS, tiny_engine, rendered, MAX_TOKENS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capture", ["routed_experts", "router_hook"])
+def test_vllms_own_capture_is_read(tiny_r1: Path, tmp_path: Path, capture: str) -> None:
+    """AuxOutput wants model runner V2 and prefix caching. On a CPU it has nothing but zeros where the routers are not editable,
+    so that the hook is taken there."""
+    arguments = ENGINE_ARGUMENTS | {"enable_prefix_caching": True}
+    job = {"model": str(tiny_r1), "count": 8, "arguments": arguments, "live_edits": capture == "routed_experts"}
+    found = run_engine(tmp_path, {"VLLM_MLA_DISABLE": "1"} | runner_v2(tmp_path), **job)
+    assert json.loads((tmp_path / "facts.json").read_text())["capture"] == capture
+    sequences = [ran(one["prompt_token_ids"], one["token_ids"]) for one in found]
+    for one, expected in zip(found, reference_experts(tiny_r1, sequences), strict=True):
+        np.testing.assert_array_equal(one["experts"], expected)
 
 
 @pytest.mark.slow
@@ -173,7 +202,7 @@ def test_in_bfloat16_only_near_ties_differ(tiny_r1: Path, tmp_path: Path) -> Non
     [
         ({"max_modle_len": 1}, "max_modle_len is not an engine argument of this vLLM"),
         ({"worker_extension_cls": "x"}, "worker_extension_cls is set by MoTE itself"),
-        ({"enforce_eager": False}, "enforce_eager is false"),
+        ({"aux_output_config": {"max_bytes": 1}}, "aux_output_config is set by MoTE itself"),
     ],
 )
 def test_wrong_engine_arguments_are_named(tiny_r1: Path, arguments: dict[str, object], sentence: str) -> None:

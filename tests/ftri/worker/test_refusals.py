@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from ftri.worker.models import SALTED_CONNECTORS, refuse_unsupported
+from ftri.worker.models import SALTED_CONNECTORS, refuse_unrecorded, refuse_unsupported
 from ftri.worker.routers import UneditableError, reach, refuse_monolithic
 
 
@@ -48,7 +48,17 @@ def test_settings_that_edits_per_request_cannot_bear_are_refused_by_name(name: s
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("enable_dbo", True), ("prefill_context_parallel_size", 2), ("decode_context_parallel_size", 2)],
+)
+def test_settings_that_a_recording_cannot_bear_are_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} is {value}, expected it off while routing is recorded$"):
+        refuse_unrecorded(config(**{name: value}))
+
+
 def test_what_they_can_bear_is_not_refused() -> None:
+    refuse_unrecorded(config(data_parallel_size=2, enable_sp=True))
     refuse_unsupported(config())
     refuse_unsupported(config(enable_adaptive_verification=False))
     for connector in (None, *SALTED_CONNECTORS):

@@ -195,6 +195,22 @@ def test_slots_are_reused_when_edits_outnumber_them() -> None:
     assert not tables.slots.any() and (tables.factor[:, 0] == 1).all() and tables.bias[:, 0].isnan().all()
 
 
+def test_a_step_of_the_same_requests_is_not_written_again() -> None:
+    tables, edit = make_tables(), ("a", RequestEdit(factor=[(7, 2, 0.0)], renormalize=True))
+    for _ in range(2):
+        tables.write_step([None, edit], [1, 2])
+        assert tables.slots[:4].tolist() == [0, 1, 1, 0]
+        assert tables.starts[:4, 0].tolist() == [0, NUM_EXPERTS, NUM_EXPERTS, 0]
+        assert tables.token_renormalizes[:4, 0].tolist() == [False, True, True, False]
+        tables.slots[3] = 5  # what a second writing would take back
+        tables.write_step([None, edit], [1, 2])
+        assert tables.slots[3] == 5
+        tables.write_step([edit], [4])
+        assert tables.slots[:5].tolist() == [1, 1, 1, 1, 0]
+        tables.write_step([None], [2])
+        assert not tables.slots.any() and not tables.starts.any() and not tables.token_renormalizes.any()
+
+
 def test_an_eager_step_computes_only_what_its_edits_need() -> None:
     tables = make_tables(is_eager=True)
     assert tables.needed == [0, 0]

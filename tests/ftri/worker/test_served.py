@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -11,17 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
+import numpy as np
 import pytest
 from engines import prompts
 from tiny_models import build_tiny_r1
+from vllm_server import ENVIRONMENT, server_command, serving
 
 from ftri.engine.edits import RouterEdit
 from ftri.engine.engine import Engine, Sampling
+from ftri.traces.reader import TraceReader
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(3000)]
 
-START_SECONDS = 900
 SUPPRESS, STIMULATE = [(1, 12), (2, 11), (3, 4)], [(2, 5), (3, 9)]
 DIALS = ["--dial", "refusal={suppress}", "--dial", "english=stimulate:{stimulate}", "--dial", "both={suppress}"]
 DIALS += ["--dial", "both=stimulate:{stimulate}"]
@@ -50,20 +50,6 @@ def rewrite(base: Path, output: Path, *arguments: str) -> Path:
     return output
 
 
-def server_command(folder: Path, port: int, *arguments: str) -> list[str]:
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--dtype", "float32", "--served-model-name", "served", "--max-model-len", "256"]
-    return [*command, "--max-num-seqs", "16", "--enforce-eager", "--attention-backend", "CPU_MLA", *arguments]
-
-
-ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}
-
-
 @pytest.fixture(scope="module")
 def dialled(tmp_path_factory: pytest.TempPathFactory, tiny_r1: Path) -> Path:
     folder = tmp_path_factory.mktemp("served")
@@ -88,29 +74,8 @@ def expected(tiny_engine: Engine) -> dict[str, list[str]]:
 def client(dialled: Path) -> Iterator[Any]:
     import openai
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
-    log = dialled.with_name("server.log")
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            server_command(dialled, port), env=clean | ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT
-        )
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                if httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                    break
-            except httpx2.HTTPError:
-                pass
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
-            time.sleep(1)
-        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=300)
-    finally:
-        server.terminate()
-        server.wait(60)
+    with serving(dialled, dialled.with_name("server.log")) as url:
+        yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300)
 
 
 def ask(client: Any, number: int, choice: dict[str, Any], **more: Any) -> Any:
@@ -291,3 +256,36 @@ def test_the_engine_opens_it_records_and_chooses(dialled: Path, expected: dict[s
     )
     assert finished.returncode == 0, finished.stderr[-4000:]
     assert json.loads(finished.stdout.split("TEXTS")[-1]) == [text for name in EDITS for text in expected[name]]
+
+
+def test_mote_record_keeps_what_a_static_variant_selects(
+    tmp_path: Path, tiny_r1: Path, tiny_engine: Engine, expected: dict[str, list[str]]
+) -> None:
+    """To the end, with weights: rows and weights are those of the live edit, so a suppressed expert's are 0."""
+    sets = write_sets(tmp_path)
+    static = rewrite(tiny_r1, tmp_path / "static", "--semantics", "drop-renorm", "--suppress", str(sets["suppress"]))
+    records = prompts(NUM_PROMPTS)
+    lines = [json.dumps({"prompt_id": one.prompt_id, "prompt": one.text}) + "\n" for one in records]
+    (tmp_path / "prompts.jsonl").write_text("".join(lines))
+    words = ["--model", static, "--prompts", tmp_path / "prompts.jsonl", "-o", tmp_path / "traces", "--json"]
+    words += ["--max-tokens", MAX_TOKENS, "--weights", "float32", "--dtype", "float32", "--max-model-len", 256]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
+    command = [sys.executable, "-c", "from ftri.cli.record import main; main()", *map(str, words)]
+    finished = subprocess.run(command, env=clean | ENVIRONMENT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    assert json.loads(finished.stdout)["responses"] == NUM_PROMPTS
+
+    rendered = [tiny_engine.render(one) for one in records]
+    live = tiny_engine.generate(rendered, Sampling(max_tokens=MAX_TOKENS), edit=EDITS["refusal"])
+    by_prompt = {one.prompt.prompt_id: one for one in live}
+    num_zero = 0
+    for record in TraceReader(tmp_path / "traces"):
+        one = by_prompt[record.prompt_id]
+        assert record.completion_token_ids == one.token_ids and record.weights is not None
+        np.testing.assert_array_equal(record.experts, one.experts)
+        np.testing.assert_array_equal(record.weights, one.weights)
+        for layer, expert in SUPPRESS:
+            is_suppressed = record.experts[:, layer - 1] == expert
+            assert not record.weights[:, layer - 1][is_suppressed].any()
+            num_zero += int(is_suppressed.sum())
+    assert num_zero > 0
