@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from eval.options import one_of
 from eval.refine.options import ALL_ACTIVE, BEHAVIOR_NAMES, INPUT, SEARCH, RefineRequest, expert_file
 from rewriter.command import Option
 from rewriter.errors import InputError
+
+if TYPE_CHECKING:
+    from ftri.traces.schema import WeightsName
 
 FOUND = "found"
 FIND = "The list by correlation, which the search is compared with"
@@ -41,6 +44,15 @@ class TuneRequest(RefineRequest):
             metavar="all-active|found:N|FILE[:N]",
         ),
     ] = ALL_ACTIVE
+    weights: Annotated[
+        str | None,
+        Option(
+            "Keep the weights of the recorded experts too, as float16 or float32.",
+            INPUT,
+            metavar="TYPE",
+            parse=one_of(("float16", "float32")),
+        ),
+    ] = None
     k: Annotated[int, Option("Experts of mote-ftri's list.", FIND, short="-k", name="top")] = 10
     statistic: Annotated[str, Option("mote-ftri's ranking.", FIND)] = "paper"
     positions: Annotated[str, Option("mote-ftri's tokens.", FIND)] = "prompt"
@@ -48,6 +60,11 @@ class TuneRequest(RefineRequest):
     report: Path | None = None
     traces: Path | None = None
     limit: int | None = None
+
+    @property
+    def weights_type(self) -> WeightsName | None:
+        """What weights are kept in."""
+        return None if self.weights is None else "float16" if self.weights == "float16" else "float32"
 
     @property
     def recording(self) -> Path:

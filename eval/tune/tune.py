@@ -71,6 +71,7 @@ class OneEngine:
                 live_edits=True,
                 chat_template=load_chat_template(template) if template else None,
                 engine_arguments=self._plan.options.engine_arguments,
+                weights=self._plan.options.weights,
             )
         return self._engine
 
@@ -98,6 +99,7 @@ def plan_tuning(request: TuneRequest, say: Say) -> RecordPlan:
             chat_template=request.chat_template,
             sampling=Sampling(max_tokens=request.max_tokens),
             engine_arguments=request.engine_arguments,
+            weights=request.weights_type,
         ),
         say,
     )

@@ -6,6 +6,7 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from eval.errors import IncompleteError
 from eval.results import Results
 from eval.tune.cli import main
 from eval.tune.options import TuneRequest
-from eval.tune.tune import Tuned, as_written, plan_tuning, tune
+from eval.tune.tune import OneEngine, Tuned, as_written, plan_tuning, tune
 from ftri.traces.reader import TraceReader
 from rewriter.errors import MoteError
 from rewriter.expert_set import ExpertSet
@@ -203,6 +204,20 @@ def test_dry_run_says_steps_and_costs_and_writes_nothing(model: Path, tmp_path: 
     plan = json.loads(out)
     assert code == 0 and plan["engine_loads"] == 1
     assert [part["edits"] for part in plan["refine_costs"]["search_parts"]][0] == 48
+    code, out, _ = mote_tune(*arguments, "--dry-run", "--json", "--weights", "float16")
+    size, with_weights = (one["recording"]["max_size_bytes"] for one in (plan, json.loads(out)))
+    assert code == 0 and with_weights == 3 * size  # two bytes of weight beside one of id
+
+
+def test_the_one_engine_keeps_the_weights_that_are_asked_for(
+    request_: TuneRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr("eval.tune.tune.Engine", lambda model, **options: given.append(options))
+    plan = plan_tuning(replace(request_, weights="float32"), lambda text: None)
+    assert plan.manifest["weights"] == "float32"
+    OneEngine(plan)()
+    assert given[0]["weights"] == "float32" and given[0]["record"]
 
 
 @pytest.mark.parametrize(
@@ -213,6 +228,7 @@ def test_dry_run_says_steps_and_costs_and_writes_nothing(model: Path, tmp_path: 
         (("--candidates", "found"), "--candidates is found, expected a number above 0 as in found:200"),
         (("--behavior", "rude"), "--behavior is 'rude', expected"),
         (("--tokens-per-second", "0"), "--tokens-per-second is 0, expected more than 0"),
+        (("--weights", "int8"), "--weights is 'int8', expected float16 or float32"),
     ],
 )
 def test_mistakes_are_one_sentence(model: Path, tmp_path: Path, changes: tuple[str, str], sentence: str) -> None:
