@@ -1,6 +1,7 @@
-"""What recording costs: tokens per second with and without it, in one engine, in alternating rounds of the same work.
+"""What recording costs: tokens per second with and without it, in rounds of the same work that take turns (turns.py).
 
     python benchmarks/record.py examples/tiny-r1            # overhead: the ratio, by the clock and by CPU time
+    python benchmarks/record.py examples/tiny-r1 --compiled # the same with compiled models
     python benchmarks/record.py examples/tiny-r1 --whole    # the 756 prompts by mote-record: seconds and sizes
     python benchmarks/record.py examples/tiny-r1 --memory   # mote-record's peak memory for one amount and for eight times it
 
@@ -11,7 +12,6 @@ import argparse
 import itertools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,54 +19,61 @@ import time
 from pathlib import Path
 from typing import Any
 
+from turns import print_table, processor_name, serve_turns, take_turns
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def switch_recording(engine: Any, on: bool) -> None:
-    """Attach or detach the recorder of a running in-process engine; detached, only vLLM's own code runs."""
-    recorder = engine._llm.model_executor.driver_worker.worker.mote_recorder
-    recorder.runner.execute_model = recorder.execute_model if on else recorder._execute_model
-    engine.capture = "router_hook" if on else None
-    from ftri.worker.routers import moe_runners
-
-    for layer in moe_runners(recorder.runner.get_model()).values():
-        layer.router.mote_rows = recorder.rows if on else None
+# vLLM alone; with the routers that edits and records use; recording, with weights too.
+ARMS = ("base", "editable", "record", "weights")
 
 
-def measure_overhead(model: str, batch: int, num_prompts: int, max_tokens: int, rounds: int, folder: Path) -> None:
-    """Alternate rounds with and without recording; with it, the traces are written to disk as mote-record does."""
+def run_arm(job: dict[str, Any]) -> None:
+    """In a process of its own: load, then answer the same prompts turn after turn; where it records, onto the disk, as
+    mote-record does."""
     from ftri.engine.engine import Engine, Sampling
     from ftri.prompts.sets import what_happened_listed
     from ftri.record import RecordOptions, plan_recording, write_behind
     from ftri.traces.writer import TraceWriter
 
-    sampling = Sampling(max_tokens=max_tokens, temperature=1.0)
-    arguments = {"max_num_seqs": batch, "max_model_len": 512}
-    manifest = plan_recording(RecordOptions(model, "what-happened:listed", folder)).manifest
-    clock: dict[bool, list[float]] = {True: [], False: []}
-    processor: dict[bool, list[float]] = {True: [], False: []}
-    with Engine(model, record=True, engine_arguments=arguments) as engine:
-        rendered = [engine.render(prompt) for prompt in what_happened_listed()[:num_prompts]]
-        for number in range(2 * rounds + 2):
-            on = number % 2 == 0
-            switch_recording(engine, on)
-            began, began_cpu = time.perf_counter(), time.process_time()
-            steps = engine.generate_by_step(rendered, sampling)
-            if on:
-                with TraceWriter(folder / str(number), manifest) as writer:
-                    tokens = sum(num_tokens for _, num_tokens in write_behind(writer, steps))
-            else:
+    arm, turns = job["arm"], itertools.count()
+    weights = "float16" if arm == "weights" else None
+    records = arm in ("record", "weights")
+    arguments = {"max_num_seqs": job["batch"], "max_model_len": 512, "enforce_eager": not job["compiled"]}
+    sampling = Sampling(max_tokens=job["max_tokens"], temperature=1.0)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        options = RecordOptions(job["model"], "what-happened:listed", folder, weights=weights)
+        manifest = plan_recording(options).manifest
+        with Engine(
+            job["model"],
+            record=records,
+            live_edits=arm == "editable",
+            weights=weights,
+            engine_arguments=arguments | {"enable_prefix_caching": False},
+        ) as engine:
+            rendered = [engine.render(prompt) for prompt in what_happened_listed()[: job["num_prompts"]]]
+
+            def answer() -> int:
+                steps = engine.generate_by_step(rendered, sampling)
+                if records:
+                    with TraceWriter(folder / str(next(turns)), manifest) as writer:
+                        return sum(num_tokens for _, num_tokens in write_behind(writer, steps))
                 finished = itertools.chain.from_iterable(steps)
-                tokens = sum(len(one.prompt.token_ids) + len(one.token_ids) - 1 for one in finished)
-            if number >= 2:  # the first of each kind warms up
-                clock[on].append(tokens / (time.perf_counter() - began))
-                processor[on].append(tokens / (time.process_time() - began_cpu))
-    for name, rates in (("clock", clock), ("CPU time", processor)):
-        with_it, without = statistics.median(rates[True]), statistics.median(rates[False])
-        print(
-            f"{name}: {with_it:,.0f} tokens/s recording, {without:,.0f} without, ratio {with_it / without:.3f} "
-            f"(medians of {rounds} rounds, batch {batch}, {num_prompts} prompts, at most {max_tokens} tokens each)"
-        )
+                return sum(len(one.prompt.token_ids) + len(one.token_ids) - 1 for one in finished)
+
+            serve_turns(answer)
+
+
+def measure_overhead(options: argparse.Namespace) -> None:
+    """Rates with and without recording, in rounds of the same work."""
+    names = ("model", "batch", "num_prompts", "max_tokens", "compiled")
+    sizes = {name: getattr(options, name) for name in names}
+    jobs = {arm: sizes | {"arm": arm} for arm in options.arms.split(",")}
+    found = take_turns(__file__, jobs, {"base": {"VLLM_PLUGINS": "none"}}, options.rounds)
+    mode = "compiled" if options.compiled else "eager"
+    print(f"{processor_name()}, {mode}, {options.rounds} rounds, batch {options.batch}, {options.num_prompts} prompts")
+    print_table(found, "base")
 
 
 def measure_whole(model: str, batch: int, max_tokens: int, folder: Path) -> None:
@@ -126,21 +133,23 @@ def main() -> None:
     parser.add_argument("model", help="a MoE checkpoint folder")
     parser.add_argument("--whole", action="store_true", help="time the 756 prompts by mote-record instead")
     parser.add_argument("--memory", action="store_true", help="peak memory of mote-record for two amounts instead")
+    parser.add_argument("--compiled", action="store_true", help="overhead of compiled models")
+    parser.add_argument("--arms", default=",".join(ARMS), help="those to compare, separated by commas")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--num-prompts", type=int, default=96)
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    if not (options.whole or options.memory):
+        measure_overhead(options)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        if options.whole:
-            measure_whole(options.model, options.batch, options.max_tokens, Path(folder))
-        elif options.memory:
-            measure_memory(options.model, options.batch, options.max_tokens, Path(folder))
-        else:
-            measure_overhead(
-                options.model, options.batch, options.num_prompts, options.max_tokens, options.rounds, Path(folder)
-            )
+        measure = measure_whole if options.whole else measure_memory
+        measure(options.model, options.batch, options.max_tokens, Path(folder))
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--arm"]:
+        run_arm(json.loads(sys.argv[2]))
+    else:
+        main()
