@@ -164,7 +164,7 @@ class Engine:
     @property
     def is_dead(self) -> bool:
         """Whether vLLM failed while it ran, so that nothing more can be asked of this engine."""
-        return self._is_dead
+        return self._loop.is_dead
 
     def render(self, record: PromptRecord, raw: bool = False) -> RenderedPrompt:
         """The prompt as the model gets it: as a user's message in the chat template, or as it is when `raw`."""

@@ -28,7 +28,7 @@ class RunLoop:
         `in_flight_limit` requests are handed to vLLM at a time."""
         self._llm, self.rows, self._in_flight_limit = llm, rows, in_flight_limit
         self._next_request = 0
-        self._is_dead = False
+        self.is_dead = False  # vLLM failed while it ran, so that nothing more can be asked of it
 
     def run(self, requests: Iterator[Request], until: Ends | None = None) -> Iterator[list[Finished]]:
         """Feed requests and yield them as they finish, those of one step together.
@@ -77,7 +77,7 @@ class RunLoop:
         finally:
             # The caller stopped early, or a request was refused; an engine that died can only fail again, and its second
             # failure would hide the first.
-            if labels and not self._is_dead:
+            if labels and not self.is_dead:
                 self._llm.abort_request(list(labels))
                 while self._llm.has_unfinished_requests():
                     self._llm.step()
@@ -101,7 +101,7 @@ class RunLoop:
         try:
             outputs: list[Any] = self._llm.step()
         except (RuntimeError, internals.load("VLLMError")) as error:
-            self._is_dead = True
+            self.is_dead = True
             raise EngineError(
                 f"vLLM failed while it ran: {first_line(error)}; -v shows what it logs, and the same command goes on from here"
             ) from error

@@ -68,7 +68,7 @@ def run_engine(work: Path, environment: dict[str, str] | None = None, **job: Any
 
 
 def main(work: Path) -> None:
-    """Generate for a job {model, count, arguments, prefix, temperature, max_tokens, edits, live_edits, record, starts};
+    """Generate for a job {model, count, arguments, prefix, temperature, max_tokens, edits, live_edits, record, weights, starts};
     facts of the run go into facts.json. `edits` are keywords of RouterEdit or None; every prompt is run with each of them, in one
     batch. With `starts` above 1 the engine is started that often, and the last one answers."""
     from ftri.engine.edits import RouterEdit
@@ -77,6 +77,7 @@ def main(work: Path) -> None:
     job = json.loads((work / "job.json").read_text())
     edits = [None if given is None else RouterEdit(**given) for given in job.get("edits", [None])]
     options = {"record": job.get("record", True), "live_edits": job.get("live_edits", any(edits))}
+    options["weights"] = job.get("weights")
     for _ in range(job.get("starts", 1) - 1):
         Engine(job["model"], **options, engine_arguments=job["arguments"]).close()
     with Engine(job["model"], **options, engine_arguments=job["arguments"]) as engine:
