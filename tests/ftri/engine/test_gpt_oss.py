@@ -12,10 +12,10 @@ from family_models import TINY_MODELS, build_tiny_model
 from running import run_main
 from tiny_models import write_tiny_tokenizer
 
+from ftri.cli.rewrite import main
 from ftri.engine.edits import as_expert_set
 from ftri.traces.rows import Experts
 from rewriter.checkpoint.reader import Checkpoint
-from rewriter.cli.rewrite import main
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
