@@ -25,7 +25,7 @@ from ftri.prompts.rendering import Render, make_render
 from ftri.prompts.sets import PromptRecord, load_prompt_set
 from rewriter.console import duration_text
 from rewriter.errors import first_problem
-from rewriter.semantics import BIAS_FREE_SEMANTICS, DROP_RENORM, REROUTE, SEMANTICS
+from rewriter.semantics import BIAS_FREE_SEMANTICS, DROP_RENORM, REROUTE, SEMANTICS, STIMULATE, SUPPRESS
 
 # The journal's value by which a later --dry-run knows how fast this run's first answers were.
 RATE_KEY = "rate-of-first-answers"
@@ -224,8 +224,12 @@ def num_passes(request: EvalRequest, session: Session) -> int:
     suppressing = len(SEMANTICS if has_bias else BIAS_FREE_SEMANTICS)
     found_down = request.split is not None and not request.stimulate_found
     found_up = request.split is not None and request.stimulate_found
-    down = 1 + suppressing if session.edit.suppress or found_down else 0
-    up = 1 + len((REROUTE, DROP_RENORM)) if session.edit.stimulate or found_up else 0
+    down = 1 + suppressing if found_down else 0
+    up = 1 + len((REROUTE, DROP_RENORM)) if found_up else 0
+    if session.edit.suppress:
+        down = 1 + len(fidelity.fidelity_arms(session.edit, SUPPRESS, has_bias=has_bias))
+    if session.edit.stimulate:
+        up = 1 + len(fidelity.fidelity_arms(session.edit, STIMULATE, has_bias=has_bias))
     sizes = len(request.options.sweep_k)
     others = len(session.others)
     return down + up + (1 + sizes if sizes else 0) + (1 + others if others else 0)

@@ -168,7 +168,7 @@ def _scene(
     request: EvalRequest, session: Session, subject: Subject, collector: Collector, say: Callable[[str], None]
 ) -> Scene:
     model = session.model
-    options = replace(request.options, semantics=semantics_for(model, request.options.semantics))
+    options = replace(request.options, semantics=semantics_for(model, request.options.semantics, subject.edit))
     plan = plan_served(options) if session.live is None else plan_live(options, subject.edit, session.others)
     scene = Scene(
         options=options,

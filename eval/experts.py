@@ -16,7 +16,8 @@ from eval.answers.plan import NamedEdit, VariantFolder, requests_for
 from eval.options import RunOptions
 from eval.outcomes.held_out import PROVENANCE_KEY, prompt_sha256
 from eval.outcomes.observed import label_answer
-from ftri.engine.edits import RouterEdit, by_layer, check_shifts, planned_biases, shift_width
+from ftri.analysis.by_traces import AUTO_GAIN, ByTraces, gain_number
+from ftri.engine.edits import RouterEdit, by_layer, check_factors, check_shifts, planned_biases, shift_width
 from ftri.labels.behavior import thinking_language
 from ftri.labels.contrast import parse_contrast
 from ftri.labels.think_formats import ThinkFormat
@@ -24,12 +25,15 @@ from ftri.prompts.sets import PromptRecord
 from rewriter.checkpoint.identity import content_sha256
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.dial import config_digest, open_described, open_served
+from rewriter.edit.outputs import output_numbers
+from rewriter.edit.patches import EditOptions
 from rewriter.edit.record import without_record
 from rewriter.edit.router_weight import check_survivors
 from rewriter.errors import CheckpointError, InputError, PlanError, RecordError
 from rewriter.expert_set import ExpertEntry, ExpertSet, LayerIndex
 from rewriter.families.family import RouterLayout
-from rewriter.semantics import BIAS_FREE_SEMANTICS, CENTROID, REROUTE, SEMANTICS, Semantics
+from rewriter.rewrite import Edit, with_gain, with_strength
+from rewriter.semantics import BIAS_FREE_SEMANTICS, CENTROID, DROP, DROP_RENORM, REROUTE, SEMANTICS, Semantics
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,30 @@ def open_model(model: str, revision: str | None, say: Callable[[str], None]) -> 
     )
 
 
+@dataclass(frozen=True)
+class OutputOptions:
+    """What --strength, --gain and --traces say, as mote-rewrite takes them."""
+
+    strength: float | None = None
+    gain: str | None = None
+    traces: Path | None = None
+
+    def put_into(
+        self, model: ModelUnderTest, suppress: ExpertSet | None, stimulate: ExpertSet | None
+    ) -> tuple[ExpertSet | None, ExpertSet | None]:
+        """The sets with these numbers for each of their experts.
+
+        Raises: MoteError for numbers that are none, traces that say nothing of such an edit, or without a set.
+        """
+        suppress = with_strength(suppress, self.strength)
+        stimulate = with_gain(stimulate, gain_number(self.gain, self.traces))
+        if self.traces is None:
+            return suppress, stimulate
+        measure = ByTraces(self.traces, is_auto=self.gain == AUTO_GAIN)
+        edit = measure(Checkpoint.open(model.folder), Edit(EditOptions(semantics=DROP), suppress, stimulate))
+        return edit.suppress, edit.stimulate
+
+
 def load_edit(
     model: ModelUnderTest,
     suppress: str | None,
@@ -73,28 +101,39 @@ def load_edit(
     *,
     layer_index: LayerIndex | None = None,
     any_model: bool = False,
+    outputs: OutputOptions | None = None,
 ) -> tuple[NamedEdit, list[ExpertSet]]:
     """The experts of one or two expert-set files as one edit, and the sets that there are (suppress first).
 
+    outputs: strengths and gains in place of the sets' own.
+
     Raises: ExpertSetError or InputError when a set is malformed, of another model, or does not fit the model.
     """
-    sets = [
-        (ExpertSet.load(source, model=model.model, layer_index=layer_index), source) if source else None
+    down, up = (
+        ExpertSet.load(source, model=model.model, layer_index=layer_index) if source else None
         for source in (suppress, stimulate)
-    ]
+    )
+    for one, source in ((down, suppress), (up, stimulate)):
+        if one is not None:
+            check_same_model(model, one, str(source), any_model=any_model)
+    if outputs is not None:
+        down, up = outputs.put_into(model, down, up)
+    strengths, gains = output_numbers(model.layout, down, up)
+    kept = {pair: 1 - strength for pair, strength in strengths.items()}
+    factors = tuple((*pair, factor) for pair, factor in (kept | gains).items())
+    sets = [(one, str(name)) if one is not None else None for one, name in ((down, suppress), (up, stimulate))]
     pairs: list[tuple[Pair, ...]] = []
     shifts: tuple[Shift, ...] = ()
     for chosen in sets:
         if chosen is None:
             pairs.append(())
             continue
-        expert_set, source = chosen
-        check_same_model(model, expert_set, source, any_model=any_model)
+        expert_set, name = chosen
         pairs.append(tuple(expert_set.model_pairs(model.layout.moe_layers)))
         found = expert_set.bias_shifts(model.layout.moe_layers)
-        if found and source == stimulate:
+        if found and chosen is sets[1]:
             raise InputError(
-                f"{source}: has experts with a bias_shift, which only suppressed ones can have, expected none"
+                f"{name}: has experts with a bias_shift, which only suppressed ones can have, expected none"
             )
         shifts += tuple((*pair, shift) for pair, shift in found.items())
     both = set(pairs[0]) & set(pairs[1])
@@ -105,7 +144,7 @@ def load_edit(
         )
     loaded = [chosen[0] for chosen in sets if chosen is not None]
     name = Path(suppress or stimulate or "").stem
-    return NamedEdit(name, pairs[0], pairs[1], shifts), loaded
+    return NamedEdit(name, pairs[0], pairs[1], shifts, factors), loaded
 
 
 def check_same_model(model: ModelUnderTest, expert_set: ExpertSet, name: str, *, any_model: bool) -> None:
@@ -129,10 +168,17 @@ def check_same_model(model: ModelUnderTest, expert_set: ExpertSet, name: str, *,
             )
 
 
-def semantics_for(model: ModelUnderTest | None, asked: tuple[Semantics, ...]) -> tuple[Semantics, ...]:
-    """The semantics to run: where nothing else was asked for, the one that a checkpoint without a bias holds is among them."""
-    is_bias_free = model is not None and not model.layout.has_bias
-    return BIAS_FREE_SEMANTICS if is_bias_free and asked == SEMANTICS else asked
+def semantics_for(
+    model: ModelUnderTest | None, asked: tuple[Semantics, ...], edit: NamedEdit | None = None
+) -> tuple[Semantics, ...]:
+    """The semantics to run: where nothing else was asked for, the one that a checkpoint without a bias holds is among them, and
+    an edit that keeps a part of outputs is a drop first."""
+    if asked != SEMANTICS:
+        return asked
+    known = BIAS_FREE_SEMANTICS if model is not None and not model.layout.has_bias else SEMANTICS
+    if edit is None or not edit.is_partial:
+        return known
+    return (DROP, DROP_RENORM, *(one for one in known if one not in (DROP, DROP_RENORM)))
 
 
 def check_live_edit(model: ModelUnderTest, edit: NamedEdit, semantics: Sequence[Semantics]) -> None:
@@ -141,6 +187,10 @@ def check_live_edit(model: ModelUnderTest, edit: NamedEdit, semantics: Sequence[
         raise PlanError(
             f"family {model.layout.family.name} has a router bias, expected {REROUTE} in place of {CENTROID}"
         )
+    for one in semantics:
+        factors = edit.factors_under(one)
+        if factors:
+            check_factors(RouterEdit(one, edit.suppress, edit.stimulate, factors=factors))
     if REROUTE in semantics and edit.bias_shifts:
         check_shifts(RouterEdit(REROUTE, edit.suppress, bias_shifts=edit.bias_shifts), model.layout)
     if (REROUTE in semantics or CENTROID in semantics) and edit.pairs:

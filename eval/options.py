@@ -188,6 +188,21 @@ class EvalRequest:
         str | None, Option("Expert set to switch off: a JSON file, or preset:NAME.", SUBJECT, metavar="FILE")
     ] = None
     stimulate: Annotated[str | None, Option("Expert set to switch on.", SUBJECT, metavar="FILE")] = None
+    strength: Annotated[
+        float | None,
+        Option(
+            "Suppressed experts keep 1 - strength of their output, as mote-rewrite --strength; drop is measured first then.",
+            SUBJECT,
+            metavar="0..1",
+        ),
+    ] = None
+    gain: Annotated[
+        str | None,
+        Option("Gain of stimulated experts, as mote-rewrite --gain.", SUBJECT, metavar="auto|NUMBER"),
+    ] = None
+    traces: Annotated[
+        Path | None, Option("Traces with weights for --gain auto, as mote-rewrite --traces.", SUBJECT, metavar="DIR")
+    ] = None
     variants: Annotated[
         tuple[str, ...],
         Option(
@@ -341,5 +356,9 @@ class EvalRequest:
             )
         if self.split is None and not (self.suppress or self.stimulate):
             raise InputError("no experts: give --suppress FILE, --stimulate FILE, or --split to find them")
+        if (self.strength, self.gain, self.traces) != (None, None, None) and (self.split is not None or self.is_served):
+            raise InputError(
+                "--strength, --gain and --traces are of given experts in an engine, expected --suppress or --stimulate with them"
+            )
         if self.split is not None and (self.suppress or self.stimulate):
             raise InputError("--split finds the experts itself, expected no --suppress or --stimulate beside it")

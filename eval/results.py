@@ -126,4 +126,5 @@ class Results(BaseModel):
             if pairs
         ]
         shifted = f" ({len(arm.bias_shifts)} of them by a finite shift)" if arm.bias_shifts else ""
-        return f"{' and '.join(parts)}, {arm.semantics}{shifted}"
+        scaled = f" ({len(arm.factors)} with a scaled output)" if arm.factors else ""
+        return f"{' and '.join(parts)}, {arm.semantics}{shifted}{scaled}"

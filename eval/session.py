@@ -13,7 +13,7 @@ from eval.answers.journal import Journal
 from eval.answers.live import LiveModel, LiveResponder
 from eval.answers.plan import TUNED, NamedEdit, VariantFolder
 from eval.answers.served import ServedResponder
-from eval.experts import ModelUnderTest, check_live_edit, load_edit, load_others, open_model
+from eval.experts import ModelUnderTest, OutputOptions, check_live_edit, load_edit, load_others, open_model
 from eval.options import EvalRequest
 from ftri.endpoints import Endpoint
 from ftri.engine.arguments import without_secrets
@@ -86,7 +86,12 @@ def _open_live(request: EvalRequest, say: Say, lent: LentEngine | None) -> Sessi
     edit, sets = NamedEdit("found"), list[ExpertSet]()
     if request.split is None:
         edit, sets = load_edit(
-            model, request.suppress, request.stimulate, layer_index=request.layer_index, any_model=request.any_model
+            model,
+            request.suppress,
+            request.stimulate,
+            layer_index=request.layer_index,
+            any_model=request.any_model,
+            outputs=OutputOptions(request.strength, request.gain, request.traces),
         )
     # Before the engine is loaded, so that a wrong set costs seconds.
     check_live_edit(model, edit, request.options.semantics)

@@ -17,6 +17,7 @@ from rewriter.semantics import Semantics
 
 Pair = tuple[int, int]
 Shift = tuple[int, int, float]  # (model layer, expert, bias shift)
+Factor = tuple[int, int, float]  # (model layer, expert, what its output is multiplied with)
 ArmKind = Literal["base", "repeat", "variant", "other", "sweep", "control"]
 BASE = "base"
 REPEAT = "base-again"
@@ -42,6 +43,8 @@ class Arm:
     repeat: int = 0
     # Of suppressed experts that a reroute leaves selectable.
     bias_shifts: tuple[Shift, ...] = ()
+    # Of suppressed experts that keep a part of their output, and of stimulated ones with a gain.
+    factors: tuple[Factor, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """What makes this arm's answers what they are; the name and the order of the experts do not."""
@@ -52,6 +55,7 @@ class Arm:
             "stimulate": sorted(self.stimulate),
             "repeat": self.repeat,
             **({"bias_shifts": sorted(self.bias_shifts)} if self.bias_shifts else {}),
+            **({"factors": sorted(self.factors)} if self.factors else {}),
             **({"choice": self.choice} if self.choice is not None else {}),
         }
 

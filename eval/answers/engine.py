@@ -170,7 +170,13 @@ def router_edit(arm: Arm) -> RouterEdit | ServedChoice | None:
     if not (arm.suppress or arm.stimulate):
         return None
     assert arm.semantics is not None
-    return RouterEdit(arm.semantics, suppress=arm.suppress, stimulate=arm.stimulate, bias_shifts=arm.bias_shifts)
+    return RouterEdit(
+        arm.semantics,
+        suppress=arm.suppress,
+        stimulate=arm.stimulate,
+        bias_shifts=arm.bias_shifts,
+        factors=arm.factors,
+    )
 
 
 def batches(sizes: Sequence[int], limit: int) -> Iterator[list[int]]:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval.answers.arms import BASE, REPEAT, VARIANT, Arm, Pair, Request, Sampling, Shift
+from eval.answers.arms import BASE, REPEAT, VARIANT, Arm, Factor, Pair, Request, Sampling, Shift
 from eval.options import RunOptions
 from ftri.prompts.sets import PromptRecord
 from rewriter.errors import InputError
-from rewriter.semantics import DROP, REROUTE, Semantics
+from rewriter.semantics import DROP, DROP_RENORM, REROUTE, Semantics
 
 TUNED = "tuned"
 
@@ -25,16 +25,34 @@ class NamedEdit:
     bias_shifts: tuple[
         Shift, ...
     ] = ()  # of suppressed experts; a reroute's alone, other semantics suppress them as a whole
+    # Of suppressed experts what is kept of their output, of stimulated ones their gain; see factors_under.
+    factors: tuple[Factor, ...] = ()
 
     def top(self, count: int) -> NamedEdit:
         """The first `count` experts of either list."""
         suppress = self.suppress[:count]
+        stimulate = self.stimulate[:count]
         shifts = tuple(one for one in self.bias_shifts if one[:2] in suppress)
-        return NamedEdit(self.name, suppress, self.stimulate[:count], shifts)
+        factors = tuple(one for one in self.factors if one[:2] in suppress or one[:2] in stimulate)
+        return NamedEdit(self.name, suppress, stimulate, shifts, factors)
 
     def shifts_under(self, semantics: Semantics | None) -> tuple[Shift, ...]:
         """The bias shifts that an arm of these semantics has."""
         return self.bias_shifts if semantics == REROUTE else ()
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether a part of a suppressed expert's output is kept."""
+        return any(one[:2] in self.suppress for one in self.factors)
+
+    def factors_under(self, semantics: Semantics | None) -> tuple[Factor, ...]:
+        """The factors that an arm of these semantics has: a place in the selection has no parts, so a reroute suppresses as a
+        whole, and the paper's own stimulation gives the largest weight, whatever the gain."""
+        return tuple(
+            one
+            for one in self.factors
+            if semantics in ((DROP, DROP_RENORM) if one[:2] in self.suppress else (REROUTE, DROP))
+        )
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -90,6 +108,7 @@ def plan_live(options: RunOptions, edit: NamedEdit, others: Sequence[NamedEdit |
             suppress=edit.suppress,
             stimulate=edit.stimulate,
             bias_shifts=edit.shifts_under(semantics),
+            factors=edit.factors_under(semantics),
         )
         for number, semantics in enumerate(semantics_to_run)
     ]
@@ -109,6 +128,7 @@ def plan_live(options: RunOptions, edit: NamedEdit, others: Sequence[NamedEdit |
             suppress=other.suppress,
             stimulate=other.stimulate,
             bias_shifts=other.shifts_under(semantics_to_run[0]),
+            factors=other.factors_under(semantics_to_run[0]),
         )
         for other in others
     ]

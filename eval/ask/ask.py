@@ -187,7 +187,10 @@ def about(
 
 def semantics_words(semantics: Semantics, edit: NamedEdit) -> str:
     """What an edit does to the experts that it suppresses."""
-    return SHIFTED if edit.shifts_under(semantics) else semantics
+    if edit.shifts_under(semantics):
+        return SHIFTED
+    is_partial = edit.is_partial and bool(edit.factors_under(semantics))
+    return f"{semantics} in part" if is_partial else semantics
 
 
 def edit_words(model: ModelUnderTest, edit: NamedEdit) -> str:

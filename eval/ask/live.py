@@ -122,8 +122,13 @@ def router_edit(edit: NamedEdit, question: Question) -> RouterEdit:
     from ftri.engine.edits import RouterEdit
 
     assert question.semantics is not None
-    shifts = edit.shifts_under(question.semantics)
-    return RouterEdit(question.semantics, suppress=edit.suppress, stimulate=edit.stimulate, bias_shifts=shifts)
+    return RouterEdit(
+        question.semantics,
+        suppress=edit.suppress,
+        stimulate=edit.stimulate,
+        bias_shifts=edit.shifts_under(question.semantics),
+        factors=edit.factors_under(question.semantics),
+    )
 
 
 def engine_sampling(question: Question) -> Any:

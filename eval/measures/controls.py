@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
-from eval.answers.arms import Arm, Pair, Request, Shift, digest
+from eval.answers.arms import Arm, Factor, Pair, Request, Shift, digest
 from eval.answers.journal import Collector
 from eval.answers.live import LiveResponder
 from eval.display.drawing import MUTED, NULL, OBSERVED, round_share, svg_open, tick_percent, write, x_ticks, y_axis
@@ -105,6 +105,7 @@ def controls(scene: Scene, live: LiveResponder) -> Found:
             edit.suppress,
             edit.stimulate,
             bias_shifts=primary.bias_shifts,
+            factors=primary.factors,
             layers=layers,
             num_experts=num_experts,
             num_sets=options.controls,
@@ -194,6 +195,7 @@ def control_arms(
     stimulate: Sequence[Pair],
     *,
     bias_shifts: Sequence[Shift] = (),
+    factors: Sequence[Factor] = (),
     layers: Sequence[int],
     num_experts: int,
     num_sets: int,
@@ -203,10 +205,11 @@ def control_arms(
 ) -> list[Arm]:
     """Arms that edit random experts in place of the ones under test: as many suppressed and as many stimulated.
 
-    bias_shifts: of suppressed experts under test; those that stand in for them get the same. `is_feasible(suppressed,
+    bias_shifts, factors: of experts under test; those that stand in for them get the same. `is_feasible(suppressed,
     stimulated)` says whether the model can route under such an edit.
     """
     shifts = {(layer, expert): shift for layer, expert, shift in bias_shifts}
+    kept = {(layer, expert): factor for layer, expert, factor in factors}
     drawn = random_sets(
         matching,
         [*suppress, *stimulate],
@@ -226,6 +229,11 @@ def control_arms(
             stimulate=tuple(pairs[len(suppress) :]),
             bias_shifts=tuple(
                 (*stand_in, shifts[pair]) for pair, stand_in in zip(suppress, pairs, strict=False) if pair in shifts
+            ),
+            factors=tuple(
+                (*stand_in, kept[pair])
+                for pair, stand_in in zip([*suppress, *stimulate], pairs, strict=True)
+                if pair in kept
             ),
         )
         for number, pairs in enumerate(drawn, start=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
 from itertools import permutations
@@ -20,16 +20,32 @@ from pydantic import BaseModel, Field
 from eval.answers.arms import BASE, Answer, Arm, Request, Sampling, digest
 from eval.answers.journal import Collector
 from eval.answers.live import LiveResponder, TokenDistributions
+from eval.answers.plan import NamedEdit
 from eval.display import words
 from eval.measures.kl import kl_per_position, pooled_kl
 from eval.measures.measure import Found, Measure, Part, Scene, Shown
 from eval.options import EvalRequest
 from eval.outcomes.statistics import Interval
 from ftri.prompts.sets import PromptRecord, PromptSet, load_prompt_set
-from rewriter.semantics import BIAS_FREE_SEMANTICS, CENTROID, DROP, DROP_RENORM, REROUTE, SEMANTICS, STIMULATE, SUPPRESS
+from rewriter.semantics import (
+    BIAS_FREE_SEMANTICS,
+    CENTROID,
+    DROP,
+    DROP_RENORM,
+    REROUTE,
+    SEMANTICS,
+    STIMULATE,
+    SUPPRESS,
+    Action,
+)
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+# What is added to a semantics' name where suppressed experts keep a part of their output, or stimulated ones have a gain.
+IN_PART = " in part"
+WITH_GAIN = " with gain"
 
 
 class TouchedShares(BaseModel):
@@ -119,10 +135,16 @@ def measure_fidelity(
     return collector.journal.checked(key, Fidelity)
 
 
+def name_of(arm: Arm) -> str:
+    """What an arm is called among the others: its semantics, and whether it is that in part or with a gain."""
+    suffix = "" if not arm.factors else IN_PART if arm.suppress else WITH_GAIN
+    return f"{arm.semantics}{suffix}"
+
+
 def _measure(
     live: LiveResponder, arms: Sequence[Arm], base: Arm, text: NeutralText, action: str, num_listed: int, seed: int
 ) -> Fidelity:
-    names = {arm.name: BASE if arm is base else str(arm.semantics) for arm in (base, *arms)}
+    names = {arm.name: BASE if arm is base else name_of(arm) for arm in (base, *arms)}
     distributions: dict[str, list[TokenDistributions]] = {}
     routings: dict[str, list[np.ndarray]] = {}
     for arm in (base, *arms):
@@ -301,22 +323,11 @@ def fidelity(scene: Scene, live: LiveResponder, neutral: PromptSet) -> Found:
     options, edit = scene.options, scene.edit
     scene.say("divergence of reroute, drop and drop-renorm from the base and from each other")
     found = []
-    for action, pairs in ((SUPPRESS, edit.suppress), (STIMULATE, edit.stimulate)):
+    cases: tuple[tuple[Action, Any], ...] = ((SUPPRESS, edit.suppress), (STIMULATE, edit.stimulate))
+    for action, pairs in cases:
         if not pairs:
             continue
-        suppressing = SEMANTICS if scene.has_bias else BIAS_FREE_SEMANTICS
-        semantics = suppressing if action == SUPPRESS else (REROUTE, DROP_RENORM)
-        arms = [
-            Arm(
-                name=f"fidelity-{action}-{one}",
-                kind="variant",
-                semantics=one,
-                suppress=pairs if action == SUPPRESS else (),
-                stimulate=pairs if action == STIMULATE else (),
-                bias_shifts=edit.shifts_under(one) if action == SUPPRESS else (),
-            )
-            for one in semantics
-        ]
+        arms = fidelity_arms(edit, action, has_bias=scene.has_bias)
         found.append(
             measure_fidelity(
                 scene.collector,
@@ -332,18 +343,40 @@ def fidelity(scene: Scene, live: LiveResponder, neutral: PromptSet) -> Found:
     return {"fidelity": found}
 
 
+def fidelity_arms(edit: NamedEdit, action: Action, *, has_bias: bool) -> list[Arm]:
+    """The arms of one action that are compared: every semantics as a whole, then what is done in part or with a gain."""
+    pairs = edit.suppress if action == SUPPRESS else edit.stimulate
+    suppressing = SEMANTICS if has_bias else BIAS_FREE_SEMANTICS
+    arms = [
+        Arm(
+            name=f"fidelity-{action}-{one}",
+            kind="variant",
+            semantics=one,
+            suppress=pairs if action == SUPPRESS else (),
+            stimulate=pairs if action == STIMULATE else (),
+            bias_shifts=edit.shifts_under(one) if action == SUPPRESS else (),
+        )
+        for one in (suppressing if action == SUPPRESS else (REROUTE, DROP_RENORM))
+    ]
+    scaled = []
+    for arm in arms:
+        factors = tuple(one for one in edit.factors_under(arm.semantics) if one[:2] in pairs)
+        if factors:
+            scaled.append(replace(arm, name=f"{arm.name}-scaled", factors=factors))
+    return [*arms, *scaled]
+
+
 def lines(found: Sequence[Fidelity], shown: Shown) -> list[str]:
-    """KL from the base, of the checkpoint's reroute from the paper's edit, and the routing touched."""
+    """KL from the base, of what a checkpoint holds from the paper's edit, and the routing touched."""
     table = []
     for one in found:
         from_base = {each.right: each for each in one.divergences if each.left == "base"}
         numbers = ", ".join(f"{name} {words.number(each.answer_tokens.estimate)}" for name, each in from_base.items())
         bounds = "" if one.exact else " (lower bounds)"
         table += ["", f"KL per token from the base, {one.action}{bounds}: {numbers}"]
-        to_paper = [each for each in one.divergences if each.left == DROP_RENORM and each.right == REROUTE]
-        if to_paper:
-            estimate = words.number(to_paper[0].answer_tokens.estimate)
-            table.append(f"the checkpoint's reroute from the paper's own: {estimate}")
+        numbers = ", ".join(f"{each.right} {words.number(each.answer_tokens.estimate)}" for each in from_paper(one))
+        if numbers:
+            table.append(f"a checkpoint's from the paper's own ({DROP_RENORM}): {numbers}")
         from_true = {each.right: each for each in one.divergences if each.left == REROUTE}
         if CENTROID in from_true:
             numbers = ", ".join(
@@ -359,6 +392,17 @@ def lines(found: Sequence[Fidelity], shown: Shown) -> list[str]:
     return table
 
 
+def from_paper(fidelity: Fidelity) -> list[Divergence]:
+    """From the paper's own edit to each that a checkpoint can hold; to one in part from the paper's in part."""
+    return [
+        each
+        for each in fidelity.divergences
+        if each.right != BASE
+        and not each.right.startswith(DROP_RENORM)
+        and each.left == (f"{DROP_RENORM}{IN_PART}" if each.right.endswith(IN_PART) else DROP_RENORM)
+    ]
+
+
 def card(found: Sequence[Fidelity], shown: Shown) -> list[tuple[str, str]]:
     """KL of the variant from the base."""
     return [
@@ -368,8 +412,16 @@ def card(found: Sequence[Fidelity], shown: Shown) -> list[tuple[str, str]]:
         )
         for one in found
         for each in one.divergences
-        if each.left == "base" and each.right == shown.arm(shown.primary).semantics
+        if each.left == "base" and each.right == _primary_name(shown, one.action)
     ]
+
+
+def _primary_name(shown: Shown, action: str) -> str:
+    """What the variant that was asked about is called among the arms of an action."""
+    arm = shown.arm(shown.primary)
+    own = {tuple(pair) for pair in (arm.suppress if action == SUPPRESS else arm.stimulate)}
+    suffix = IN_PART if action == SUPPRESS else WITH_GAIN
+    return f"{arm.semantics}{suffix}" if any(one[:2] in own for one in arm.factors) else str(arm.semantics)
 
 
 def figures(found: Sequence[Fidelity], shown: Shown) -> dict[str, Any]:
@@ -403,7 +455,7 @@ REPORT = """\
 <tr><th></th>{% for name in table[0] %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for name, cells in table[1] %}<tr><th>{{ name }}</th>{% for cell in cells %}<td class="n">{{ cell }}</td>{% endfor %}</tr>{% endfor %}
 </table>
-<p class="muted">Teacher-forced on {{ fidelity.num_answer_tokens }} tokens of the base's own answers to {{ fidelity.num_prompts }} neutral prompts{% if not fidelity.exact %}; from the {{ fidelity.listed_tokens }} likeliest tokens at each position, hence lower bounds{% endif %}. drop-renorm is the paper's edit; reroute is what a checkpoint's router bias does. Intervals resample prompts.</p>
+<p class="muted">Teacher-forced on {{ fidelity.num_answer_tokens }} tokens of the base's own answers to {{ fidelity.num_prompts }} neutral prompts{% if not fidelity.exact %}; from the {{ fidelity.listed_tokens }} likeliest tokens at each position, hence lower bounds{% endif %}. drop-renorm is the paper's edit; reroute is what a checkpoint's router bias does; in part: a part of the output is kept; with gain: the stimulated output is multiplied. Intervals resample prompts.</p>
 {% set flips = token_flips(fidelity) %}
 {% if flips %}<p>Answer tokens whose likeliest next token differs from the true reroute's: {% for name, share in flips %}{{ name }} {{ words.percent(share, 2) }}{{ ", " if not loop.last else "." }}{% endfor %} reroute (centroid) is what a checkpoint whose routers have no bias holds in the place of a reroute; it keeps an expert from the first place, not from being selected.</p>{% endif %}
 {% if fidelity.touched %}<p>The experts hold {{ words.percent(fidelity.touched.slot_share, 2) }} of the base's router slots ({{ fidelity.touched.slots_in_set }} of {{ fidelity.touched.num_slots }}) and take part in {{ words.percent(fidelity.touched.token_share) }} of its tokens.{% if fidelity.slots_changed %} Slots that no longer hold the base's expert:{% for name, share in fidelity.slots_changed.items() %} {{ name }} {{ words.percent(share, 2) }}{{ "," if not loop.last else "." }}{% endfor %}{% endif %}</p>{% endif %}

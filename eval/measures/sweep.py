@@ -65,8 +65,8 @@ def sweep(scene: Scene, live: LiveResponder, neutral: PromptSet | None) -> Found
     for count in sorted({min(count, largest) for count in options.sweep_k}):
         top = edit.top(count)
         semantics = scene.plan.primary.semantics
-        shifts = top.shifts_under(semantics)
-        arm = Arm(f"top-{count}", "sweep", semantics, top.suppress, top.stimulate, bias_shifts=shifts)
+        shifts, factors = top.shifts_under(semantics), top.factors_under(semantics)
+        arm = Arm(f"top-{count}", "sweep", semantics, top.suppress, top.stimulate, bias_shifts=shifts, factors=factors)
         # The whole set has answered in full already.
         asked = requests if arm.identity() == scene.plan.primary.identity() else shorter
         outcomes = scene.observe(arm, asked)

@@ -36,6 +36,7 @@ class ArmSummary(BaseModel):
     canned: Rate
     mean_answer_characters: float
     bias_shifts: list[tuple[int, int, float]] = []
+    factors: list[tuple[int, int, float]] = []
 
     def labels_of(self, label: str, axis: str) -> Rate:
         """The share of one label on an axis."""
@@ -74,6 +75,7 @@ class Outcomes:
             suppress=list(arm.suppress),
             stimulate=list(arm.stimulate),
             bias_shifts=list(arm.bias_shifts),
+            factors=list(arm.factors),
             checkpoint=arm.checkpoint,
             num_answers=len(self.keys),
             labels=shares(self.behaviors, BEHAVIORS),

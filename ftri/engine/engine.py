@@ -306,8 +306,8 @@ class Engine:
         if not self.has_edits:
             raise InputError("this engine was started without live edits, expected Engine(..., live_edits=True)")
         pairs = tuple(tuple(tuple(pair) for pair in given) for given in (edit.suppress, edit.stimulate))
-        shifts = tuple(tuple(entry) for entry in edit.bias_shifts)
-        name = (edit.semantics, pairs, edit.suppress_bias, edit.strength, shifts)
+        numbers = tuple(tuple(tuple(entry) for entry in given) for given in (edit.bias_shifts, edit.factors))
+        name = (edit.semantics, pairs, edit.suppress_bias, edit.strength, numbers)
         if name not in self._plans:
             if len(self._plans) >= NUM_PLANS_KEPT:
                 self._plans.clear()

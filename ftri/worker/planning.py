@@ -17,6 +17,10 @@ drop-renorm.
 A reroute's suppressed expert may have a finite bias shift in place of all of it (docs/dose.md): the bias of a *reroute with a
 finite shift*, to the bit that the checkpoint gets.
 
+An expert's output may be multiplied in place of its weight's being 0, or beside its stimulation, as a checkpoint does it
+(rewriter/edit/outputs.py): `factors` are what a suppressed expert keeps under drop and drop-renorm, and the gain of one that is
+stimulated by its bias.
+
 A strength below 1 does a part of it. drop and drop-renorm: a suppressed expert keeps 1 - strength of its weight; a
 stimulated one comes in with strength times the largest weight, or moves that far towards it. reroute: the bias moves by
 strength times the width within which it decides anything, the spread of the layer's biases and the range of the score, or by
@@ -58,7 +62,9 @@ class RouterEdit:
     """Experts to suppress and to stimulate, as (model layer, expert), how, and how strongly (0 to 1).
 
     `suppress_bias` is mote-rewrite's --suppress-bias: "auto", "-inf", "margin" or a number; only reroute looks at it.
-    `bias_shifts`, for reroute alone, are (model layer, expert, shift) of suppressed experts that stay selectable.
+    `bias_shifts`, for reroute alone, are (model layer, expert, shift) of suppressed experts that stay selectable. `factors` are
+    (model layer, expert, factor) of experts whose output is multiplied: below 1 what a suppressed one keeps of it under drop and
+    drop-renorm, and the gain of one that is stimulated by its bias (reroute and drop).
     """
 
     semantics: Semantics = REROUTE
@@ -67,6 +73,7 @@ class RouterEdit:
     suppress_bias: BiasChoice = "auto"
     strength: float = 1.0
     bias_shifts: Sequence[Entry] = field(default_factory=tuple)
+    factors: Sequence[Entry] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True)
@@ -103,9 +110,10 @@ def plan_edit(edit: RouterEdit, checkpoint: Checkpoint, layout: RouterLayout) ->
         raise InputError(f"strength is {edit.strength}, expected a number of 0 to 1")
     check_pairs(edit, layout)
     check_shifts(edit, layout)
+    check_factors(edit)
     if edit.strength == 0:
         return None
-    factor = [(layer, expert, 1 - edit.strength) for layer, expert in sorted(edit.suppress)]
+    factor = factor_entries(edit)
     if edit.semantics == DROP_RENORM:
         stimulated = sorted(edit.stimulate)
         request = RequestEdit(factor=factor, stimulate=stimulated, renormalize=True, strength=edit.strength)
@@ -114,8 +122,18 @@ def plan_edit(edit: RouterEdit, checkpoint: Checkpoint, layout: RouterLayout) ->
     elif edit.semantics == DROP:
         request = RequestEdit(factor=factor, bias=bias_entries(edit, (), edit.stimulate, checkpoint, layout))
     else:
-        request = RequestEdit(bias=bias_entries(edit, edit.suppress, edit.stimulate, checkpoint, layout))
+        biases = bias_entries(edit, edit.suppress, edit.stimulate, checkpoint, layout)
+        request = RequestEdit(bias=biases, factor=factor)
     return PlannedEdit(request)
+
+
+def factor_entries(edit: RouterEdit) -> list[Entry]:
+    """What the weights of experts are multiplied with: 0 or their own factor, or a part of the way there from 1."""
+    whole = {(layer, expert): factor for layer, expert, factor in edit.factors}
+    if edit.semantics != REROUTE:
+        whole = {(layer, expert): 0.0 for layer, expert in edit.suppress} | whole
+    # So that no rounding keeps a part of a whole drop.
+    return [(*pair, 1 - edit.strength * (1 - factor)) for pair, factor in sorted(whole.items())]
 
 
 def bias_entries(
@@ -233,6 +251,30 @@ def check_shifts(edit: RouterEdit, layout: RouterLayout) -> None:
             why = "a router bias that is part of the logit" if layout.has_bias else "no router bias"
             raise PlanError(
                 f"{place}, but family {layout.family.name} has {why}, which no live edit shifts, expected none"
+            )
+
+
+def check_factors(edit: RouterEdit) -> None:
+    """Refuse factors of experts that the edit does not name, that are no finite numbers above 0, or that nothing takes.
+
+    Raises:
+        InputError: the edit has such.
+    """
+    suppressed, stimulated = set(map(tuple, edit.suppress)), set(map(tuple, edit.stimulate))
+    for layer, expert, factor in edit.factors:
+        place = f"layer {layer} expert {expert} has a factor of {factor:g}"
+        if not (isfinite(factor) and factor > 0):
+            raise InputError(f"{place}, expected a finite number above 0")
+        if (layer, expert) in suppressed:
+            if edit.semantics not in (DROP, DROP_RENORM) or factor >= 1:
+                raise InputError(
+                    f"{place} and is suppressed under {edit.semantics}, expected a factor below 1 under drop or drop-renorm"
+                )
+        elif (layer, expert) not in stimulated:
+            raise InputError(f"{place}, but is not among the edit's experts, expected one of them")
+        elif edit.semantics not in (REROUTE, DROP):
+            raise InputError(
+                f"{place} and is stimulated under {edit.semantics}, which gives it the largest weight, expected no factor"
             )
 
 

@@ -7,8 +7,9 @@ from scipy.stats import entropy
 from eval.answers.engine import batches
 from eval.answers.live import TokenDistributions
 from eval.measures.controls import selection_frequency
-from eval.measures.fidelity import changed_slots, touched_shares
+from eval.measures.fidelity import Divergence, Fidelity, changed_slots, from_paper, touched_shares
 from eval.measures.kl import kl_per_position, pooled_kl
+from eval.outcomes.statistics import Interval
 
 LAYERS = [3, 5, 8]
 
@@ -117,3 +118,30 @@ def test_batches_keep_within_the_limit_and_lose_nothing():
     found = list(batches(sizes, 8))
     assert [position for batch in found for position in batch] == list(range(8))
     assert all(len(batch) == 1 or sum(sizes[p] for p in batch) <= 8 for batch in found)
+
+
+def test_what_a_checkpoint_holds_is_held_against_the_papers_own_in_the_same_measure():
+    names = ["base", "reroute", "drop", "drop-renorm", "drop in part", "drop-renorm in part"]
+    zero = Interval(estimate=0.0, low=0.0, high=0.0, num_clusters=1)
+    every = [
+        Divergence(left=left, right=right, answer_tokens=zero, all_tokens=zero, first_token=zero)
+        for left in names
+        for right in names
+        if left != right
+    ]
+    fidelity = Fidelity(
+        num_prompts=1,
+        num_answer_tokens=1,
+        num_tokens=1,
+        neutral_source={},
+        listed_tokens=1,
+        exact=True,
+        action="suppress",
+        divergences=every,
+        touched=None,
+    )
+    assert [(one.left, one.right) for one in from_paper(fidelity)] == [
+        ("drop-renorm", "reroute"),
+        ("drop-renorm", "drop"),
+        ("drop-renorm in part", "drop in part"),
+    ]

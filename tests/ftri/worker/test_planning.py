@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ftri.worker.planning import RouterEdit, as_expert_set, plan_edit
+from ftri.worker.request import RequestEdit
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.patches import EditOptions
 from rewriter.edit.plan import make_plan
@@ -77,3 +78,47 @@ def test_what_takes_no_shift_says_so(checkpoint: Checkpoint) -> None:
     layer = bias_free.layout.moe_layers[0]
     with pytest.raises(PlanError, match="family qwen_moe has no router bias"):
         plan_edit(RouterEdit("reroute", [(layer, 1)], bias_shifts=[(layer, 1, -0.1)]), bias_free, bias_free.layout)
+
+
+def request_of(checkpoint: Checkpoint, semantics: str, **numbers: object) -> RequestEdit:
+    """What a request carries of an edit that suppresses layer 2 expert 46 and 58 and stimulates layer 3 expert 44."""
+    edit = RouterEdit(semantics, [(2, 46), (2, 58)], [(3, 44)], **numbers)  # type: ignore[arg-type]
+    planned = plan_edit(edit, checkpoint, checkpoint.layout)
+    assert planned is not None
+    return planned.request
+
+
+def test_an_output_keeps_a_part_and_a_stimulated_one_its_gain(checkpoint: Checkpoint) -> None:
+    """As the checkpoint holds it: the weight times the factor, beside the bias that selects the stimulated expert."""
+    kept, gain = (2, 46, 0.25), (3, 44, 2.5)
+    drop = request_of(checkpoint, "drop", factors=[gain, kept])
+    assert drop.factor == [kept, (2, 58, 0.0), gain] and not drop.renormalize
+    assert [entry[:2] for entry in drop.bias] == [(3, 44)]
+    reroute = request_of(checkpoint, "reroute", factors=[gain])
+    assert reroute.factor == [gain] and [entry[:2] for entry in reroute.bias] == [(2, 46), (2, 58), (3, 44)]
+    own = request_of(checkpoint, "drop-renorm", factors=[kept])
+    assert own.factor == [kept, (2, 58, 0.0)] and own.renormalize and own.stimulate == [(3, 44)]
+    assert request_of(checkpoint, "reroute").factor == [], "a reroute without a gain weighs nothing anew"
+
+
+def test_a_strength_takes_a_part_of_the_way_to_a_factor(checkpoint: Checkpoint) -> None:
+    half = request_of(checkpoint, "drop", factors=[(2, 46, 0.2), (3, 44, 3.0)], strength=0.5)
+    assert half.factor == [(2, 46, 0.6), (2, 58, 0.5), (3, 44, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("semantics", "factor", "sentence"),
+    [
+        ("drop", (2, 46, 0.0), "layer 2 expert 46 has a factor of 0, expected a finite number above 0"),
+        ("drop", (2, 46, float("nan")), "has a factor of nan, expected a finite number above 0"),
+        ("drop", (2, 46, 1.5), "is suppressed under drop, expected a factor below 1 under drop or drop-renorm"),
+        ("reroute", (2, 46, 0.5), "is suppressed under reroute, expected a factor below 1 under drop or drop-renorm"),
+        ("drop", (2, 47, 0.5), "is not among the edit's experts, expected one of them"),
+        ("drop-renorm", (3, 44, 2.0), "is stimulated under drop-renorm, which gives it the largest weight"),
+    ],
+)
+def test_factors_that_mean_nothing_are_refused(
+    checkpoint: Checkpoint, semantics: str, factor: tuple[int, int, float], sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        request_of(checkpoint, semantics, factors=[factor])
