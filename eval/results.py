@@ -115,9 +115,9 @@ class Results(BaseModel):
         """The comparison of the base with the variant that was asked about; None when it is missing."""
         return next((one for one in self.comparisons if one.after == self.primary), None)
 
-    def edit_words(self) -> str:
-        """What the variant is: `10 experts suppressed, reroute`."""
-        arm = self.arm(self.primary)
+    def edit_words(self, name: str | None = None) -> str:
+        """What the variant, or the arm of that name, is: `10 experts suppressed, reroute`."""
+        arm = self.arm(self.primary if name is None else name)
         if arm.checkpoint is not None and not (arm.suppress or arm.stimulate):
             return "the tuned server" if self.mode == "served" else arm.checkpoint
         parts = [

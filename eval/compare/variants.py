@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 import rewriter
 from eval.answers.arms import BASE
 from eval.compare.comparable import Evaluation, check_comparable
+from eval.measures.fidelity import name_under
 from eval.measures.safety import SafetySet
 from eval.measures.transitions import Change, Comparison
 from eval.outcomes.observed import ArmSummary
@@ -121,7 +122,7 @@ def variants_of(evaluation: Evaluation, first_number: int, *, is_alone: bool) ->
             Variant(
                 number=number,
                 name=own,
-                edit=edit_words(arm),
+                edit=results.edit_words(arm.name),
                 semantics=arm.semantics,
                 num_experts=len(arm.suppress) + len(arm.stimulate),
                 moved=comparison.moved,
@@ -143,15 +144,6 @@ def variants_of(evaluation: Evaluation, first_number: int, *, is_alone: bool) ->
             )
         )
     return found
-
-
-def edit_words(arm: ArmSummary) -> str:
-    """What was edited: `10 suppressed (reroute)`, or the checkpoint that was measured."""
-    parts = [f"{len(arm.suppress)} suppressed"] if arm.suppress else []
-    parts += [f"{len(arm.stimulate)} stimulated"] if arm.stimulate else []
-    if not parts:
-        return arm.checkpoint or "as served"
-    return " and ".join(parts) + (f" ({arm.semantics})" if arm.semantics else "")
 
 
 def transitions_of(comparison: Comparison) -> list[Transition]:
@@ -177,7 +169,7 @@ def divergence_of(results: Results, arm: ArmSummary) -> tuple[Interval | None, b
     for fidelity in results.fidelity:
         for one in fidelity.divergences:
             # Suppression and stimulation are measured each by itself, which is not what an edit of both does.
-            if edited == [fidelity.action] and one.left == BASE and one.right == arm.semantics:
+            if edited == [fidelity.action] and (one.left, one.right) == (BASE, name_under(arm, fidelity.action)):
                 return one.answer_tokens, fidelity.exact
     return None, False
 

@@ -25,6 +25,7 @@ from eval.display import words
 from eval.measures.kl import kl_per_position, pooled_kl
 from eval.measures.measure import Found, Measure, Part, Scene, Shown
 from eval.options import EvalRequest
+from eval.outcomes.observed import ArmSummary
 from eval.outcomes.statistics import Interval
 from ftri.prompts.sets import PromptRecord, PromptSet, load_prompt_set
 from rewriter.semantics import (
@@ -412,13 +413,12 @@ def card(found: Sequence[Fidelity], shown: Shown) -> list[tuple[str, str]]:
         )
         for one in found
         for each in one.divergences
-        if each.left == "base" and each.right == _primary_name(shown, one.action)
+        if each.left == "base" and each.right == name_under(shown.arm(shown.primary), one.action)
     ]
 
 
-def _primary_name(shown: Shown, action: str) -> str:
-    """What the variant that was asked about is called among the arms of an action."""
-    arm = shown.arm(shown.primary)
+def name_under(arm: ArmSummary, action: str) -> str:
+    """What a variant is called among the arms of an action: its semantics, and whether it is that in part or with a gain."""
     own = {tuple(pair) for pair in (arm.suppress if action == SUPPRESS else arm.stimulate)}
     suffix = IN_PART if action == SUPPRESS else WITH_GAIN
     return f"{arm.semantics}{suffix}" if any(one[:2] in own for one in arm.factors) else str(arm.semantics)

@@ -52,10 +52,24 @@ def test_a_variant_has_the_figures_of_its_evaluation(results, found):
     # Only the experts under test are set against chance.
     assert by_name["other-set"].chance == []
     assert [one.p_value for one in by_name["variant"].chance] == [one.p_value for one in results.controls]
-    assert by_name["variant"].edit == "3 suppressed (reroute)" and by_name["variant"].num_experts == 3
+    assert by_name["variant"].edit == "3 experts suppressed, reroute" and by_name["variant"].num_experts == 3
     assert found.repeat_flips == results.repeat_flips
     older = compare_evaluations([Evaluation("one", results.model_copy(update={"divergences": []}))])
     assert "No KL was measured for 4" in " ".join(older.notes)
+    # What is dropped in part is as far as that is, not as a whole drop.
+    fidelity = results.fidelity[0]
+    kept = Interval(estimate=0.001, low=0.0009, high=0.0011, num_clusters=6)
+    part = next(one for one in fidelity.divergences if (one.left, one.right) == ("base", "drop"))
+    part = part.model_copy(update={"right": "drop in part", "answer_tokens": kept})
+    fidelity = fidelity.model_copy(update={"divergences": [*fidelity.divergences, part]})
+    scaled = [
+        arm.model_copy(update={"factors": [(*arm.suppress[0], 0.5)]}) if arm.semantics == "drop" else arm
+        for arm in results.arms
+    ]
+    in_part = compare_evaluations(
+        [Evaluation("one", results.model_copy(update={"fidelity": [fidelity], "arms": scaled}))]
+    )
+    assert in_part.variants[1].kl == kept and in_part.variants[1].edit.endswith("drop (1 with a scaled output)")
     # An edit of both kinds is neither of the two that were measured.
     both = [arm.model_copy(update={"stimulate": [(1, 1)]}) if arm.kind == "variant" else arm for arm in results.arms]
     mixed = compare_evaluations([Evaluation("one", results.model_copy(update={"arms": both}))])
@@ -251,7 +265,7 @@ def test_the_command_writes_the_page_and_its_figures(finished, tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr.splitlines() == [str(tmp_path / "out" / "compare.html")]
     assert re.search(
-        r"^1 +\S+: variant +3 suppressed \(reroute\) +18/24 75.0 % +55.1 % to 88.0 % +0/36 0.0 % +0\.\d{4} +\*$",
+        r"^1 +\S+: variant +3 experts suppressed, reroute +18/24 75.0 % +55.1 % to 88.0 % +0/36 0.0 % +0\.\d{4} +\*$",
         ran.stdout,
         re.M,
     )
