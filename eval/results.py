@@ -20,6 +20,7 @@ from eval.outcomes.held_out import HeldOut
 from eval.outcomes.observed import ArmSummary
 from eval.outcomes.statistics import Rate
 from rewriter.errors import InputError
+from rewriter.small_file import MAX_TABLE_BYTES, read_small
 from rewriter.whole_file import write_whole
 
 SCHEMA_ID: Literal["mote.results/1"] = "mote.results/1"
@@ -90,7 +91,7 @@ class Results(BaseModel):
     def load(cls, path: str | Path) -> Self:
         """Read a results file. Raises: InputError with the file and the first thing wrong in it."""
         try:
-            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+            return cls.model_validate_json(read_small(path, MAX_TABLE_BYTES))
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
         except (ValidationError, UnicodeDecodeError) as error:

@@ -27,6 +27,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from rewriter.console import QUIET_HELP, VERBOSE_HELP, Application
 from rewriter.errors import InputError
+from rewriter.small_file import MAX_CARD_BYTES, read_small
 
 Request = TypeVar("Request")
 GENERAL = "General"
@@ -174,7 +175,7 @@ def read_config(file: Path, parameters: list[Parameter]) -> dict[str, Any]:
     another type.
     """
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_small(file, MAX_CARD_BYTES).decode())
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}), expected a TOML file of options") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

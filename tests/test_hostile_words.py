@@ -405,6 +405,51 @@ def test_what_files_hold(
     assert before <= {path.name for path in tmp_path.iterdir()}
 
 
+def of_holes(world: World) -> Iterator[tuple[Path, tuple[object, ...]]]:
+    """A file, and a command that reads it."""
+    base, none = world.base, world.folder / "none"
+    variant = world.with_config("variant", mote=world.record().to_block())
+    rewriting = ("mote-rewrite", "--suppress", world.set, "--model", base, "-o", none)
+    for name in ("config.json", INDEX, "README.md"):
+        yield base / name, rewriting
+    yield world.set, rewriting
+    recipe = world.folder / "recipe.json"
+    yield recipe, ("mote-rewrite", "--recipe", recipe, "--model", base)
+    yield variant / "config.json", ("mote-verify", variant, "--base", base)
+    yield variant / "README.md", ("mote-push", variant, "me/it", "--yes")
+    find = ("mote-ftri", world.traces, "--behavior", "refused")
+    yield world.traces / "manifest.json", find
+    yield world.traces / "index.jsonl", find
+    for suffix in ("jsonl", "csv", "parquet"):
+        labels = world.folder / f"labels.{suffix}"
+        yield labels, (*find, "--labels", labels)
+    responses, options, template = (world.folder / name for name in ("responses.jsonl", "options.toml", "t.jinja"))
+    yield responses, ("mote-label", responses)
+    for script in ("mote-eval", "mote-refine", "mote-record", "mote-tune"):
+        yield options, (script, "--config", options)
+    recording = ("mote-record", "--model", base, "-o", none)
+    yield template, (*recording, "--prompts", world.prompts, "--chat-template", template)
+    yield world.prompts, (*recording, "--prompts", world.prompts)
+
+
+def test_files_of_holes_are_not_read_whole(
+    run_command: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three gigabytes that take no place on the disk: each is refused by its size, or by a line without an end."""
+    monkeypatch.chdir(tmp_path)
+    world = World(tmp_path)
+    for path, command in of_holes(world):
+        before = path.read_bytes() if path.exists() else None
+        with path.open("wb") as opened:
+            opened.truncate(3 << 30)
+        ran = run_command(*command)
+        check_failure(ran)
+        assert "bytes, expected" in ran.stderr, (path.name, command, ran.stderr)
+        path.unlink()
+        if before is not None:
+            path.write_bytes(before)
+
+
 def test_results_name_what_is_hostile_and_steer_nothing(
     run_command: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

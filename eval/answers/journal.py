@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from eval.answers.arms import Answer, Arm, Request, Responder, answer_key
 from eval.errors import JournalError
 from ftri.labels.think_formats import ThinkFormat
+from rewriter.small_file import lines_of
 
 SCHEMA = "mote.journal/2"
 JOURNAL = "journal.jsonl"  # its name in an output folder
@@ -261,7 +262,7 @@ class Journal:
     def _read_back(self) -> None:
         self._file.seek(0)
         offset = 0
-        for number, line in enumerate(self._file, start=1):
+        for number, line in enumerate(lines_of(self._file, self.path, error=JournalError), start=1):
             if not line.endswith(b"\n"):
                 self._file.truncate(offset)
                 break

@@ -17,6 +17,7 @@ from eval.report.transcripts import FILE_NAME as TRANSCRIPTS
 from eval.report.transcripts import choose_examples, write_transcripts
 from eval.results import FILE_NAME, SCHEMA_ID, Results
 from rewriter.errors import InputError, OutputError, quoted
+from rewriter.small_file import MAX_CARD_BYTES, read_small
 from rewriter.variant.card import replace_results, replace_safety
 from rewriter.whole_file import write_whole
 
@@ -108,7 +109,7 @@ def update_card(folder: Path, results: Results) -> Path:
     if card.exists() and not card.is_file():
         raise InputError(f"{card}: is no regular file, expected the model card of a variant")
     try:
-        text = card.read_text(encoding="utf-8")
+        text = read_small(card, MAX_CARD_BYTES).decode()
     except OSError as error:
         raise InputError(f"{card}: cannot be read ({error.strerror}), expected the model card of a variant") from None
     except UnicodeDecodeError as error:

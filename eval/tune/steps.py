@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval.answers.arms import digest
 from rewriter.errors import InputError
+from rewriter.small_file import read_small
 from rewriter.whole_file import write_whole
 
 SCHEMA_ID: Literal["mote.tune/1"] = "mote.tune/1"
@@ -49,7 +50,7 @@ class Steps:
         self._state = TuneState(schema="mote.tune/1", tool_version=tool_version)
         if self._path.is_file():
             try:
-                self._state = TuneState.model_validate_json(self._path.read_text(encoding="utf-8"))
+                self._state = TuneState.model_validate_json(read_small(self._path))
             except OSError as error:
                 raise InputError(f"{self._path}: cannot be read ({error.strerror})") from None
             except (ValidationError, UnicodeDecodeError):

@@ -16,6 +16,7 @@ from ftri.endpoints import REASONING_FIELDS
 from rewriter.console import make_app, run, say
 from rewriter.errors import InputError
 from rewriter.json_text import JsonError, printed_json, read_json
+from rewriter.small_file import lines_of
 
 if TYPE_CHECKING:
     from ftri.labels.judge import Judge
@@ -101,12 +102,12 @@ def read_responses(name: str) -> Iterator[dict[str, Any]]:
     """
     shown = "stdin" if name == "-" else Path(name).name
     try:
-        file = sys.stdin if name == "-" else Path(name).open(encoding="utf-8")  # noqa: SIM115 (closed below)
+        file = sys.stdin.buffer if name == "-" else Path(name).open("rb")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise InputError(f"{shown}: cannot be read ({error.strerror})") from None
     with file:
         number = 0
-        lines = iter(file)
+        lines = lines_of(file, shown)
         while (line := _next_line(lines, shown, number + 1)) is not None:
             number += 1
             if line.strip():
@@ -115,9 +116,10 @@ def read_responses(name: str) -> Iterator[dict[str, Any]]:
             raise InputError(f"{shown}: has no responses")
 
 
-def _next_line(lines: Iterator[str], shown: str, number: int) -> str | None:
+def _next_line(lines: Iterator[bytes], shown: str, number: int) -> str | None:
     try:
-        return next(lines, None)
+        line = next(lines, None)
+        return None if line is None else line.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{shown}: is not UTF-8 near line {number} ({error.reason}), expected JSONL") from None
 

@@ -22,12 +22,13 @@ from ftri.traces.reader import TraceRecord
 from ftri.traces.schema import UNKNOWN_TOKEN_ID
 from rewriter.errors import InputError
 from rewriter.families.family import RouterLayout
+from rewriter.small_file import MAX_TABLE_BYTES, read_small
 
 
 def answered(path: Path, layout: RouterLayout, tokenizer: Any) -> Iterator[TraceRecord]:
     """Responses as servers gave them, one JSON object a line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_small(path, MAX_TABLE_BYTES).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path.name}: cannot be read ({error}), expected JSONL") from None
     for number, line in enumerate(lines, start=1):

@@ -17,6 +17,7 @@ from ftri.prompts.sets import PromptRecord
 from rewriter.edit.dial import open_base, open_served
 from rewriter.edit.record import without_record
 from rewriter.errors import InputError
+from rewriter.small_file import MAX_CARD_BYTES, read_small
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def load_chat_template(path: Path) -> str:
     if not path.is_file():
         raise InputError(f"{path} is no file, expected a chat template (Jinja text)")
     try:
-        return path.read_text(encoding="utf-8")
+        return read_small(path, MAX_CARD_BYTES).decode()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:

@@ -15,6 +15,7 @@ from typing import Any
 from rewriter.errors import HubError, InputError, printable
 from rewriter.hub.errors import hub_errors
 from rewriter.json_text import JsonError, read_json
+from rewriter.small_file import MAX_TABLE_BYTES, read_small
 
 MAX_NAMES_SHOWN = 8
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -127,7 +128,7 @@ def _read_table(path: Path, name: str) -> Table:
     if path.exists() and not path.is_file():
         raise InputError(f"{name}: is no regular file, expected a {path.suffix} file")
     try:
-        content = path.read_bytes()
+        content = read_small(path, MAX_TABLE_BYTES)
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror})") from error
     rows = list(_parse(path, name, content))

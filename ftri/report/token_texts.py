@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ftri.traces.schema import UNKNOWN_TOKEN_ID
-from rewriter.errors import HubError, printable
+from rewriter.errors import HubError, InputError, printable
 from rewriter.hub.errors import hub_errors
+from rewriter.small_file import read_small
 
 TOKENIZER_NAME = "tokenizer.json"
 MAX_LETTERS = 200
@@ -49,8 +50,8 @@ def load_tokenizer(model: str, revision: str | None, is_told: bool = False) -> t
     if path is None:
         return None, f"no {TOKENIZER_NAME} of {shown} is on this machine (name a folder or Hub model with --tokenizer)"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        document = json.loads(read_small(path).decode())
+    except (OSError, ValueError, RecursionError, InputError):
         document = None
     # The library raises a bare Exception for a malformed file, so what can go wrong is looked at first.
     if not isinstance(document, dict) or "model" not in document:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rewriter.checkpoint.gguf.imatrix import SelectionCounts
 from rewriter.errors import InputError, first_problem
 from rewriter.json_text import JsonError, read_json
+from rewriter.small_file import read_small
 from rewriter.whole_file import write_whole
 
 # Counts are summed as doubles, which are exact up to here.
@@ -107,7 +108,7 @@ def load_class_totals(path: Path) -> ClassTotals:
         InputError: the file is none, or its numbers contradict each other.
     """
     try:
-        document = _Document.model_validate(read_json(path.read_bytes()))
+        document = _Document.model_validate(read_json(read_small(path)))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (JsonError, ValidationError) as error:

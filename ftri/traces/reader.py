@@ -47,6 +47,7 @@ from ftri.traces.schema import (
     shown,
 )
 from rewriter.errors import quoted
+from rewriter.small_file import lines_of
 
 # Compressed bytes handed over at a time.
 PACKED_BLOCK_BYTES = 1 << 20
@@ -219,7 +220,7 @@ def iterate_index(folder: Path, scan: IndexScan | None = None) -> Iterator[Index
     chunk, end_row = 0, 0
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(lines_of(file, path, error=TraceError), start=1):
                 if not line.endswith(b"\n"):
                     return
                 entry, checksum = parse_index_line(line, scan.checksum, path, number, scan.is_summed)

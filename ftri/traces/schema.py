@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rewriter.errors import InputError, first_problem, printable, quoted
+from rewriter.small_file import read_small
 
 SCHEMA = "mote.traces/1"
 MANIFEST_NAME = "manifest.json"
@@ -175,7 +176,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise TraceError(f"{folder} is not a trace folder: it has no {MANIFEST_NAME} (mote-record writes one)")
     try:
-        content = path.read_bytes()
+        content = read_small(path, error=TraceError)
         Manifest.model_validate_json(content)
     except OSError as error:
         raise TraceError(f"{path}: cannot be read ({error.strerror})") from None

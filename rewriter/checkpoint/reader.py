@@ -23,6 +23,7 @@ from rewriter.errors import CheckpointError, UnknownFamilyError, quoted
 from rewriter.families.family import RouterLayout
 from rewriter.families.lookup import router_layout, rows_named_alike
 from rewriter.json_text import JsonError, read_json
+from rewriter.small_file import MAX_CARD_BYTES, MAX_TEXT_BYTES, check_size, read_small
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
@@ -259,7 +260,11 @@ class Checkpoint:
     def card(self) -> str | None:
         """README.md."""
         path = self.folder / CARD_NAME
-        return path.read_text("utf-8", errors="replace") if path.exists() else None
+        return (
+            read_small(path, MAX_CARD_BYTES, CheckpointError).decode("utf-8", errors="replace")
+            if path.exists()
+            else None
+        )
 
     def _path(self, file_name: str) -> str:
         return f"{self.source.name}/{file_name}"
@@ -269,6 +274,7 @@ class Checkpoint:
         if size is None:
             what = ", expected a model folder with it" if file_name == CONFIG_NAME else ""
             raise CheckpointError(f"{self._path(file_name)}: no such file{what}")
+        check_size(self._path(file_name), size, MAX_TEXT_BYTES, CheckpointError)
         data = self.source.read(file_name, 0, size)
         _refuse_pointer(self._path(file_name), data)
         try:

@@ -24,7 +24,7 @@ def remote_code(folder: Path) -> set[Path]:
     found: set[Path] = set()
     while wanted:
         path = wanted.pop()
-        if path in found or not (folder / path).is_file():
+        if path in found or not (folder / path).is_file() or (folder / path).stat().st_size > MAX_CONFIG_BYTES:
             continue
         found.add(path)
         text = (folder / path).read_text("utf-8", errors="replace")

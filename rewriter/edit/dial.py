@@ -23,6 +23,7 @@ from rewriter.expert_set import ExpertSet
 from rewriter.families.family import RouterLayout
 from rewriter.families.lookup import SERVED_PREFIX, router_layout
 from rewriter.semantics import Semantics
+from rewriter.small_file import read_small
 
 ARCHITECTURE_PREFIX: Final = "Mote"
 MODEL_TYPE_PREFIX: Final = SERVED_PREFIX
@@ -143,7 +144,7 @@ class BaseOfServed(LocalFolder):
 
     @property
     def _config(self) -> bytes:
-        config = parse_config((self.path / CONFIG_NAME).read_text(encoding="utf-8"))
+        config = parse_config(read_small(self.path / CONFIG_NAME, error=CheckpointError).decode())
         previous = config[BLOCK_KEY].get("base")
         return config_text(base_config(config) | ({} if previous is None else {BLOCK_KEY: previous})).encode()
 

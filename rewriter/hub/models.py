@@ -15,6 +15,7 @@ from rewriter.console import size_text
 from rewriter.errors import CheckpointError, HubError, InputError
 from rewriter.hub.errors import hub_errors, quiet_hub_logs, with_retries
 from rewriter.json_text import JsonError, read_json
+from rewriter.small_file import read_small
 
 # Other formats of the same weights, and training leftovers: never read, never part of a variant.
 IGNORED_PATTERNS = (
@@ -192,7 +193,9 @@ def missing_files(folder: Path) -> list[str]:
     if not index.is_file():
         return missing + ([] if (folder / SINGLE_NAME).is_file() else [SINGLE_NAME])
     source = LocalFolder(folder)
-    return missing + [name for name in shard_names(index.read_bytes(), index) if source.size_bytes(name) is None]
+    return missing + [
+        name for name in shard_names(read_small(index, error=CheckpointError), index) if source.size_bytes(name) is None
+    ]
 
 
 def shard_names(index_text: str | bytes, index_name: str | Path) -> list[str]:

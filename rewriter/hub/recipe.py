@@ -7,6 +7,7 @@ from rewriter.edit.record import Recipe
 from rewriter.errors import HubError, InputError, RecordError
 from rewriter.hub.errors import hub_errors, quiet_hub_logs
 from rewriter.hub.models import looks_like_repo_id
+from rewriter.small_file import read_small
 
 RECIPE_NAME = "mote-recipe.json"
 
@@ -28,7 +29,7 @@ def load_recipe(source: str) -> Recipe:
     if not path.is_file():
         raise InputError(f"'{source}' is neither a recipe file, a folder with {RECIPE_NAME}, nor a repo ORG/NAME")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_small(path, error=RecordError).decode()
     except UnicodeDecodeError as error:
         raise RecordError(f"'{path}' is no recipe: it is not UTF-8 text (byte {error.start})") from None
     return Recipe.read(text, str(path))

@@ -8,6 +8,7 @@ from rewriter.edit.record import VariantRecord
 from rewriter.errors import HubError, InputError
 from rewriter.hub.errors import hub_errors
 from rewriter.push.files import LocalFile, file_in_memory
+from rewriter.small_file import MAX_CARD_BYTES, read_small
 from rewriter.variant.card import (
     CARRIED_KEYS,
     find_block,
@@ -44,12 +45,12 @@ def pushed_card(
     if not path.is_file():
         raise InputError(f"'{folder}' lacks {CARD_NAME}, expected a variant; mote-rewrite -o FOLDER makes one")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_small(path, MAX_CARD_BYTES).decode()
         text = complete_terms(text, record, say)
         text = replace_serve_line(text, serve_line_for(find_block(text, "mote-serve"), repo_id, branch))
         for name, put in ((RESULTS_NAME, replace_results), (SAFETY_NAME, replace_safety)):
             if (folder / name).is_file():
-                text = put(text, (folder / name).read_text(encoding="utf-8"))
+                text = put(text, read_small(folder / name, MAX_CARD_BYTES).decode())
         check_card(text)
     except ValueError as error:
         raise InputError(f"'{path}' is no valid model card: {' '.join(str(error).split())}") from error
@@ -122,4 +123,4 @@ def _fetch_card(repo_id: str, revision: str | None, say: Callable[[str], None]) 
     except HubError as error:
         say(f"the licence of the base could not be looked up ({error}); check the card's front matter")
         return None
-    return Path(path).read_text(encoding="utf-8-sig")
+    return read_small(path, MAX_CARD_BYTES).decode("utf-8-sig")

@@ -12,7 +12,7 @@ def run_main(main, name, *arguments, stdin=None):
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
         mock.patch.object(sys, "argv", [name, *map(str, arguments)]),
-        mock.patch.object(sys, "stdin", io.StringIO(stdin or "")),
+        mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO((stdin or "").encode()))),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

@@ -21,6 +21,7 @@ from rewriter.checkpoint.source import ByteSource, LocalFolder, TensorEntry
 from rewriter.errors import CheckpointError
 from rewriter.families.family import RouterLayout
 from rewriter.families.gguf import ARCHITECTURE_KEY, BIASED_KEY, LAYERS_KEY, gguf_layout
+from rewriter.small_file import MAX_CARD_BYTES, MAX_TEXT_BYTES, check_size, read_small
 
 GGUF_SUFFIX = ".gguf"
 SPLIT_NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
@@ -209,7 +210,7 @@ class GgufSet:
         """README.md beside the files, else the licence that the file names, as a card's metadata."""
         path = self.folder / CARD_NAME
         if path.exists():
-            return path.read_text("utf-8", errors="replace")
+            return read_small(path, MAX_CARD_BYTES, CheckpointError).decode("utf-8", errors="replace")
         facts = {
             "license": self.first.text("general.license"),
             "license_name": self.first.text("general.license.name"),
@@ -244,6 +245,7 @@ class GgufSet:
         text = self.first.text(RECORD_KEY)
         size = self.source.size_bytes(RECORD_FILE) if text is None else None
         if size is not None:
+            check_size(f"{self.name}: {RECORD_FILE}", size, MAX_TEXT_BYTES, CheckpointError)
             text = self.source.read(RECORD_FILE, 0, size).decode("utf-8", errors="replace")
         if text is None:
             return None

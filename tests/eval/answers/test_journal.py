@@ -183,6 +183,15 @@ def test_a_full_disk_is_one_sentence_and_what_was_kept_stays(tmp_path):
         assert journal.answer("a") == answer(1) and "b" not in journal
 
 
+def test_a_line_without_an_end_is_not_read_whole(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with path.open("wb") as opened:
+        opened.truncate(3 << 30)
+    with pytest.raises(JournalError, match="line 1 has more than 67,108,864 bytes"):
+        Journal(path, {})
+    assert path.stat().st_size == 3 << 30
+
+
 def test_a_special_file_is_never_read(tmp_path):
     os.mkfifo(tmp_path / "j.jsonl")
     with pytest.raises(JournalError, match="is no regular file"):
