@@ -288,6 +288,37 @@ def test_drop(base: Base, tmp_path: Path) -> None:
     assert torch.equal(base.routing[first].weights, routing[first].weights)
 
 
+# One of each kind: experts in tensors of their own (w2, down_proj), stacked beside a bias, and beside a router bias.
+SCALED_FAMILIES = [tiny for tiny in TINY_MODELS if str(tiny) in {"mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"}]
+
+
+@pytest.mark.parametrize("base", SCALED_FAMILIES, ids=str, indirect=True)
+def test_a_drop_in_part_and_a_gain(base: Base, tmp_path: Path) -> None:
+    """An output times a power of two is that of the base to the bit, and nothing else is another."""
+    layer = base.layout.moe_layers[0]
+    frequent = base.by_frequency(layer)
+    down, up, kept = frequent[0], frequent[-1], frequent[1]
+    can_stimulate = base.layout.has_bias and base.layout.family.can_stimulate
+    factors = {down: 0.25} | ({up: 2.0} if can_stimulate else {})
+    suppress = ExpertSet(
+        layer_index="model", behavior="down", experts=[ExpertEntry(layer=layer, expert=down, strength=0.75)]
+    )
+    stimulate = ExpertSet(layer_index="model", behavior="up", experts=[ExpertEntry(layer=layer, expert=up, gain=2.0)])
+    checkpoint = Checkpoint.open(base.folder)
+    plan = make_plan(checkpoint, suppress, stimulate if can_stimulate else None, EditOptions())
+    assert plan.record.semantics == "drop" and "Scaled outputs are stored exactly." in plan.notes
+    write_variant(plan, base.folder, tmp_path / "variant")
+    verify(tmp_path / "variant", base.folder, full=True)
+    variant = load(base.tiny, tmp_path / "variant")
+    seen, modules = base.routing[layer], experts_modules(variant)
+    for expert, factor in (factors | {kept: 1.0}).items():
+        output = expert_output(experts_modules(base.model)[layer], seen, expert)
+        assert output.abs().max() > 0
+        assert torch.equal(expert_output(modules[layer], seen, expert), output * factor)
+    routing, _ = capture(variant, prompt_ids())
+    assert not can_stimulate or (routing[layer].selected == up).any(dim=1).all()
+
+
 def test_layers_that_route_by_a_table_are_refused(base: Base, tmp_path: Path) -> None:
     layout = base.layout
     if not layout.unbiased_layers:
