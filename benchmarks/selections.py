@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -39,20 +40,37 @@ def main() -> None:
     print("|---|---|---|---|")
     num_tokens = num_selections = 0
     for number, (kind, (prompts, options)) in enumerate(texts(model, work, arguments.recipe).items()):
-        folders = [work / f"traces-{name}-{number}" for name in ("base", "variant")]
-        for recorded, traces in zip((model, variant), folders, strict=True):
-            run("mote-record", "--model", recorded, "--prompts", prompts, "-o", traces, *options)
-        reader = TraceReader(folders[0])
-        layers = reader.manifest["moe_layers"]
-        base = count_selections((record.experts for record in reader), layers, listed.model_pairs(layers))
-        seen = json.loads(run("mote-verify", variant, "--base", model, "--traces", folders[1], "--json"))["traces"]
+        kept = work / f"counted-{number}.json"
+        if not kept.exists():
+            kept.write_text(json.dumps(count(model, variant, listed, work, number, prompts, options)))
+        seen = json.loads(kept.read_text())
         num_tokens, num_selections = num_tokens + seen["tokens"], num_selections + seen["selections"]
         print(
-            f"| {kind} | {base.num_tokens:,}, {base.num_selections:,} | {seen['tokens']:,}, {seen['selections']:,} |"
+            f"| {kind} | {seen['base tokens']:,}, {seen['base selections']:,} | {seen['tokens']:,}, {seen['selections']:,} |"
             f" {seen['responses']:,}, {seen['bound_95']:.2%} |",
             flush=True,
         )
     print(f"\n{num_tokens:,} tokens of the variant, {num_selections:,} selections of {len(listed.experts)} experts")
+
+
+def count(
+    model: Path,
+    variant: Path,
+    listed: ExpertSet,
+    work: Path,
+    number: int,
+    prompts: str | Path,
+    options: tuple[str, ...],
+) -> dict[str, Any]:
+    """Record base and variant on prompts, and count the listed experts' selections in both."""
+    folders = [work / f"traces-{name}-{number}" for name in ("base", "variant")]
+    for recorded, traces in zip((model, variant), folders, strict=True):
+        run("mote-record", "--model", recorded, "--prompts", prompts, "-o", traces, *options)
+    reader = TraceReader(folders[0])
+    layers = reader.manifest["moe_layers"]
+    base = count_selections((record.experts for record in reader), layers, listed.model_pairs(layers))
+    seen = json.loads(run("mote-verify", variant, "--base", model, "--traces", folders[1], "--json"))["traces"]
+    return {**seen, "base tokens": base.num_tokens, "base selections": base.num_selections}
 
 
 def texts(model: Path, work: Path, recipe: Path) -> dict[str, tuple[str | Path, tuple[str, ...]]]:

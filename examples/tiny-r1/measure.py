@@ -1,16 +1,17 @@
 """Measures what the miniature does and where its behaviours lie, and writes measured.json and the expert sets.
 
 Experts are chosen by fTRI on recorded routing alone; 99 random sets of the same size, uniform and matched in layer and
-activation frequency, say what chance does. Every number of experts is written when it is measured, and a run that was stopped
-goes on with --resume.
+activation frequency, say what chance does. Answers and sets are kept beside the result until it is whole, so that a run that
+was stopped goes on with --resume.
 """
 
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import data
 import numpy as np
@@ -39,11 +40,32 @@ def begins_refusal(text: str) -> bool:
     return text.startswith(data.EMPTY_THINK + "I am")
 
 
+class Kept:
+    """Values by name that took long, one JSON line each in a file, so that a stopped run need not compute them again."""
+
+    def __init__(self, path: Path, resume: bool) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if resume and path.exists() else []
+        # A kill can leave a torn last line.
+        whole = [line for line in lines if line.endswith("\n")]
+        path.write_text("".join(whole), encoding="utf-8")
+        self.values: dict = dict(map(json.loads, whole))
+
+    def get(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The value of that name, computed where it is not there."""
+        if name not in self.values:
+            self.values[name] = compute()
+            with self.path.open("a", encoding="utf-8") as opened:
+                opened.write(json.dumps([name, self.values[name]], ensure_ascii=False) + "\n")
+        return self.values[name]
+
+
 @dataclass
 class Bench:
     """The loaded miniature with its world."""
 
     folder: Path
+    kept: Kept | None = None
 
     def __post_init__(self) -> None:
         self.model, self.tokenizer = load(self.folder)
@@ -61,6 +83,10 @@ class Bench:
         prompts = [item.prompt for item in items]
         with suppressed(self.model, pairs):
             return dict(zip(prompts, generate(self.model, self.tokenizer, prompts, max_new_tokens), strict=True))
+
+    def keep(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What `compute` gives, from an earlier run where that was kept."""
+        return self.kept.get(name, compute) if self.kept else compute()
 
     def maps(self, items: Sequence[data.Item]) -> np.ndarray:
         return prompt_maps(self.model, self.tokenizer, [item.prompt for item in items])
@@ -101,13 +127,20 @@ def language_flip_share(bench: Bench, english: Sequence[data.Item], pairs: Pairs
 
 
 def compare_with_chance(
-    bench: Bench, maps: np.ndarray, chosen: Pairs, observed: float, measure: Callable[[Pairs], float], num_sets: int
+    bench: Bench,
+    what: str,
+    maps: np.ndarray,
+    chosen: Pairs,
+    observed: float,
+    measure: Callable[[Pairs], float],
+    num_sets: int,
 ) -> dict[str, dict[str, float]]:
     """Mean, maximum and p of random sets: p = (1 + #{null >= observed}) / (N + 1)."""
     result = {}
     for name, matched in (("uniform", False), ("matched", True)):
         sets = random_sets(maps, chosen, bench.layers, num_sets, matched, seed=1)
-        values = [measure(pairs) for pairs in tqdm(sets, desc=f"{name} sets of {len(chosen)}", mininterval=10)]
+        shown = tqdm(sets, desc=f"{name} sets of {len(chosen)}", mininterval=10)
+        values = [bench.keep(f"{what} {name} {pairs}", partial(measure, pairs)) for pairs in shown]
         exceeding = sum(value >= observed for value in values)
         result[name] = {
             "mean": round(float(np.mean(values)), 4),
@@ -165,7 +198,7 @@ def localise_refusal(
         row[KL] = round(kl_from_base(bench.model, bench.tokenizer, calm, answers, chosen), 5)
         observed = flip_share(bench, refused, chosen)
         row["random"] = compare_with_chance(
-            bench, maps, chosen, observed, lambda pairs: flip_share(bench, refused, pairs), num_sets
+            bench, "refusal", maps, chosen, observed, lambda pairs: flip_share(bench, refused, pairs), num_sets
         )
         yield size, row, [(pair, float(scores[bench.layers.index(pair[0]), pair[1]])) for pair in chosen]
 
@@ -189,7 +222,13 @@ def localise_english(
             "right sums after": share([is_right_sum(item, after[item.prompt]) for item in sums]),
             "garbled after": share([is_garbled(item, after[item.prompt]) for item in sums]),
             "random": compare_with_chance(
-                bench, maps, chosen, observed, lambda pairs: language_flip_share(bench, english, pairs), num_sets
+                bench,
+                "english",
+                maps,
+                chosen,
+                observed,
+                lambda pairs: language_flip_share(bench, english, pairs),
+                num_sets,
             ),
         }
         yield size, row, [(pair, float(scores[bench.layers.index(pair[0]), pair[1]])) for pair in chosen]
@@ -213,8 +252,9 @@ def main(
     wanted = {"refusal": _numbers(sizes), "english": _numbers(language_sizes)}
     result = json.loads(out.read_text(encoding="utf-8")) if resume and out.exists() else {}
     missing = {name: [size for size in wanted[name] if str(size) not in result.get(name, {})] for name in wanted}
-    bench = Bench(folder)
-    base = bench.answer(bench.items)
+    kept = Kept(out.with_name(out.name + ".kept"), resume)
+    bench = Bench(folder, kept)
+    base = bench.keep("base", lambda: bench.answer(bench.items))
     result |= {
         "schema": "mote.tiny-r1-measured/1",
         "num_routed_experts": bench.num_experts,
@@ -237,6 +277,7 @@ def main(
                 rows.update(ordered)
             _write(out, result)
     _write(out, result)
+    kept.path.unlink()
     typer.echo(f"measured in {time.monotonic() - started:.0f} s", err=True)
 
 
