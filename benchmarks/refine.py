@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.answers.arms import Arm, Pair
+from eval.answers.arms import Arm, Pair, digest
 from eval.answers.journal import Collector, Journal, unseen
 from eval.answers.plan import requests_for
 from eval.experts import is_routable
@@ -75,13 +75,17 @@ class HeldOut:
         return move_rate(self.target, select(self.base, self.some).behaviors, outcomes.behaviors)
 
     def kl(self, pairs: Sequence[Pair]) -> float:
-        """Nats a token of the base's answers to neutral prompts."""
-        live = self.session.live
+        """Nats a token of the base's answers to neutral prompts; kept in the journal."""
+        live, journal, arm = self.session.live, self.collector.journal, self.arm(pairs)
         assert live is not None
-        found = kl_from_base(
-            self.collector, live, self.arm(pairs), BASE, self.text, num_listed=128, seed=0, base_cache=self.cache
-        )
-        return found.estimate or 0.0
+        name = digest(["benchmark-kl", self.text.fingerprint(), arm.identity()])[:32]
+        if name not in journal:
+            found = kl_from_base(
+                self.collector, live, arm, BASE, self.text, num_listed=128, seed=0, base_cache=self.cache
+            )
+            journal.add_value(name, found.estimate or 0.0)
+        value: float = journal.value(name)
+        return value
 
     def p_value(self, matching: str, pairs: Sequence[Pair]) -> str:
         """p, how many sets were run, and the most that one of them moved."""
@@ -182,6 +186,12 @@ def compare(request: TuneRequest, session: Session, collector: Collector, argume
             flush=True,
         )
     print(f"\np there: beside {len(null)} sets of {NUM_EXPERTS} drawn from all experts, the same for every ranking\n")
+    print_p_values(held_out, path, paper)
+
+
+def print_p_values(held_out: HeldOut, path: Sequence[Pair], paper: Sequence[Pair]) -> None:
+    """The table of p-values of both lists against all matchings."""
+    size = len(path)
     print(
         "| set (flips of those prompts) | "
         + " | ".join(f"p {matching} (sets, highest)" for matching in MATCHINGS)
@@ -189,8 +199,8 @@ def compare(request: TuneRequest, session: Session, collector: Collector, argume
     )
     for name, pairs in (
         ("refined, first 1", path[:1]),
-        (f"the paper's list, first {size}", paper[:size]),
         (f"refined, {size}", path),
+        (f"the paper's list, first {size}", paper[:size]),
         (f"the paper's list, {NUM_EXPERTS}", paper[:NUM_EXPERTS]),
     ):
         for matching in MATCHINGS:
