@@ -18,6 +18,7 @@ from eval.measures.controls import SETS_A_ROUND
 from eval.measures.mt_bench_files import load_questions
 from eval.options import EvalRequest
 from eval.outcomes.held_out import split_prompts
+from eval.outcomes.targets import find_target
 from eval.run import Loaded, load_measures
 from eval.session import Say, Session, open_session
 from ftri.costs import Costs, estimate
@@ -48,7 +49,7 @@ class PartCost:
 
     at_most: what the run finds decides how many answers there are. by_chance: where random sets may end early, the answers
     expected of a variant that moves no more than they do. max_tokens: of an answer, where that is not the run's. elsewhere:
-    another server than the one under test answers.
+    another server than the one under test answers. ends_with_label: an answer is no longer than its label takes to decide.
     """
 
     part: str
@@ -58,12 +59,15 @@ class PartCost:
     forced_tokens: int = 0
     max_tokens: int | None = None
     elsewhere: bool = False
+    ends_with_label: bool = False
 
     def sentence(self, width: int) -> str:
         """The part for people."""
         words = f"{self.part:<{width}}  {'at most ' if self.at_most else ''}{self.answers:,} answers"
         if self.max_tokens is not None:
             words += f" of at most {self.max_tokens:,} tokens"
+        if self.ends_with_label:
+            words += " that end with their label"
         if self.by_chance is not None and self.by_chance < self.answers:
             words += f", about {self.by_chance:,} where the variant moves no more than random sets"
         if self.forced_tokens:
@@ -103,6 +107,9 @@ class EvalCosts:
     def total_sentences(self) -> list[str]:
         """All parts together, for people."""
         lines = self.total.sentences()
+        if self.total.requests and any(part.ends_with_label for part in self.parts):
+            # Before what would halve it.
+            lines.insert(2, "less than that, since answers that end with their label are reckoned as whole ones here")
         if self.early.requests < self.total.requests:
             time = f", about {duration_text(self.early.seconds)}" if self.early.seconds is not None else ""
             lines.append(
@@ -186,6 +193,7 @@ def costs_of(
         neutral_tokens=_mean_prompt_tokens(request, session, texts),
         num_passes=num_passes(request, session),
         max_judge_tokens=benchmark.max_judge_tokens if benchmark is not None else 0,
+        ends_with_label=_ends_with_label(request, session),
     )
 
     def all_of(answers: Callable[[PartCost], int], halved_by: Sequence[str]) -> Costs:
@@ -235,6 +243,14 @@ def num_passes(request: EvalRequest, session: Session) -> int:
     return down + up + (1 + sizes if sizes else 0) + (1 + others if others else 0)
 
 
+def _ends_with_label(request: EvalRequest, session: Session) -> bool:
+    """Whether answers of random sets and of the sweep end once their label is decided, see eval/measures/controls.py."""
+    if request.options.whole_controls or request.is_served:
+        return False
+    named = session.expert_sets[0].behavior if session.expert_sets else request.find or "refused"
+    return find_target(named, "leave", request.target).axis == "behavior"
+
+
 def sets_by_chance(num_sets: int, stop_after: int) -> int:
     """The random sets expected to run where the variant is one of them, ending at `stop_after` that move as much.
 
@@ -258,6 +274,7 @@ def part_costs(
     neutral_tokens: float = 0.0,
     num_passes: int = 0,
     max_judge_tokens: int = 0,
+    ends_with_label: bool = True,
 ) -> list[PartCost]:
     """The answers that each part asks for; `prompt_tokens` and `neutral_tokens` are of one prompt each."""
     options = request.options
@@ -281,12 +298,18 @@ def part_costs(
             forced_tokens=round(num_passes * num_neutral * (neutral_tokens + options.kl_tokens)),
             max_tokens=options.kl_tokens,
         ),
-        PartCost("sweep over k", len(options.sweep_k) * repeated if live else 0, at_most=True),
+        PartCost(
+            "sweep over k",
+            len(options.sweep_k) * repeated if live else 0,
+            at_most=True,
+            ends_with_label=ends_with_label,
+        ),
         PartCost(
             f"random sets ({options.controls} x {matchings} matchings)",
             options.controls * controls,
             at_most=True,
             by_chance=sets_by_chance(options.controls, options.control_stop) * controls,
+            ends_with_label=ends_with_label,
             # The base's answers to these prompts are read once for how often it selects each expert.
             forced_tokens=round(repeated * (prompt_tokens + options.max_tokens))
             if options.controls and controls

@@ -1,5 +1,6 @@
 """What an evaluation costs, reckoned before anything is loaded."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,14 @@ def test_a_bound_on_control_prompts_is_advised_only_where_it_bounds(tmp_path):
         parts = part_costs(request(tmp_path), num_prompts=num_prompts, num_variants=1, num_safety=0, num_questions=0)
         options = halved_by(request(tmp_path), parts, sum(part.answers for part in parts))
         assert any("--control-prompts" in option for option in options) == advised
+
+
+def test_answers_that_end_with_their_label_are_said_to_be_reckoned_whole(tmp_path):
+    for whole in (False, True):
+        asked = replace(evaluation_of(tmp_path / "new"), options=RunOptions(whole_controls=whole))
+        said = evaluation_costs(asked, lambda words: None).sentences()
+        assert any("answers that end with their label, about" in line for line in said) != whole
+        assert any(line.startswith("less than that, since answers that end") for line in said) != whole
 
 
 def test_nothing_left_is_said_in_place_of_zeros():
