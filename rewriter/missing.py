@@ -4,7 +4,21 @@ DISTRIBUTION = "mote-tunable-experts"
 ANALYSIS, ENGINE, TORCH, GGUF = "analysis", "vllm", "torch", "llama-cpp"
 # What pyproject.toml's extras bring, by the name that is imported.
 EXTRA_OF = {
-    **dict.fromkeys(("jinja2", "matplotlib", "pyarrow", "sklearn", "scipy", "tokenizers", "transformers"), ANALYSIS),
+    **dict.fromkeys(
+        (
+            "jinja2",
+            "markupsafe",
+            "matplotlib",
+            "optuna",
+            "pyarrow",
+            "scipy",
+            "sklearn",
+            "threadpoolctl",
+            "tokenizers",
+            "transformers",
+        ),
+        ANALYSIS,
+    ),
     "vllm": ENGINE,
     "torch": TORCH,
     "gguf": GGUF,

@@ -1,5 +1,6 @@
 """What all commands share: --quiet, -v, exit codes, completion, python -m, what is not installed; and their page."""
 
+import ast
 import importlib
 import importlib.util
 import os
@@ -92,9 +93,33 @@ def test_a_module_that_no_extra_brings_is_not_explained_away() -> None:
         run(app)
 
 
+# Packages by the distribution that brings them, where that has another name.
+DISTRIBUTION_OF = {
+    "httpx2": "huggingface-hub",
+    "huggingface_hub": "huggingface-hub",
+    "markupsafe": "jinja2",
+    "sklearn": "scikit-learn",
+    "threadpoolctl": "scikit-learn",
+    "yaml": "pyyaml",
+}
+
+
+def test_every_package_that_is_imported_comes_with_the_base_or_a_named_extra() -> None:
+    imported = set()
+    for path in (path for package in ("rewriter", "ftri", "eval") for path in (REPOSITORY / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    base = {line.partition(">")[0] for line in PROJECT["dependencies"]} | {"rewriter", "ftri", "eval"}
+    unnamed = imported - set(sys.stdlib_module_names) - set(EXTRA_OF)
+    assert {module for module in unnamed if DISTRIBUTION_OF.get(module, module) not in base} == set()
+
+
 @pytest.mark.parametrize(("module", "extra"), EXTRA_OF.items())
 def test_every_named_extra_brings_the_package(module: str, extra: str) -> None:
-    distribution = {"sklearn": "scikit-learn"}.get(module, module)
+    distribution = DISTRIBUTION_OF.get(module, module)
     brought = " ".join(PROJECT["optional-dependencies"][extra])
     assert distribution in brought
     assert f"[{extra}]" in (missing_package(f"{module}.part") or "")
