@@ -95,6 +95,12 @@ class Desk:
         with self._changed:
             return len(self._waiting)
 
+    @property
+    def current(self) -> Asked | None:
+        """The question that is being answered."""
+        with self._changed:
+            return self._current
+
     def ask(self, question: Question) -> Asked:
         """Put a question behind those that wait.
 

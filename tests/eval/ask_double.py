@@ -1,9 +1,11 @@
 """A stand-in for ftri's engine that writes in steps, as the page's answers come; replies.py says what.
 
 A token is a byte of UTF-8, so that characters can be split between tokens. It selects the experts of `routes`. A prompt
-with `slow` in it takes 10 ms a step; `echo` answers with the rest of its prompt; `break` kills the engine.
+with `hold` in it waits after some text until `gate` is set; `slow` takes 30 ms a step; `echo` answers with the rest of its
+prompt; `break` kills the engine.
 """
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
@@ -21,6 +23,8 @@ from rewriter.errors import InputError
 ROUTES = np.sort(
     np.argsort(np.random.default_rng(0).random((256, len(MOE_LAYERS), NUM_EXPERTS)), axis=-1)[..., :TOP_K], axis=-1
 ).astype(np.uint8)
+# So many tokens are written before a prompt is held.
+HELD_AFTER = 6
 END_OF_TEXT = 255  # a byte that no UTF-8 has
 
 
@@ -42,6 +46,7 @@ class AskDouble:
             tokenizer=SimpleNamespace(decode=lambda ids: bytes(ids).decode("utf-8", "replace"))
         )
         self.num_steps = 0
+        self.gate = threading.Event()
         self.edits: list[Any] = []
         self.samplings: list[Sampling] = []
 
@@ -58,7 +63,9 @@ class AskDouble:
         while running:
             step += 1
             self.num_steps += 1
-            time.sleep(0.01 if "slow" in prompts[0].text else 0)
+            time.sleep(0.03 if "slow" in prompts[0].prompt else 0)
+            if step > HELD_AFTER and "hold" in prompts[0].prompt:
+                assert self.gate.wait(60), "nobody let the answer go on"
             for index, (tokens, reason) in list(running.items()):
                 text = self.renderer.tokenizer.decode([one for one in tokens[:step] if one != END_OF_TEXT])
                 if step == len(tokens):

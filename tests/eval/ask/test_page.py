@@ -198,7 +198,7 @@ def test_no_other_page_can_ask_or_frame_it(chromium: Browser, tmp_path: Path) ->
 
 
 def test_an_answer_streams_and_is_stopped_by_the_keyboard(page: Page) -> None:
-    put(page, "slow echo" + "word " * 60)
+    put(page, "slow echo" + "word " * 100)
     page.wait_for("document.querySelector('.answer')?.textContent.length > 20")
     assert page.value("document.querySelector('.answer').getAttribute('aria-busy')") == "true"
     for _ in range(12):
@@ -217,7 +217,7 @@ def test_an_answer_streams_and_is_stopped_by_the_keyboard(page: Page) -> None:
 def test_questions_of_two_tabs_take_turns_and_say_so(chromium: Browser) -> None:
     with serving() as address:
         first, second = opened(chromium, address), opened(chromium, address)
-        first.value("document.querySelector('#prompt').value = 'slow echo' + 'word '.repeat(60)")
+        first.value("document.querySelector('#prompt').value = 'slow echo' + 'word '.repeat(200)")
         first.value("document.querySelector('#form').requestSubmit()")
         first.wait_for("document.querySelector('.answer')?.textContent.length > 5")
         second.value("document.querySelector('#prompt').value = 'echo hi'")
