@@ -152,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _checked_name(self) -> str:
         """What is asked for behind the token. Raises: Refused."""
-        if self.headers.get_all("Host") is None or self.headers["Host"] not in self.server.hosts:
+        if self.headers["Host"] not in self.server.hosts:
             raise Refused(HTTPStatus.FORBIDDEN, f"this page is at {ADDRESS}:{self.server.server_port} alone")
         token, slash, name = self.path.removeprefix("/").partition("/")
         # Compared as bytes: what came need not be ASCII.
