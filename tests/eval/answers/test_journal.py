@@ -209,9 +209,10 @@ def test_two_runs_cannot_write_one_journal(tmp_path):
         Journal(tmp_path / "j.jsonl")
 
 
-def key(arm=None, **changes):
+def key(arm=None, responder=None, **changes):
     sampling = Sampling(**({"max_tokens": 8, "temperature": 0.0, "seed": 1} | changes))
-    return answer_key({"model": "m"}, arm or Arm("base", "base"), Request("p", 0, (("user", "hello"),), sampling))
+    request = Request("p", 0, (("user", "hello"),), sampling)
+    return answer_key(responder or {"model": "m"}, arm or Arm("base", "base"), request)
 
 
 def test_a_key_depends_on_what_decides_the_answer():
@@ -219,6 +220,7 @@ def test_a_key_depends_on_what_decides_the_answer():
     assert key(edited) == key(Arm("another name", "sweep", "reroute", ((1, 3), (1, 2))))
     assert key(edited) != key(Arm("x", "variant", "drop", ((1, 2), (1, 3))))
     assert key(edited) != key()
+    assert key(responder={"model": "other"}) != key()
     assert key(Arm("again", "repeat", repeat=1)) != key()
     assert key(max_tokens=9) != key()
     assert key(seed=2) == key(), "a greedy answer has no seed"

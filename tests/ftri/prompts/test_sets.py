@@ -142,6 +142,26 @@ def test_hub_dataset_downloads_the_one_file_at_the_resolved_commit(tmp_path, mon
     assert tables.choose_data_file("org/name", ["x.parquet", "README.md"], None) == "x.parquet"
 
 
+def test_without_the_hub_the_local_cache_is_read(monkeypatch, tmp_path):
+    import httpx2
+    import huggingface_hub
+
+    class Offline:
+        def dataset_info(self, repo, revision=None):
+            raise httpx2.ConnectError("no route")
+
+    snapshot = tmp_path / "c0ffee"
+    (snapshot / "data").mkdir(parents=True)
+    (snapshot / "data" / "a.csv").write_text("prompt\nWhy?\n")
+    monkeypatch.setattr(huggingface_hub, "HfApi", Offline)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **how: str(snapshot))
+    for spec in ("hub:org/name", "hub:org/name/data/a.csv"):
+        found = prompts.load_prompt_set(spec)
+        assert [record.text for record in found.records] == ["Why?"] and found.source["revision"] == "c0ffee"
+    with pytest.raises(HubError, match="cannot read dataset org/name: .*no route"):
+        prompts.load_prompts("hub:org/name/data/b.csv")
+
+
 def test_unreachable_hub_is_one_sentence(monkeypatch, tmp_path):
     import httpx2
     import huggingface_hub

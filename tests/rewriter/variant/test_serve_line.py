@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from checkpoints import CONFIG, build_checkpoint, write_json
 from commands import Command
+from gguf_files import write_model
 
 from rewriter.checkpoint.kinds import open_model
 from rewriter.push.card import serve_line_for
@@ -28,6 +29,16 @@ def test_folder_with_spaces_and_commands_in_its_name(
     assert serve_line_for(f"{result['serve']} --tensor-parallel-size 8", "me/it", "b") == (
         "vllm serve me/it --revision b --tensor-parallel-size 8"
     )
+
+
+def test_a_gguf_files_name_is_quoted_too(tmp_path: Path) -> None:
+    path = tmp_path / f"{HOSTILE}.gguf"
+    write_model(path)
+    assert shlex.split(serve_line("./my model; rm x", open_model(path))) == [
+        "llama-server",
+        "-m",
+        f"./my model; rm x/{path.name}",
+    ]
 
 
 @pytest.mark.parametrize(
