@@ -29,6 +29,7 @@ def test_folder_with_spaces_and_commands_in_its_name(
     assert serve_line_for(f"{result['serve']} --tensor-parallel-size 8", "me/it", "b") == (
         "vllm serve me/it --revision b --tensor-parallel-size 8"
     )
+    assert shlex.split(serve_line_for("vllm serve x --served-model-name 'a; b'", "me/it", "main"))[-1] == "a; b"
 
 
 def test_a_gguf_files_name_is_quoted_too(tmp_path: Path) -> None:
