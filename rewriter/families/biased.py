@@ -116,7 +116,8 @@ BIASED_FAMILIES: tuple[Family, ...] = (
         ),
         num_experts="num_experts",
         top_k="num_experts_per_tok",
-        bias=names("mlp.e_score_correction_bias"),
+        # As published, and as transformers 5 saves it again.
+        bias=names("mlp.e_score_correction_bias") + names("mlp.gate.e_score_correction_bias"),
         expert_outputs=outputs(*DOWN_PROJ),
         score="sigmoid",
         num_groups="n_group",
