@@ -39,8 +39,8 @@ BIASED_FAMILIES: tuple[Family, ...] = (
         renormalize_default=True,
         text_config="text_config",
         vllm_keys=(("topk_method", "noaux_tc"), ("scoring_func", "sigmoid")),
-        notes="The multi-token-prediction module has a router of its own; it matters only to speculative decoding"
-        " and is left as it is.",
+        notes="A multi-token-prediction module, where there is one, has a router of its own; it matters only to speculative"
+        " decoding and is left as it is.",
     ),
     Family(
         name="glm4_moe",
