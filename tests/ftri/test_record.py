@@ -5,8 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from engines import prompts, ran, reference_experts
 from running import run_main
 
 from ftri.cli.record import main
+from ftri.record import MOST_WAITING, write_behind
 from ftri.traces.reader import TraceReader
 
 COUNT = 48
@@ -93,6 +97,28 @@ def test_kill_9_and_the_same_command_again(tiny_r1: Path, prompt_file: Path, tmp
     done = run_main(main, "mote-record", *command(tiny_r1, prompt_file, folder))
     assert done.returncode == 0 and json.loads(done.stdout)["responses"] == 0
     assert TraceReader(folder).content_digest() == before
+
+
+def test_an_engine_does_not_wait_for_a_slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one write is under way the responses of later steps wait, up to a number, and are then written at once."""
+    is_free, sizes = threading.Event(), list[int]()
+
+    def write(writer: Any, finished: list[Any]) -> tuple[int, int]:
+        sizes.append(len(finished))
+        if len(sizes) == 1:
+            assert is_free.wait(60)
+        return len(finished), 0
+
+    def steps() -> Iterator[list[Any]]:
+        for number in range(2 * MOST_WAITING):
+            if number == MOST_WAITING - 1:
+                is_free.set()  # the first write ends only now: the steps so far did not wait for it
+            yield [number]
+
+    monkeypatch.setattr("ftri.record.write_step", write)
+    done = [count for count, _ in write_behind(None, steps())]  # type: ignore[arg-type]
+    assert sizes == done and sum(sizes) == 2 * MOST_WAITING
+    assert sizes[0] == 1 and 1 < sizes[1] <= MOST_WAITING
 
 
 def test_dry_run_says_what_would_be_recorded(tiny_r1: Path, tmp_path: Path) -> None:
