@@ -35,13 +35,21 @@ class Rule:
     read: Callable[[Results], Any]
 
 
-def _base(results: Results) -> dict[str, Any]:
+def base_name(results: Results) -> str:
+    """What the base is called: the model, or its name at its server, whose key is that of an arm without a checkpoint."""
     subject = results.subject
+    told = subject.get("model")
+    if results.mode == "served":
+        models = subject.get("models")
+        told = (models.get(str(None)) if isinstance(models, Mapping) else None) or subject.get("base_url")
+    return str(told or "a model without a name")
+
+
+def _base(results: Results) -> dict[str, Any]:
+    subject, told = results.subject, base_name(results)
     if results.mode == "live":
-        told = subject.get("content_sha256") or subject.get("config_sha256") or subject.get("model")
-    else:
-        # The base's name at its server; the key is that of an arm without a checkpoint.
-        told = (subject.get("models") or {}).get(str(None)) or subject.get("base_url")
+        # The name is for people: the same content elsewhere is the same base.
+        told = subject.get("content_sha256") or subject.get("config_sha256") or told
     return {"answered by": results.mode, "model": told, "chat template": subject.get("template_sha256")}
 
 

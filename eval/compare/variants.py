@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import rewriter
 from eval.answers.arms import BASE
-from eval.compare.comparable import Evaluation, check_comparable
+from eval.compare.comparable import Evaluation, base_name, check_comparable
 from eval.measures.fidelity import name_under
 from eval.measures.safety import SafetySet
 from eval.measures.transitions import Change, Comparison
@@ -69,7 +69,7 @@ class Comparisons(BaseModel):
 
     schema_id: Literal["mote.compare/1"] = Field(SCHEMA_ID, alias="schema")
     tool_version: str
-    base: dict[str, Any]
+    base: str
     behavior: str
     target: dict[str, str]
     prompts: dict[str, Any]
@@ -96,7 +96,7 @@ def compare_evaluations(evaluations: Sequence[Evaluation]) -> Comparisons:
     return Comparisons(
         schema=SCHEMA_ID,
         tool_version=rewriter.__version__,
-        base=first.subject,
+        base=base_name(first),
         behavior=first.behavior,
         target=first.target,
         prompts=first.prompts,

@@ -148,6 +148,17 @@ def test_the_base_must_have_answered_alike_or_it_is_said(results):
     assert "The base itself did not answer alike in all evaluations (REFUSED: 24 in first, 22 in second)" in notes[0]
 
 
+def test_a_served_base_goes_by_its_own_name_not_the_variants(results):
+    models = {"None": "r1", "tuned": "r1-mote"}
+    served = {"mode": "served", "subject": {"model": "r1-mote", "models": models, "base_url": "http://a"}}
+    one = results.model_copy(update=served)
+    assert compare_evaluations([Evaluation("one", one)]).base == "r1"
+    other = one.model_copy(update={"subject": one.subject | {"models": models | {"None": "v3"}}})
+    with pytest.raises(InputError, match=r"another base \(model v3, expected model r1\)"):
+        check_comparable([Evaluation("one", one), Evaluation("two", other)])
+    assert compare_evaluations([Evaluation("one", results)]).base == "double"
+
+
 def test_a_source_is_a_folder_a_file_or_a_name_for_one(finished, tmp_path):
     folder = finished[0]
     assert read_source(str(folder)).name == folder.name == read_source(str(folder / "results.json")).name
