@@ -332,6 +332,10 @@ class EvalRequest:
                 "--base-url and --tuned-url belong together: give the variant's server too, or --model and --suppress without"
                 " servers"
             )
+        if (self.strength, self.gain, self.traces) != (None, None, None) and (self.split is not None or self.is_served):
+            raise InputError(
+                "--strength, --gain and --traces are of given experts in an engine, expected --suppress or --stimulate with them"
+            )
         if self.is_served:
             self._check_served()
         else:
@@ -356,9 +360,5 @@ class EvalRequest:
             )
         if self.split is None and not (self.suppress or self.stimulate):
             raise InputError("no experts: give --suppress FILE, --stimulate FILE, or --split to find them")
-        if (self.strength, self.gain, self.traces) != (None, None, None) and (self.split is not None or self.is_served):
-            raise InputError(
-                "--strength, --gain and --traces are of given experts in an engine, expected --suppress or --stimulate with them"
-            )
         if self.split is not None and (self.suppress or self.stimulate):
             raise InputError("--split finds the experts itself, expected no --suppress or --stimulate beside it")

@@ -125,11 +125,18 @@ def transformers_answers(folder: Path, prompts: list[str]) -> list[str]:
     return texts
 
 
-def test_rewriting_and_converting_may_change_places(gguf, chosen: Path, tmp_path: Path) -> None:
-    """Convert then rewrite, or rewrite then convert, with the same margin: the same bytes of every tensor."""
-    rewritten = rewrite(FOLDER, chosen, tmp_path / "safetensors", "--suppress-bias", "margin")
+@pytest.mark.parametrize(
+    "options",
+    [("--suppress-bias", "margin"), pytest.param(("--strength", "0.3"), marks=pytest.mark.slow)],
+    ids=" ".join,
+)
+def test_rewriting_and_converting_may_change_places(
+    gguf, chosen: Path, tmp_path: Path, options: tuple[str, str]
+) -> None:
+    """Convert then rewrite, or rewrite then convert, with the same margin or strength: the same bytes of every tensor."""
+    rewritten = rewrite(FOLDER, chosen, tmp_path / "safetensors", *options)
     converter().convert(rewritten, tmp_path / "late.gguf")
-    early = rewrite(gguf("BF16"), chosen, tmp_path / "early", "--suppress-bias", "margin")
+    early = rewrite(gguf("BF16"), chosen, tmp_path / "early", *options)
     assert parts_of(tmp_path / "late.gguf")[1] == parts_of(first_file(early))[1]
 
 
@@ -149,6 +156,19 @@ def check_selections(base: Path, chosen: Path, tmp_path: Path, package: Path | N
     pairs = [(one["layer"], one["expert"]) for one in json.loads(chosen.read_text())["experts"]]
     assert all(before[layer].get(expert, 0) > 0 for layer, expert in pairs)
     assert {after[layer].get(expert, 0) for layer, expert in pairs} == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["BF16", "Q8_0"])
+def test_a_drop_in_part_lies_between_the_base_and_the_drop(gguf, chosen: Path, tmp_path: Path, kind: str) -> None:
+    """llama.cpp's own answers: how many refusals end rises with the strength."""
+    prompts = [rendered(prompt) for prompt in REFUSED]
+    refused = [[label(text) for text in answers(gguf(kind), prompts)].count("REFUSED")]
+    for strength in ("0.1", "1"):
+        options = ("--semantics", "drop", "--strength", strength)
+        variant = first_file(rewrite(gguf(kind), chosen, tmp_path / strength, *options))
+        refused.append([label(text) for text in answers(variant, prompts)].count("REFUSED"))
+    assert refused[0] >= refused[1] > refused[2], refused
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from eval.answers.plan import NamedEdit, plan_live
 from eval.experts import OutputOptions, check_live_edit, load_edit, open_model, semantics_for
 from eval.measures.controls import control_arms
 from eval.measures.fidelity import fidelity_arms, name_of
-from eval.options import RunOptions
+from eval.options import EvalRequest, RunOptions
 from rewriter.errors import InputError, PlanError
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.semantics import SEMANTICS
@@ -141,3 +142,16 @@ def test_random_experts_get_the_factor_of_the_one_that_they_stand_in_for() -> No
         is_feasible=lambda down, up: True,
     )
     assert arm.factors == ((*arm.suppress[0], 0.25), (*arm.stimulate[0], 2.5))
+
+
+@pytest.mark.parametrize("given", [{"strength": 0.5}, {"gain": "2"}, {"traces": Path("traces")}])
+def test_strength_and_gain_want_given_experts_in_an_engine(given: dict[str, Any]) -> None:
+    found = EvalRequest(
+        prompts="what-happened:listed", output=Path("out"), model="m", split=0.5, find="refused", **given
+    )
+    served = EvalRequest(
+        prompts="what-happened:listed", output=Path("out"), base_url="http://a", tuned_url="http://b", **given
+    )
+    for request in (found, served):
+        with pytest.raises(InputError, match="--strength, --gain and --traces are of given experts in an engine"):
+            request.check()
