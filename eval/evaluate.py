@@ -129,8 +129,8 @@ def settle(
         return _found_on_split(request, session, prompts, collector, say)
     direction: Direction = "enter" if request.stimulate and not request.suppress else "leave"
     behavior = session.expert_sets[0].behavior if session.expert_sets else request.target or Behavior.REFUSED.value
-    provenance = {name: value for one in session.expert_sets for name, value in one.provenance.items()}
-    return Subject(session.edit, behavior, direction, prompts, check_held_out(provenance, prompts))
+    held_out = check_held_out([one.provenance for one in session.expert_sets], prompts)
+    return Subject(session.edit, behavior, direction, prompts, held_out)
 
 
 def _found_on_split(

@@ -154,8 +154,11 @@ def _open_served(request: EvalRequest) -> Session:
     tuned = _endpoint(request, request.tuned_url, request.tuned_model)
     responder = ServedResponder({None: base, TUNED: tuned}, render, template_sha256, told)
     responder.check()
-    source = request.suppress or request.stimulate
-    sets = [ExpertSet.load(source, model=request.model, layer_index=request.layer_index)] if source else []
+    sets = [
+        ExpertSet.load(source, model=request.model, layer_index=request.layer_index)
+        for source in (request.suppress, request.stimulate)
+        if source
+    ]
     known = {
         "model": responder.models().get(TUNED, ""),
         "base_url": base.shown_base,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.answers.arms import Arm, Sampling
 from eval.answers.live import Generated, Scored, TokenDistributions
-from ftri.labels.deciding import decided_label
+from ftri.labels.deciding import CHARACTERS_BETWEEN_LOOKS, decided_label
 from ftri.labels.think_formats import ThinkFormat, starts_inside_think
 from ftri.prompts.rendering import Render, Rendered, RenderedPrompt
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 # Log probabilities are held for batches of about this many; a whole vocabulary at every position would be far more.
 LISTED_AT_A_TIME = 4_000_000
-# A look at a text costs about as much as a step of a small model; a word more decides nothing.
-CHARACTERS_BETWEEN_LOOKS = 12
 
 
 class VllmModel:

@@ -18,9 +18,10 @@ from eval.display.words import p_words, percent
 from eval.measures.measure import Found, Measure, Part, Scene, Shown
 from eval.measures.random_sets import frequency_gap, random_sets
 from eval.options import Matching
-from eval.outcomes.observed import Outcomes, observe, select
+from eval.outcomes.observed import Outcomes, by_beginnings, observe, select
 from eval.outcomes.statistics import sequential_p_value
 from eval.outcomes.targets import Target, move_rate, moves
+from ftri.labels.names import PAPER_CLASSES
 from rewriter.semantics import Semantics
 
 if TYPE_CHECKING:
@@ -68,8 +69,11 @@ def parts(_: None, scene: Scene) -> Iterable[Part]:
 
 
 def ends_early(scene: Scene) -> bool:
-    """Whether answers of controls and sweep end once their label is decided: labels are all that is counted."""
-    return scene.target.axis == "behavior" and not scene.options.whole_controls
+    """Whether answers of controls and sweep end once their label is decided: labels are all that is counted.
+
+    Not where the label is one that only whole answers have.
+    """
+    return scene.target.label in PAPER_CLASSES and not scene.options.whole_controls
 
 
 def labels_alone(requests: Sequence[Request]) -> list[Request]:
@@ -93,8 +97,10 @@ def controls(scene: Scene, live: LiveResponder) -> Found:
     options, edit, primary = scene.options, scene.edit, scene.plan.primary
     positions = control_positions(scene)
     requests = [scene.requests[position] for position in positions]
+    base, variant = select(scene.base, positions), select(scene.primary, positions)
     if ends_early(scene):
         requests = labels_alone(requests)
+        base, variant = by_beginnings(scene.collector, base), by_beginnings(scene.collector, variant)
     layers, num_experts, frequency = _router(scene, live, positions)
     assert primary.semantics is not None
     found = []
@@ -122,8 +128,8 @@ def controls(scene: Scene, live: LiveResponder) -> Found:
                 matching,
                 arms,
                 requests,
-                select(scene.base, positions),
-                select(scene.primary, positions),
+                base,
+                variant,
                 tested=edit.pairs,
                 frequency=frequency,
                 label_cut=options.label_cut,
@@ -254,7 +260,7 @@ def null_distribution(
     label_cut: bool,
     stop_after: int,
 ) -> NullDistribution:
-    """Run the control arms over `requests` and compare; `base` and `variant` hold the outcomes of the same requests.
+    """Run the control arms over `requests` and compare; `base` and `variant`: the outcomes of the same requests, labelled alike.
 
     Sets are run a round at a time, all of a round in one pass. A matching ends early when `stop_after` sets have moved
     as much as the variant (Besag and Clifford's sequential Monte Carlo test, Biometrika 78, 1991): the p-value is then
@@ -285,7 +291,7 @@ def null_distribution(
     at_risk, _ = moves(target, before, before)
     return NullDistribution(
         matching=matching,
-        statistic=target.describe(),
+        statistic=target.describe() + ("" if whole else ", labelled by beginnings"),
         semantics=str(variant.arm.semantics),
         num_prompts_at_risk=sum(at_risk),
         num_other_prompts=len(at_risk) - sum(at_risk),

@@ -52,8 +52,10 @@ class Scene:
     transcripts: list[SideBySide] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Work out the requests that every arm of the comparison answers, and the bootstrap's clusters of them."""
+        """Work out the requests that every arm of the comparison answers, the prompts that they are of, and the bootstrap's
+        clusters of them."""
         self.requests = requests_for(self.prompts, self.options)
+        self.units = [request.prompt_id for request in self.requests]
         self.clusters = [cluster_of(prompt) for prompt in self.prompts for _ in range(self.options.samples)]
 
     @property

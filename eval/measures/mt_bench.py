@@ -269,10 +269,10 @@ def _score(
 
 
 def turn_means(before: Mapping[tuple[str, int], float], after: Mapping[tuple[str, int], float]) -> dict[str, Any]:
-    """Mean rating of each turn: turn -> (before, after)."""
+    """Mean rating of each turn over the questions that both arms have a rating of: turn -> (before, after)."""
 
     def mean(ratings: Mapping[tuple[str, int], float], turn: int) -> float | None:
-        chosen = [rating for (_, which), rating in ratings.items() if which == turn]
+        chosen = [ratings[key] for key in before.keys() & after.keys() if key[1] == turn]
         return sum(chosen) / len(chosen) if chosen else None
 
     return {f"turn {turn + 1}": (mean(before, turn), mean(after, turn)) for turn in (0, 1)}

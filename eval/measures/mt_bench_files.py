@@ -101,13 +101,16 @@ class JudgePromptRow(BaseModel):
 def load_questions(spec: str, references: str | None = None) -> tuple[list[Question], Table]:
     """Read questions from a file or a Hub dataset (`turns` or `prompt` columns), with references from a second file where given.
 
-    Raises: InputError when a question has not two turns, no category or id, or a reference file lacks its fields.
+    Raises: InputError when a question has not two turns, no category or no id of its own, or a reference file lacks its fields.
     """
     table = load_table(spec)
     given = _load_references(references) if references else {}
-    questions = []
+    questions: list[Question] = []
     for number, document in enumerate(table.rows, start=1):
         row = _row(QuestionRow, document, table, number)
+        if any(str(row.question_id) == one.question_id for one in questions):
+            found = str(row.question_id)[:80]
+            raise InputError(f"{table.name}: row {number} repeats the question id {found!r}; ids must be unique")
         own = [row.reference] if isinstance(row.reference, str) else row.reference or []
         chosen = given.get(str(row.question_id), tuple(own))
         turns = (row.turns[0], row.turns[1])

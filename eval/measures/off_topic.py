@@ -100,7 +100,11 @@ def parts(_: None, scene: Scene) -> Iterable[Part]:
 
 def off_topic(scene: Scene) -> Found:
     """Every variant and other set against the base."""
-    words = topics([request.messages[-1][1] for request in scene.requests])
+    texts = [request.messages[-1][1] for request in scene.requests]
+    # Samples of one prompt are no further prompts that would make its words common ones.
+    prompts = list(dict.fromkeys(texts))
+    words_of = dict(zip(prompts, topics(prompts), strict=True))
+    words = [words_of[text] for text in texts]
     before = _shares(scene, scene.base, words)
     arms = [one for one in scene.outcomes.values() if one.arm.kind in ("variant", "other")]
     return {"off_topic": [compare_shares(one.arm.name, before, _shares(scene, one, words), scene) for one in arms]}

@@ -17,7 +17,7 @@ from eval.measures.fidelity import kl_from_base, load_neutral, read_neutral
 from eval.measures.measure import Found, Measure, Part, Scene, Shown
 from eval.measures.transitions import Change, compare
 from eval.options import EvalRequest
-from eval.outcomes.observed import select
+from eval.outcomes.observed import by_beginnings, select
 from eval.outcomes.statistics import Interval, Rate, wilson
 from eval.outcomes.targets import moves
 from ftri.prompts.sets import PromptSet
@@ -56,7 +56,9 @@ def sweep(scene: Scene, live: LiveResponder, neutral: PromptSet | None) -> Found
     requests = [scene.requests[position] for position in positions]
     shorter = labels_alone(requests) if ends_early(scene) else requests
     chosen = select(scene.base, positions)
-    clusters = [scene.clusters[position] for position in positions]
+    if ends_early(scene):
+        chosen = by_beginnings(scene.collector, chosen)
+    clusters, units = ([each[position] for position in positions] for each in (scene.clusters, scene.units))
     text = read_neutral(scene, neutral) if neutral is not None else None
     base_cache: list[TokenDistributions] = []
     points = []
@@ -70,8 +72,10 @@ def sweep(scene: Scene, live: LiveResponder, neutral: PromptSet | None) -> Found
         # The whole set has answered in full already.
         asked = requests if arm.identity() == scene.plan.primary.identity() else shorter
         outcomes = scene.observe(arm, asked)
+        if asked is not shorter:
+            outcomes = by_beginnings(scene.collector, outcomes)
         before, after = chosen.labels(target.axis), outcomes.labels(target.axis)
-        comparison = compare(target, "base", arm.name, before, after, clusters, seed=options.seed)
+        comparison = compare(target, "base", arm.name, before, after, clusters, units=units, seed=options.seed)
         at_risk, _ = moves(target, before, before)
         others = [b != a for b, a, risk in zip(before, after, at_risk, strict=True) if not risk]
         kl = None

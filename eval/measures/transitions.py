@@ -81,9 +81,10 @@ def compare(
     after: Sequence[str],
     clusters: Sequence[str],
     *,
+    units: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two arms over the same answers; `before`, `after`, `clusters` are [P].
+    """Compare two arms over the same answers; `before`, `after`, `clusters` and `units` (the prompts, see exact_mcnemar) are [P].
 
     `moved` is the change that the edit is for, `returned` the opposite one (for refusals: an answer that became a refusal).
     """
@@ -110,7 +111,7 @@ def compare(
         label_share_before=wilson(sum(had), len(had)),
         label_share_after=wilson(sum(has), len(has)),
         label_share_difference=clustered_ratio(difference, np.ones(len(had)), clusters, seed=seed),
-        mcnemar=exact_mcnemar(had, has),
+        mcnemar=exact_mcnemar(had, has, units),
     )
 
 
@@ -163,6 +164,7 @@ def _comparison(scene: Scene, target: Target, after: Outcomes) -> Comparison:
         before.labels(target.axis),
         after.labels(target.axis),
         scene.clusters,
+        units=scene.units,
         seed=scene.options.seed,
     )
 
@@ -274,7 +276,7 @@ REPORT = """\
 <table>
 <tr><td>{{ comparison.moved.description }}</td><td>{{ words.rate_words(comparison.moved.rate) }}</td><td class="muted">by {{ results.clusters }}: {{ words.interval_words(comparison.moved.clustered, 1, 100, " %") }}, {{ comparison.moved.clustered.num_clusters }} clusters</td></tr>
 <tr><td>{{ comparison.returned.description }}</td><td>{{ words.rate_words(comparison.returned.rate) }}</td><td class="muted">by {{ results.clusters }}: {{ words.interval_words(comparison.returned.clustered, 1, 100, " %") }}</td></tr>
-<tr><td>share of {{ results.target.label }}</td><td>{{ words.percent(comparison.label_share_before.rate) }} before, {{ words.percent(comparison.label_share_after.rate) }} after</td><td class="muted">{{ comparison.mcnemar.lost }} lost it, {{ comparison.mcnemar.gained }} gained it; exact McNemar {{ words.p_words(comparison.mcnemar.p_value) }}</td></tr>
+<tr><td>share of {{ results.target.label }}</td><td>{{ words.percent(comparison.label_share_before.rate) }} before, {{ words.percent(comparison.label_share_after.rate) }} after</td><td class="muted">{{ comparison.mcnemar.lost }} prompts lost it, {{ comparison.mcnemar.gained }} gained it; exact McNemar {{ words.p_words(comparison.mcnemar.p_value) }}</td></tr>
 </table>
 <details><summary>All counts and rates</summary>
 <table>

@@ -40,17 +40,10 @@ def prompts_sha256(prompts: Sequence[PromptRecord]) -> str:
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
-def check_held_out(provenance: Mapping[str, Any], prompts: Sequence[PromptRecord]) -> HeldOut:
-    """Compare the prompts under test with those that an expert set's provenance names."""
-    finding = provenance.get(PROVENANCE_KEY)
-    if not isinstance(finding, list):
-        return HeldOut(
-            status="unknown",
-            num_prompts=len(prompts),
-            sentence="The expert set does not say which prompts found its experts, so it cannot be told whether these"
-            " are held out.",
-        )
-    known = set(map(str, finding))
+def check_held_out(provenances: Sequence[Mapping[str, Any]], prompts: Sequence[PromptRecord]) -> HeldOut:
+    """Compare the prompts under test with those that the provenances of all expert sets under test name."""
+    finding = [provenance.get(PROVENANCE_KEY) for provenance in provenances]
+    known = {str(digest) for digests in finding if isinstance(digests, list) for digest in digests}
     overlap = sum(prompt_sha256(prompt.text) in known for prompt in prompts)
     if overlap:
         return HeldOut(
@@ -59,6 +52,13 @@ def check_held_out(provenance: Mapping[str, Any], prompts: Sequence[PromptRecord
             num_prompts=len(prompts),
             sentence=f"{overlap} of the {len(prompts)} prompts also found the experts, which flatters the result; use"
             " other prompts or --split.",
+        )
+    if not finding or not all(isinstance(digests, list) for digests in finding):
+        lacking = "The expert set does not say" if len(finding) <= 1 else "Not every expert set says"
+        return HeldOut(
+            status="unknown",
+            num_prompts=len(prompts),
+            sentence=f"{lacking} which prompts found its experts, so it cannot be told whether these are held out.",
         )
     return HeldOut(
         status="held-out",
@@ -70,7 +70,8 @@ def check_held_out(provenance: Mapping[str, Any], prompts: Sequence[PromptRecord
 def split_prompts(
     prompts: Sequence[PromptRecord], finding_share: float, *, by: str | None = None, seed: int = 0
 ) -> tuple[list[PromptRecord], list[PromptRecord]]:
-    """(finding part, testing part), each in the order of `prompts`; `by` a factor keeps all prompts of one value on one side.
+    """(finding part, testing part), each in the order of `prompts`; `by` a factor keeps all prompts of one value on one side,
+    and prompts of the same text are always on one.
 
     Raises: InputError when the share is not between 0 and 1, the factor is missing, or a part would be empty.
     """
@@ -83,11 +84,12 @@ def split_prompts(
             raise InputError(
                 f"--split-by {by!r}: prompt {lacking[0]!r} has no such factor; the prompts' factors are {known}"
             )
-    groups = sorted({_group(prompt, by) for prompt in prompts})
+    group_of = _groups(prompts, by)
+    groups = sorted(set(group_of.values()))
     random.Random(f"split/{seed}").shuffle(groups)
     finding_groups = set(groups[: round(finding_share * len(groups))])
-    finding = [prompt for prompt in prompts if _group(prompt, by) in finding_groups]
-    testing = [prompt for prompt in prompts if _group(prompt, by) not in finding_groups]
+    finding = [prompt for prompt in prompts if group_of[prompt.text] in finding_groups]
+    testing = [prompt for prompt in prompts if group_of[prompt.text] not in finding_groups]
     if not finding or not testing:
         raise InputError(
             f"--split {finding_share:g} of {len(groups)} {by or 'prompts'} leaves {len(finding)} prompts to find the experts and"
@@ -106,8 +108,12 @@ def cluster_of(prompt: PromptRecord) -> str:
     return prompt.prompt_id
 
 
-def _group(prompt: PromptRecord, by: str | None) -> str:
-    return prompt.factors[by] if by is not None else prompt.prompt_id
+def _groups(prompts: Sequence[PromptRecord], by: str | None) -> dict[str, str]:
+    """A prompt's text -> what it is split with: the factor's value of the first prompt of that text, or that prompt's id."""
+    groups: dict[str, str] = {}
+    for prompt in prompts:
+        groups.setdefault(prompt.text, prompt.factors[by] if by is not None else prompt.prompt_id)
+    return groups
 
 
 def cluster_words(prompts: Sequence[PromptRecord]) -> str:

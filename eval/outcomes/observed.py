@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic import BaseModel
 
@@ -15,7 +15,7 @@ from eval.outcomes.statistics import Rate, wilson
 from eval.outcomes.targets import BEHAVIORS, LANGUAGES, Axis
 from ftri.labels.behavior import answer_is_canned, label_behavior, language_of_thinking
 from ftri.labels.coverage import coverage_warning, uncovered_language
-from ftri.labels.deciding import DECIDED, decided_label
+from ftri.labels.deciding import DECIDED, decided_label, label_of_beginning
 from ftri.labels.think_formats import ThinkFormat, parse_response
 
 
@@ -133,6 +133,19 @@ def label_answer(answer: Answer, think_format: ThinkFormat | None, *, label_cut:
     if decided is not None:
         return decided.value
     return label_behavior(answer.text, answer.finish_reason, inside, label_cut, think_format=think_format).value
+
+
+def by_beginnings(collector: Collector, outcomes: Outcomes) -> Outcomes:
+    """The same answers with the labels that their beginnings decide, to be compared with answers that ended there.
+
+    A thought begun is REASONED in those, whatever its answer would have been; whole answers are labelled by all of it.
+    """
+    behaviors = []
+    for key, label in zip(outcomes.keys, outcomes.behaviors, strict=True):
+        answer = collector.journal.answer(key)
+        begun = label_of_beginning(answer.text, answer.starts_inside_think, collector.think_format)
+        behaviors.append(label if begun is None else begun.value)
+    return replace(outcomes, behaviors=behaviors)
 
 
 def select(outcomes: Outcomes, positions: Sequence[int]) -> Outcomes:

@@ -34,7 +34,10 @@ class Interval(BaseModel):
 
 
 class McNemar(BaseModel):
-    """Exact McNemar test: `gained` and `lost` are the discordant pairs, p is two-sided (1 when there is none)."""
+    """Exact McNemar test: `gained` and `lost` are the discordant pairs, p is two-sided (1 when there is none).
+
+    With several samples of a prompt, the prompts whose share rose and fell.
+    """
 
     gained: int
     lost: int
@@ -56,15 +59,21 @@ def wilson(count: int, total: int) -> Rate:
     return Rate(count=count, total=total, rate=count / total, low=float(interval.low), high=float(interval.high))
 
 
-def exact_mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
+def exact_mcnemar(before: Sequence[bool], after: Sequence[bool], units: Sequence[str] | None = None) -> McNemar:
     """Does the share of True differ between two paired measurements? Both sequences are [P], in the same order.
+
+    units: [P], the prompt of each; samples of one prompt are not independent, so that a prompt counts once, by whether its share
+    rose or fell. Without them each pair counts.
 
     Raises: ValueError when the lengths differ.
     """
     from scipy.stats import binomtest
 
-    gained = sum(now and not then for then, now in zip(before, after, strict=True))
-    lost = sum(then and not now for then, now in zip(before, after, strict=True))
+    risen: dict[str | int, int] = {}
+    for then, now, unit in zip(before, after, units if units is not None else range(len(before)), strict=True):
+        risen[unit] = risen.get(unit, 0) + bool(now) - bool(then)
+    gained = sum(change > 0 for change in risen.values())
+    lost = sum(change < 0 for change in risen.values())
     p_value = float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
     return McNemar(gained=gained, lost=lost, p_value=p_value)
 

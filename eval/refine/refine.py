@@ -43,6 +43,7 @@ from eval.report.outputs import make_output
 from eval.results import Results
 from eval.run import load_measures
 from eval.session import LentEngine, Say, Session, open_session
+from ftri.labels.names import PAPER_CLASSES
 from ftri.prompts.sets import PromptRecord, load_prompt_set
 from rewriter.errors import InputError
 from rewriter.expert_set import ExpertSet
@@ -234,8 +235,8 @@ class _Workbench:
         requests = requests_for(testing, self.options)
         target = Target("behavior", request.target_label, "leave")
         before = self._labels(BASE_ARM, requests)
-        # Of what a null's set does only the labels count.
-        requests = labels_alone(requests)
+        # Of what a null's set does only the labels count, unless the label is one that only whole answers have.
+        requests = labels_alone(requests) if request.target_label in PAPER_CLASSES else requests
         found = []
         for number in range(1, request.null_searches + 1):
             self.say(f"null search {number} of {request.null_searches}: the same with shuffled labels")

@@ -16,6 +16,10 @@ from ftri.labels.think_formats import ThinkFormat, parse_response
 
 # The finish reason of a response that ended because its label was decided.
 DECIDED = "decided"
+# A look at a text costs about as much as a step of a small model; a word more decides nothing.
+CHARACTERS_BETWEEN_LOOKS = 12
+# What has not decided by then (several times an opening) is no block that a rule reads.
+MAX_LOOKED_AT_CHARACTERS = 4_800
 # Text that no rule reads as anything; what it does not change, no further text would.
 FURTHER_TEXT = " xyzzy" * 300
 WORDS = re.compile(r"\w+\W+\w")
@@ -42,6 +46,19 @@ def decided_label(
     if is_refusal(parsed.answer) and SENTENCE_END.search(parsed.answer):
         return Behavior.REFUSED
     return Behavior.ALIGNED if opening_is_whole(parsed.answer) and not is_refusal(parsed.answer) else None
+
+
+def label_of_beginning(
+    text: str, starts_inside_think: bool = False, think_format: ThinkFormat | None = None
+) -> Behavior | None:
+    """The label by which a whole response would have ended, had it been looked at while it was written; None where nothing
+    before its end decides one."""
+    end = min(len(text), MAX_LOOKED_AT_CHARACTERS)
+    looks = (
+        decided_label(text[:characters], starts_inside_think, think_format)
+        for characters in range(CHARACTERS_BETWEEN_LOOKS, end, CHARACTERS_BETWEEN_LOOKS)
+    )
+    return next((label for label in looks if label is not None), None)
 
 
 def opening_is_whole(answer: str) -> bool:

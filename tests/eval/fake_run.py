@@ -75,7 +75,7 @@ def evaluate(
             subject={"model": "double"},
             behavior="refusal",
             prompt_source={"spec": "what-happened:double"},
-            held_out=check_held_out({}, PROMPTS),
+            held_out=check_held_out([{}], PROMPTS),
             clusters="place",
         )
     write_outputs(results, output)

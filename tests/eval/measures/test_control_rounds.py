@@ -1,6 +1,7 @@
 """Random sets share passes, end early when the p-value is decided, and write no more than decides a label."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ from fake_run import EDIT, OPTIONS, PROMPTS
 
 from eval.answers.arms import Answer, Arm, Request, Sampling
 from eval.answers.journal import Collector, Journal
-from eval.answers.live import LiveResponder
-from eval.measures.controls import NullDistribution, control_arms, null_distribution
+from eval.answers.live import Generated, LiveResponder
+from eval.answers.plan import plan_live
+from eval.measures.controls import NullDistribution, control_arms, controls, null_distribution
+from eval.measures.measure import Scene
+from eval.measures.sweep import sweep
 from eval.outcomes.observed import label_answer, observe
 from eval.outcomes.statistics import sequential_p_value
 from eval.outcomes.targets import Target
@@ -129,3 +133,47 @@ def test_a_sweep_writes_whole_answers_of_the_whole_set_alone(finished) -> None:
     whole = results.sweep[-1]
     (control,) = [one for one in results.controls if one.matching == "uniform"]
     assert whole.moved.rate.rate == control.observed
+
+
+class RefusesAfterThought(FakeModel):
+    """The base refuses at once; whatever is edited, it thinks first and refuses then."""
+
+    def generate(self, prompts, sampling, arms):
+        for index, (one, arm) in enumerate(zip(sampling, arms, strict=True)):
+            thought = "<think>\nThe user asks about it.\n" if arm.suppress else "<think>\n\n"
+            text = f"{thought}</think>\n\nI am sorry, I cannot answer that."
+            is_cut = one.until_decided and bool(arm.suppress)
+            yield Generated(index, thought if is_cut else text, [1, 2], DECIDED if is_cut else "stop")
+
+
+@pytest.mark.parametrize(
+    ("label", "statistic"),
+    [
+        ("REFUSED", "REFUSED -> answered, labelled by beginnings"),
+        ("REFUSED_AFTER_REASONING", "other -> REFUSED_AFTER_REASONING"),
+    ],
+)
+def test_variant_and_random_sets_are_labelled_alike(tmp_path: Path, label: str, statistic: str) -> None:
+    """An answer that ends with its first thought cannot be REFUSED_AFTER_REASONING; the variant's whole answers can."""
+    live = LiveResponder({"model": "double"}, lambda checkpoint: RefusesAfterThought())
+    options = replace(OPTIONS, controls=5, control_matching=("uniform",), sweep_k=(1, 3))
+    direction = "leave" if label == "REFUSED" else "enter"
+    with Journal(tmp_path / "journal.jsonl", live.identity()) as journal:
+        scene = Scene(
+            options,
+            plan_live(options, EDIT, []),
+            EDIT,
+            Target("behavior", label, direction),
+            PROMPTS,
+            Collector(live, journal),
+            live,
+        )
+        for arm in (scene.plan.base, scene.plan.primary):
+            scene.observe_prompts(arm)
+        assert set(scene.primary.behaviors) == {"REFUSED_AFTER_REASONING"}
+        (null,) = controls(scene, live)["controls"]
+        points = sweep(scene, live, None)["sweep"]
+    assert null.statistic == statistic
+    assert {null.observed, *null.null_values} == {1.0}
+    assert null.p_value == 1.0
+    assert {point.moved.rate.rate for point in points} == {1.0}

@@ -9,7 +9,7 @@ from eval.answers.arms import Arm, Sampling
 from eval.answers.journal import Collector, Journal
 from eval.answers.live import LiveResponder
 from eval.errors import JudgeError
-from eval.measures.mt_bench import MtBenchOptions, measure_mt_bench, score
+from eval.measures.mt_bench import MtBenchOptions, measure_mt_bench, score, turn_means
 from eval.measures.mt_bench_files import (
     judge_messages,
     load_judge_prompts,
@@ -171,3 +171,19 @@ def test_a_judge_that_refuses_keeps_the_answers(files, serve):
     with pytest.raises(EndpointError, match="refused a request without a key with 401"):
         measure(files, server.url)
     assert (files / "journal.jsonl").read_text().count('"kind": "answer"') == 12
+
+
+def test_two_questions_of_one_id_are_refused(tmp_path):
+    """The second one's answers would be judged under both."""
+    rows = [
+        {"question_id": 7, "category": "math", "turns": ["a", "b"]},
+        {"question_id": "7", "category": "x", "turns": ["c", "d"]},
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match="row 2 repeats the question id '7'"):
+        load_questions(str(tmp_path / "q.jsonl"))
+
+
+def test_turns_are_compared_on_the_questions_that_both_arms_have_a_rating_of():
+    before = {("a", 0): 9.0, ("b", 0): 3.0, ("a", 1): 5.0}
+    assert turn_means(before, {("b", 0): 4.0}) == {"turn 1": (3.0, 4.0), "turn 2": (None, None)}

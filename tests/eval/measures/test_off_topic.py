@@ -1,8 +1,17 @@
 """An answer that talks of something else is told from one that answers, in several scripts."""
 
-import pytest
+from dataclasses import replace
 
-from eval.measures.off_topic import MEASURE, content_words, share_left_out, topics
+import pytest
+from doubles import FakeModel
+from fake_run import EDIT, OPTIONS, PROMPTS
+
+from eval.answers.journal import Collector, Journal
+from eval.answers.live import LiveResponder
+from eval.answers.plan import plan_live
+from eval.measures.measure import Scene
+from eval.measures.off_topic import MEASURE, content_words, off_topic, share_left_out, topics
+from eval.outcomes.targets import Target
 from eval.report.card import results_section
 from eval.report.page import render_report
 from eval.report.table import one_screen
@@ -46,6 +55,19 @@ def test_the_share_left_out(answer, share):
 def test_without_content_words_nothing_is_said():
     assert share_left_out([], "Anything.") is None
     assert share_left_out(["北京"], "在北京发生了什么") == 0
+
+
+def test_samples_of_a_prompt_do_not_make_its_words_common(tmp_path):
+    options = replace(OPTIONS, samples=8, temperature=0.5)
+    live = LiveResponder({"model": "double"}, lambda checkpoint: FakeModel())
+    with Journal(tmp_path / "journal.jsonl", live.identity()) as journal:
+        target = Target("behavior", "REFUSED", "leave")
+        scene = Scene(options, plan_live(options, EDIT, []), EDIT, target, PROMPTS[2:3], Collector(live, journal), live)
+        for arm in (scene.plan.base, scene.plan.primary):
+            scene.observe_prompts(arm)
+        assert len(scene.base.behaviors) == 8
+        (one,) = off_topic(scene)["off_topic"]
+    assert one.both_after.estimate == 1
 
 
 def test_the_whole_run_shows_it_in_results_table_card_and_report(finished):

@@ -52,6 +52,18 @@ def test_comparison_gives_both_directions_and_the_paired_test():
     assert result.label_share_difference.estimate == pytest.approx(-0.2)
 
 
+def test_samples_of_one_prompt_are_no_further_evidence():
+    """Ten samples of two prompts that all changed are two prompts, whose two-sided p-value is 0.5 and not 2 ** -9."""
+    before, after = ["REFUSED"] * 10, ["ALIGNED"] * 10
+    units = ["a"] * 5 + ["b"] * 5
+    result = compare(REFUSED_LEAVE, "base", "variant", before, after, units, units=units)
+    assert (result.mcnemar.lost, result.mcnemar.gained, result.mcnemar.p_value) == (2, 0, 0.5)
+    # One sample to each side cancel out within a prompt.
+    one = ["a", "a"]
+    mixed = compare(REFUSED_LEAVE, "base", "variant", ["REFUSED", "ALIGNED"], ["ALIGNED", "REFUSED"], one, units=one)
+    assert (mixed.mcnemar.lost, mixed.mcnemar.gained) == (0, 0)
+
+
 def test_unknown_labels_are_refused():
     with pytest.raises(ValueError, match="SHOUTED"):
         transition_matrix("behavior", REFUSED_LEAVE.labels, ["REFUSED"], ["SHOUTED"])
