@@ -32,9 +32,9 @@ RECORDS, MAP, TOTALS, PER_PASS = "records", "last_physical_to_logical_map", "log
 AS_CLASS = "mote-ftri import CLASS=FILE CLASS=FILE --model MODEL -o totals.json"
 
 
-@dataclass
+@dataclass(eq=False)
 class _Request:
-    """A request that is being put together from forward passes."""
+    """A request that is being put together from forward passes; another of the same tokens is another request."""
 
     token_ids: list[int]
     rows: list[IntRows]

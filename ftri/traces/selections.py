@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ftri.traces.reader import TraceError, TraceReader
+from rewriter.checkpoint.reader import Checkpoint
 
 Pair = tuple[int, int]  # (model layer, expert)
 CONFIDENCE = 0.95
@@ -69,9 +70,10 @@ def selections_in_traces(folder: Path, variant: Path, pairs: Sequence[Pair]) -> 
 
     Raises:
         TraceError: the folder is none, is damaged, empty, or holds traces of another model than the variant.
+        CheckpointError: the variant is no folder with a config.json, as GGUF is none.
     """
     reader = TraceReader(folder)
-    config_sha256 = hashlib.sha256((variant / "config.json").read_bytes()).hexdigest()
+    config_sha256 = hashlib.sha256(Checkpoint.open(variant).config_text.encode()).hexdigest()
     found = str(reader.manifest["config_sha256"])
     if found != config_sha256:
         raise TraceError(

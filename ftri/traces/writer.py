@@ -180,6 +180,10 @@ class TraceWriter:
             # A chunk that the index does not name is nobody's to overwrite.
             while chunk_path(self.folder, self._chunk_number).exists():
                 self._chunk_number += 1
+        else:
+            # Killed between a chunk's weights and its experts: rows that are added now would not be in it.
+            for tensor in self._dtypes:
+                chunk_path(self.folder, self._chunk_number, tensor).unlink(missing_ok=True)
         self._open_part()
 
     def note(self, **facts: Any) -> None:

@@ -35,7 +35,7 @@ def check_selections(
         if base_imatrix is not None:
             raise InputError("--base-imatrix goes with --imatrix, the variant's counts")
         return []
-    rerouted = [one for one in record.experts if one.action == SUPPRESS and (one.edits_bias or one.edits_row)]
+    rerouted = [one for one in record.edits_in_force() if one.action == SUPPRESS and (one.edits_bias or one.edits_row)]
     if not rerouted:
         raise InputError(
             "--imatrix: this variant reroutes no expert; a dropped one is still selected, its output is zero"

@@ -117,6 +117,21 @@ def test_a_request_that_begins_in_the_prefix_cache_is_left_out_and_said(model, t
     assert len(TraceReader(tmp_path / "t")) == 1
 
 
+def test_requests_of_the_same_tokens_are_two(model, tmp_path):
+    """As samples of one prompt are."""
+    table = np.tile(np.arange(EXPERTS), (LAYERS, 1))
+    batches = [
+        ("extend", [(0, 0, 5), (0, 0, 5)]),
+        ("decode", [(0, 5, 6), (0, 5, 6)]),
+        ("decode", [(0, 6, 7), (0, 6, 7)]),
+    ]
+    path = tmp_path / "d.pt"
+    torch.save(make_dump(REQUESTS, batches, table), path)
+    result = bring(path, "--model", model, "-o", tmp_path / "t")
+    assert result.returncode == 0, result.stderr
+    assert [len(record.completion_token_ids) for record in TraceReader(tmp_path / "t")] == [2, 2]
+
+
 def test_saved_answers_of_both_servers_become_the_same_traces(model, tmp_path):
     lines: dict[str, list[str]] = {"vllm": [], "sglang": []}
     for number, (prompt, completion) in enumerate(REQUESTS):

@@ -9,7 +9,7 @@ from made_traces import MANIFEST, make_record
 
 from ftri.traces.merge import merge_traces
 from ftri.traces.reader import TraceError, TraceReader, TraceRecord, chunk_path, part_path
-from ftri.traces.writer import TraceWriter, write_traces
+from ftri.traces.writer import TraceWriter, encode_weights, write_traces
 
 WEIGHED = MANIFEST | {"weights": "float16"}
 
@@ -50,6 +50,21 @@ def test_a_folder_without_weights_is_what_it_was(tmp_path: Path) -> None:
     # Resuming it with weights, or the reverse, would leave a folder of which half has none.
     with pytest.raises(TraceError, match='weights is null there, "float16" now'):
         TraceWriter(tmp_path / "t", WEIGHED)
+
+
+def test_a_kill_between_a_chunk_of_weights_and_its_experts_costs_nothing(tmp_path: Path) -> None:
+    """The weights' chunk is there, the experts' not yet: the run that goes on adds rows, and is killed again."""
+    records = [weighed(number) for number in range(3)]
+    writer = TraceWriter(tmp_path / "t", WEIGHED)
+    writer.append(*records[:2])
+    writer.release()
+    rows = np.fromfile(part_path(tmp_path / "t", 0, "weights"), np.float16).reshape(-1, *records[0].experts.shape[1:])
+    chunk_path(tmp_path / "t", 0, "weights").write_bytes(encode_weights(rows))
+    assert len(list(TraceReader(tmp_path / "t"))) == 2
+    writer = TraceWriter(tmp_path / "t", WEIGHED)
+    writer.append(records[2])
+    writer.release()
+    assert [read.digest() for read in TraceReader(tmp_path / "t")] == [record.digest() for record in records]
 
 
 def test_a_half_written_folder_is_continued(tmp_path: Path) -> None:

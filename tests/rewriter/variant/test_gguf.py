@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import tree_state, write_set
+from checkpoints import tree_state, write_json, write_set
 from commands import Command
 from gguf_files import (
     ARCHITECTURE,
@@ -262,6 +262,15 @@ def test_a_variant_of_a_variant_keeps_the_first_edit(
     assert record["base"]["behavior"] == "refusal" and record["behavior"] == "more"
     assert list(GgufSet.open(second).first.metadata).count("mote.record") == 1
     assert mote_verify(second, "--base", first).code == 0
+    # What the first edit keeps out is kept out of the second variant too.
+    (tmp_path / "i.gguf").write_bytes(imatrix_bytes({layer: np.full(16, 4.0) for layer in range(1, 5)}, top_k=4))
+    sentence = mote_verify(second, "--base", first, "--imatrix", tmp_path / "i.gguf").error
+    assert "layer 1 expert 3 was selected 4 times" in sentence
+
+
+def test_traces_are_of_folders_that_vllm_serves(models: Path, variant: Path, mote_verify: Command) -> None:
+    traces = write_traces_of(models.parent / "traces")
+    assert "config.json: no such file" in mote_verify(variant, "--base", models, "--traces", traces).error
 
 
 def test_the_card_carries_the_files_licence_and_how_to_serve(
@@ -357,6 +366,13 @@ def variant(models: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command) 
     """A variant of `models` that shares no file with it."""
     assert mote_rewrite("--suppress", refusal, "--model", models, "-o", tmp_path / "v", "--link", "copy").code == 0
     return tmp_path / "v"
+
+
+def write_traces_of(folder: Path) -> Path:
+    """A trace folder without a response."""
+    facts = {"model": "m", "config_sha256": "0" * 64, "moe_layers": [1], "num_experts": 16, "top_k": 4}
+    folder.mkdir()
+    return write_json(folder / "manifest.json", {"schema": "mote.traces/1", **facts}).parent
 
 
 def patch_file(path: Path, place: int, data: bytes) -> None:
