@@ -69,8 +69,8 @@ def exact_mcnemar(before: Sequence[bool], after: Sequence[bool], units: Sequence
     """
     from scipy.stats import binomtest
 
-    risen: dict[str | int, int] = {}
-    for then, now, unit in zip(before, after, units if units is not None else range(len(before)), strict=True):
+    risen: dict[str, int] = {}
+    for then, now, unit in zip(before, after, units or list(map(str, range(len(before)))), strict=True):
         risen[unit] = risen.get(unit, 0) + bool(now) - bool(then)
     gained = sum(change > 0 for change in risen.values())
     lost = sum(change < 0 for change in risen.values())
