@@ -21,7 +21,7 @@ from ftri.engine.edits import RouterEdit, by_layer, check_factors, check_shifts,
 from ftri.labels.behavior import thinking_language
 from ftri.labels.contrast import parse_contrast
 from ftri.labels.think_formats import ThinkFormat
-from ftri.prompts.sets import PromptRecord
+from ftri.prompts.sets import PromptRecord, without_path
 from rewriter.checkpoint.identity import content_sha256
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.dial import config_digest, open_described, open_served
@@ -352,7 +352,7 @@ def find_experts(
         experts=collector.journal.checked(key, FoundExperts).experts,
         provenance={
             "source": "mote-eval --split",
-            "prompts": spec,
+            "prompts": without_path(spec),
             "config_sha256": model.config_sha256,
             "statistic": "paper",
             "positions": "prompt",

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from pydantic import BaseModel
+
 from eval.answers.arms import Arm, Semantics, digest
 from eval.answers.journal import Journal
 from eval.answers.live import TokenDistributions
@@ -90,6 +92,13 @@ def as_probabilities(listed: TokenDistributions, position: int) -> dict[int, flo
     return dict(zip(ids.tolist(), np.exp(listed.log_probabilities[position].astype(np.float64)).tolist(), strict=True))
 
 
+class KeptEdit(BaseModel):
+    """A measurement as the journal keeps it; see Measured."""
+
+    chances: tuple[float, ...]
+    kl: float
+
+
 class EditBench:
     """Measures edits on a bench, each once: what the journal has is not run again."""
 
@@ -106,8 +115,13 @@ class EditBench:
         self._base: list[TokenDistributions] | None = None
         self.bench = bench
         self.semantics = semantics
-        self.num_edits_run = 0
+        self._asked: set[str] = set()
         self.tokens_per_second: float | None = None
+
+    @property
+    def num_edits(self) -> int:
+        """How many different edits were asked for, those that the journal had among them."""
+        return len(self._asked)
 
     def base(self) -> Measured:
         """The base's own chances (and a KL of 0)."""
@@ -128,18 +142,18 @@ class EditBench:
             for one in doses
         ]
         keys = [digest(["edit", *self._key, arm.identity()])[:32] for arm in arms]
+        self._asked.update(keys)
         missing = {key: arm for key, arm in zip(keys, arms, strict=True) if key not in self._journal}
         progress(len(doses) - len(missing))
         for part in in_parts(list(missing.items()), EDITS_AT_A_TIME):
             started = time.monotonic()
             for (key, _), measured in zip(part, self._run([arm for _, arm in part]), strict=True):
-                self._journal.add_value(key, {"chances": measured.chances, "kl": measured.kl})
-                self.num_edits_run += 1
+                self._journal.add_value(key, KeptEdit(chances=measured.chances, kl=measured.kl).model_dump(mode="json"))
             if len(part) > 1:
                 self.tokens_per_second = len(part) * self.bench.num_tokens / (time.monotonic() - started)
             progress(len(part))
-        values = [self._journal.value(key) for key in keys]
-        return [Measured(tuple(value["chances"]), value["kl"]) for value in values]
+        kept = [self._journal.checked(key, KeptEdit) for key in keys]
+        return [Measured(one.chances, one.kl) for one in kept]
 
     def _run(self, arms: Sequence[Arm]) -> Iterator[Measured]:
         sequences = self.bench.sequences

@@ -16,7 +16,7 @@ from eval.answers.live import LiveResponder
 from eval.answers.plan import NamedEdit, requests_for, spread
 from eval.answers.recorded import take_over
 from eval.evaluate import Subject, measure_subject
-from eval.experts import ModelUnderTest, is_routable, shift_widths
+from eval.experts import ModelUnderTest, check_same_model, is_routable, shift_widths
 from eval.measures.controls import labels_alone, selection_frequency
 from eval.measures.fidelity import load_neutral
 from eval.outcomes.held_out import PROVENANCE_KEY, HeldOut, prompt_sha256, split_prompts
@@ -44,7 +44,7 @@ from eval.results import Results
 from eval.run import load_measures
 from eval.session import LentEngine, Say, Session, open_session
 from ftri.labels.names import PAPER_CLASSES
-from ftri.prompts.sets import PromptRecord, load_prompt_set
+from ftri.prompts.sets import PromptRecord, load_prompt_set, without_path
 from rewriter.errors import InputError
 from rewriter.expert_set import ExpertSet
 from rewriter.semantics import CENTROID, REROUTE
@@ -200,7 +200,10 @@ class _Workbench:
         if self.request.candidates == ALL_ACTIVE:
             return active_experts(self.frequency, self.request.least_rate)
         name, count = expert_file(self.request.candidates)
-        return ExpertSet.load(name, model=self.request.model).top(count).model_pairs(self.model.layout.moe_layers)
+        ranked = ExpertSet.load(name, model=self.request.model).top(count)
+        # A ranking of another model's experts is the user's own business, as long as this one has them.
+        check_same_model(self.model, ranked, name, any_model=True)
+        return list(dict.fromkeys(ranked.model_pairs(self.model.layout.moe_layers)))
 
     def search(self, responses: Sequence[Labelled], seed: int, progress: Progress) -> Searched:
         """One search on responses labelled so or so."""
@@ -293,7 +296,7 @@ class _Workbench:
             kl=best.kl if best else 0.0,
             ended=found.growth.ended,
             tuned=TunedStrengths.of(found.tuning, found.growth) if found.tuning is not None else None,
-            num_edits=found.num_edits_run,
+            num_edits=found.num_edits,
             num_screen_tokens=found.num_screen_tokens,
             seconds=seconds,
         )
@@ -322,7 +325,7 @@ class _Workbench:
             experts=entries_of(found.growth, found.chosen.dose, results.screened),
             provenance={
                 "source": "mote-refine",
-                "prompts": request.prompts,
+                "prompts": without_path(request.prompts),
                 "config_sha256": self.model.config_sha256,
                 "semantics": request.semantics,
                 "moved": results.moved,

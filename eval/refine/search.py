@@ -56,7 +56,7 @@ class Searched:
     base_chances: tuple[float, ...]
     screened: tuple[Screened, ...]
     growth: Growth
-    num_edits_run: int
+    num_edits: int
     num_screen_tokens: int
     tuning: Tuning | None = None
 
@@ -165,7 +165,7 @@ def search(
         base,
         tuple(rows),
         growth,
-        screen.num_edits_run + more.num_edits_run,
+        screen.num_edits + more.num_edits,
         len(alone) * screen.bench.num_tokens,
         tuning,
     )

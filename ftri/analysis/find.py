@@ -21,6 +21,7 @@ from ftri.analysis.findings import Findings, FindOptions, FoundExpert
 from ftri.analysis.tokens import TokenStudy, study_tokens
 from ftri.labels import contrast
 from ftri.labels.think_formats import ThinkFormat, choose_format
+from ftri.prompts.sets import without_path
 from ftri.traces.reader import TraceReader, check_one_model
 from ftri.traces.schema import INDEX_NAME, MANIFEST_NAME
 from rewriter.errors import InputError
@@ -252,12 +253,15 @@ def _count(labels: Any) -> dict[str, int]:
 
 
 def describe_source(reader: TraceReader) -> dict[str, Any]:
-    """What names a trace folder's exact content, without saying where it lies."""
+    """What names a trace folder's exact content, without saying where it lies, or its prompts."""
+    prompts = reader.manifest.get("prompts")
+    if prompts is not None and isinstance(prompts.get("spec"), str):
+        prompts = prompts | {"spec": without_path(prompts["spec"])}
     return {
         "manifest_sha256": _file_sha256(reader.folder / MANIFEST_NAME),
         "index_sha256": _file_sha256(reader.folder / INDEX_NAME),
         "num_responses": len(reader),
-        "prompts": reader.manifest.get("prompts"),
+        "prompts": prompts,
         "sampling": reader.manifest.get("sampling"),
         "capture": reader.manifest.get("capture"),
         "versions": reader.manifest.get("versions"),

@@ -125,6 +125,11 @@ BUILT_IN_SETS = {
 }
 
 
+def without_path(spec: str) -> str:
+    """A spec as artifacts that are shared have it: of a file its own name, never where it lies."""
+    return spec if spec in BUILT_IN_SETS or spec.startswith("hub:") else Path(spec).name
+
+
 def load_prompts(spec: str, *, revision: str | None = None, column: str | None = None) -> list[PromptRecord]:
     """The prompts that `spec` names; see `load_prompt_set`."""
     return load_prompt_set(spec, revision=revision, column=column).records

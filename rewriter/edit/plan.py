@@ -4,9 +4,11 @@ Legend: E routed experts.
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from rewriter import __version__
@@ -37,6 +39,8 @@ from rewriter.errors import ExpertSetError, PlanError
 from rewriter.expert_set import ExpertSet
 from rewriter.families.family import RouterLayout, language_config
 from rewriter.semantics import CENTROID, DROP, REROUTE, STIMULATE, SUPPRESS, CheckpointSemantics
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,8 @@ def make_plan(
         fingerprint=_fingerprint(patches),
         tensors=[_tensor_record(patch) for patch in patches],
         expert_sets=[
-            SetRecord(behavior=chosen.behavior, model=chosen.model, provenance=chosen.provenance) for chosen in sets
+            SetRecord(behavior=chosen.behavior, model=_without_path(chosen.model), provenance=chosen.provenance)
+            for chosen in sets
         ],
         **unusual,
     )
@@ -160,6 +165,11 @@ def behavior_of(suppress: ExpertSet | None, stimulate: ExpertSet | None) -> str:
     parts = [suppress.behavior] if suppress else []
     parts += [f"stimulate-{stimulate.behavior}"] if stimulate else []
     return "-".join(parts)
+
+
+def _without_path(model: str | None) -> str | None:
+    """A set's model as a variant that is shared has it: a Hub id, or a folder's own name, never its path."""
+    return model if model is None or HUB_ID.fullmatch(model) else Path(model).name
 
 
 def value_text(value: float | None) -> Literal["-inf"] | float | None:

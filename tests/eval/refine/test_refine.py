@@ -74,6 +74,7 @@ def test_the_expert_behind_the_refusals_is_found_checked_and_written(request_: R
     written = ExpertSet.load(request_.output)
     assert written.model_pairs(MOE_LAYERS) == found.results.chosen
     assert written.behavior == "refused"
+    assert written.provenance["prompts"] == "prompts.jsonl"
     entry = json.loads(written.experts[0].model_dump_json())
     assert entry["order"] == 1
     assert entry["moved_so_far"] == entry["moved_alone"] > 0.5
@@ -111,9 +112,12 @@ def test_its_own_null_stays_below(request_: RefineRequest) -> None:
 
 def test_a_second_run_measures_nothing_again(request_: RefineRequest) -> None:
     first, _ = run(request_)
+    size = (request_.folder / "journal.jsonl").stat().st_size
     again, said = run(request_)
     assert any("going on with" in line for line in said)
-    assert again.results.num_edits == 0
+    assert (request_.folder / "journal.jsonl").stat().st_size == size
+    # Of the search, not of the run: a page of a run that was stopped must not say that nothing was measured.
+    assert again.results.num_edits == first.results.num_edits > 48
     assert again.results.path == first.results.path
 
 
@@ -125,6 +129,29 @@ def test_candidates_of_a_file_are_all_that_is_tried(request_: RefineRequest, tmp
     )
     found, _ = run(replace(request_, candidates=f"{ranked}:2"))
     assert {(row.layer, row.expert) for row in found.results.screened} == {(1, 3), (2, 5)}
+
+
+def test_candidates_that_the_model_lacks_are_one_sentence(request_: RefineRequest, tmp_path: Path) -> None:
+    ranked = tmp_path / "ranked.json"
+    entries = [{"layer": 1, "expert": 3}, {"layer": 2, "expert": 99}]
+    ranked.write_text(
+        json.dumps({"schema": "mote.expert-set/1", "layer_index": "model", "behavior": "refused", "experts": entries})
+    )
+    with pytest.raises(MoteError, match=r"ranked.json: names expert 99 of layer 2, expected experts below 16"):
+        run(replace(request_, candidates=str(ranked)))
+
+
+@pytest.mark.parametrize("value", [{"chances": 1}, {"kl": 0.5}, [1], {"chances": ["x"], "kl": 0}])
+def test_a_damaged_measurement_in_the_journal_is_one_sentence(request_: RefineRequest, value: object) -> None:
+    first, _ = run(request_)
+    assert first.results.num_edits
+    path = request_.folder / "journal.jsonl"
+    lines_of = path.read_text().splitlines()
+    damaged = next(number for number, line in enumerate(lines_of) if '"chances"' in line)
+    lines_of[damaged] = json.dumps(json.loads(lines_of[damaged]) | {"value": value})
+    path.write_text("\n".join(lines_of) + "\n")
+    with pytest.raises(MoteError, match="is damaged"):
+        run(request_)
 
 
 @pytest.mark.parametrize(

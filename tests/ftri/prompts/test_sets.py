@@ -174,3 +174,11 @@ def test_unreachable_hub_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "_cached_dataset_file", lambda repo, revision, file_name: None)
     with pytest.raises(HubError, match="cannot read dataset org/name at revision v2: .*no route"):
         prompts.load_prompts("hub:org/name", revision="v2")
+
+
+def test_what_is_shared_does_not_say_where_prompts_lie():
+    for spec in ("what-happened:listed", "hub:org/set@main/a.csv:goal"):
+        assert prompts.without_path(spec) == spec
+    assert (
+        prompts.without_path("/home/alice/secret/mine.jsonl") == prompts.without_path("../mine.jsonl") == "mine.jsonl"
+    )

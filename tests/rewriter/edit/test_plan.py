@@ -115,6 +115,22 @@ def test_block_records_the_edit(base: Path, refusal: Path, tmp_path: Path, mote_
     assert [tensor["name"] for tensor in block["tensors"]] == [bias_name(1), bias_name(3)]
 
 
+@pytest.mark.parametrize(
+    ("model", "kept"),
+    [
+        ("org/R1", "org/R1"),
+        ("R1", "R1"),
+        ("/home/alice/secret/R1", "R1"),
+        ("../R1", "R1"),
+        ("~/a/b/R1.gguf", "R1.gguf"),
+    ],
+)
+def test_a_variant_does_not_say_where_its_sets_model_lies(base: Path, model: str, kept: str) -> None:
+    chosen = ExpertSet(model=model, layer_index="model", behavior="test", experts=[ExpertEntry(layer=1, expert=3)])
+    record = make_plan(Checkpoint.open(base), chosen, None, EditOptions()).record
+    assert [one.model for one in record.expert_sets] == [kept]
+
+
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "BF16", "F16", "F32"])
 def test_drop_zeroes_the_output_and_leaves_the_router(
     tmp_path: Path, refusal: Path, mote_rewrite: Command, mote_verify: Command, dtype: str
