@@ -228,10 +228,14 @@ def shift_widths(model: ModelUnderTest) -> dict[int, float]:
     return {layer: shift_width(checkpoint, model.layout, layer) for layer in model.layout.moe_layers}
 
 
-def is_routable(model: ModelUnderTest, suppressed: Sequence[Pair], stimulated: Sequence[Pair]) -> bool:
+def is_routable(
+    model: ModelUnderTest, suppressed: Sequence[Pair], stimulated: Sequence[Pair], bias_shifts: Sequence[Shift] = ()
+) -> bool:
     """Whether a reroute passes: random sets that do not are drawn again."""
     try:
-        check_live_edit(model, NamedEdit("random", tuple(suppressed), tuple(stimulated)), (REROUTE,))
+        check_live_edit(
+            model, NamedEdit("random", tuple(suppressed), tuple(stimulated), tuple(bias_shifts)), (REROUTE,)
+        )
     except PlanError:
         return False
     return True

@@ -107,7 +107,7 @@ def _open_live(request: EvalRequest, say: Say, lent: LentEngine | None) -> Sessi
         "think_format": told.name if told else None,
         "engine_arguments": without_secrets(request.engine_arguments),
     }
-    # The name is for people: the same content elsewhere gives the same answers.
+    # What decides answers, and the name, by which people tell journals apart.
     identity = {name: known[name] for name in ("model", "content_sha256", "template_sha256", "engine_arguments")}
     identity |= identity_of(told)
     load = partial(_load_engine, model, render, template_sha256, told, request.engine_arguments, lent)

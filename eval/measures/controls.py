@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Sets that are run in one pass: enough to fill batches, few enough that ending early saves something.
 SETS_A_ROUND = 10
+# From the smallest shift that is tuned to more than any bias is wide.
+MAX_DOUBLINGS = 16
 
 
 class NullDistribution(BaseModel):
@@ -207,15 +209,38 @@ def control_arms(
     num_sets: int,
     seed: int,
     frequency: Mapping[int, np.ndarray] | None,
-    is_feasible: Callable[[list[Pair], list[Pair]], bool],
+    is_feasible: Callable[[Sequence[Pair], Sequence[Pair], Sequence[Shift]], bool],
 ) -> list[Arm]:
     """Arms that edit random experts in place of the ones under test: as many suppressed and as many stimulated.
 
-    bias_shifts, factors: of experts under test; those that stand in for them get the same. `is_feasible(suppressed,
-    stimulated)` says whether the model can route under such an edit.
+    bias_shifts, factors: of experts under test; those that stand in for them get the same, a shift doubled until the rounding
+    of their bias holds it. `is_feasible(suppressed, stimulated, bias_shifts)` says whether the model can route under such an
+    edit.
     """
     shifts = {(layer, expert): shift for layer, expert, shift in bias_shifts}
     kept = {(layer, expert): factor for layer, expert, factor in factors}
+
+    def held(shift: Shift) -> Shift:
+        layer, expert, least = shift
+        doubled = ((layer, expert, least * 2**times) for times in range(MAX_DOUBLINGS))
+        return next((one for one in doubled if is_feasible((one[:2],), (), (one,))), shift)
+
+    def arm_of(pairs: Sequence[Pair], number: int = 0) -> Arm:
+        stand_ins = list(zip([*suppress, *stimulate], pairs, strict=True))
+        return Arm(
+            name=f"random-{matching}-{number:03d}",
+            kind="control",
+            semantics=semantics,
+            suppress=tuple(pairs[: len(suppress)]),
+            stimulate=tuple(pairs[len(suppress) :]),
+            bias_shifts=tuple(held((*stand_in, shifts[pair])) for pair, stand_in in stand_ins if pair in shifts),
+            factors=tuple((*stand_in, kept[pair]) for pair, stand_in in stand_ins if pair in kept),
+        )
+
+    def is_borne(pairs: Sequence[Pair]) -> bool:
+        arm = arm_of(pairs)
+        return is_feasible(arm.suppress, arm.stimulate, arm.bias_shifts)
+
     drawn = random_sets(
         matching,
         [*suppress, *stimulate],
@@ -224,26 +249,9 @@ def control_arms(
         num_sets=num_sets,
         seed=seed,
         frequency=frequency,
-        is_feasible=lambda pairs: is_feasible(pairs[: len(suppress)], pairs[len(suppress) :]),
+        is_feasible=is_borne,
     )
-    return [
-        Arm(
-            name=f"random-{matching}-{number:03d}",
-            kind="control",
-            semantics=semantics,
-            suppress=tuple(pairs[: len(suppress)]),
-            stimulate=tuple(pairs[len(suppress) :]),
-            bias_shifts=tuple(
-                (*stand_in, shifts[pair]) for pair, stand_in in zip(suppress, pairs, strict=False) if pair in shifts
-            ),
-            factors=tuple(
-                (*stand_in, kept[pair])
-                for pair, stand_in in zip([*suppress, *stimulate], pairs, strict=True)
-                if pair in kept
-            ),
-        )
-        for number, pairs in enumerate(drawn, start=1)
-    ]
+    return [arm_of(pairs, number) for number, pairs in enumerate(drawn, start=1)]
 
 
 def null_distribution(
@@ -409,7 +417,7 @@ REPORT = """\
 {% for control in found %}
 <h3>{{ control.null_values | length }} sets {{ {"uniform": "drawn uniformly", "layer": "matched by layer", "frequency": "matched by layer and activation frequency"}[control.matching] }}</h3>
 {{ histogram(control) | svg }}
-<p class="muted">{{ control.num_prompts_at_risk }} prompts at risk and {{ control.num_other_prompts }} others. Mean {{ words.percent(control.mean) }}, highest {{ words.percent(control.highest) }}. Opposite change: variant {{ words.percent(control.opposite_observed) }}, random up to {{ words.percent(control.opposite_null_values | max) }}. Damaged answers: variant {{ words.percent(control.damaged_observed) }}, {% if control.damaged_null_values %}random up to {{ words.percent(control.damaged_null_values | max) }}{% else %}random sets' answers ended once their label was decided{% endif %}.{% if control.stopped_early %} Ended early: enough sets had moved as much.{% endif %}{% if control.frequency_gap is not none %} Their activation frequency differs from the tested experts' by {{ words.number(control.frequency_gap) }} selections per token on average.{% endif %}</p>
+<p class="muted">{{ control.num_prompts_at_risk }} prompts at risk and {{ control.num_other_prompts }} others. Mean {{ words.percent(control.mean) }}, highest {{ words.percent(control.highest) }}. Opposite change: variant {{ words.percent(control.opposite_observed) }}, random up to {{ words.percent(control.opposite_null_values | max) }}. Damaged answers: variant {{ words.percent(control.damaged_observed) }}, {% if control.damaged_null_values %}random up to {{ words.percent(control.damaged_null_values | max) }}{% else %}random sets' answers ended once their label was decided{% endif %}.{% if control.stopped_early %} Ended early, as enough sets had moved as much: here p = sets at or above the variant / sets.{% endif %}{% if control.frequency_gap is not none %} Their activation frequency differs from the tested experts' by {{ words.number(control.frequency_gap) }} selections per token on average.{% endif %}</p>
 {% endfor %}
 {% else %}<p>No random controls were run{% if results.mode == "served" %}: a running server's routers cannot be edited{% endif %}.</p>{% endif %}
 {% if results.repeat_flips %}<p>The base answered twice: {{ words.rate_words(results.repeat_flips) }} changed label; {{ results.target.change }}: {{ words.rate_words(results.repeat_flips_at_risk) }}.</p>{% endif %}

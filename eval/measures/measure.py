@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from eval.answers.arms import Arm, Pair, Request
+from eval.answers.arms import Arm, Pair, Request, Shift
 from eval.answers.journal import Collector
 from eval.answers.live import LiveResponder
 from eval.answers.plan import NamedEdit, Plan, requests_for
@@ -47,7 +47,7 @@ class Scene:
     live: LiveResponder | None = None
     say: Say = lambda message: None
     has_bias: bool = True  # whether the routers have a selection bias; known without loading the engine
-    is_feasible: Callable[[Sequence[Pair], Sequence[Pair]], bool] = lambda down, up: True
+    is_feasible: Callable[[Sequence[Pair], Sequence[Pair], Sequence[Shift]], bool] = lambda down, up, shifts: True
     outcomes: dict[str, Outcomes] = field(default_factory=dict)
     transcripts: list[SideBySide] = field(default_factory=list)
 

@@ -226,7 +226,9 @@ class _Workbench:
                 seed,
                 request.tune_trials if request.tune_strength else 0,
             ),
-            lambda experts: request.semantics not in (REROUTE, CENTROID) or is_routable(self.model, experts, ()),
+            lambda experts, shifts: (
+                request.semantics not in (REROUTE, CENTROID) or is_routable(self.model, experts, (), shifts)
+            ),
             self.say,
             progress,
             self.widths,

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from eval.answers.arms import Answer, Semantics
+from eval.answers.arms import Answer, Semantics, Shift
 from eval.answers.journal import Journal
 from eval.refine.bench import Bench, EditBench, EditScorer, Neutral
 from eval.refine.deciding import Node, Probe, grow_tree, probe_for
@@ -77,7 +77,7 @@ def search(
     candidates: Sequence[Pair],
     neutral: Neutral,
     options: SearchOptions,
-    is_feasible: Callable[[tuple[Pair, ...]], bool],
+    is_feasible: Callable[[tuple[Pair, ...], tuple[Shift, ...]], bool],
     say: Say,
     progress: Progress = lambda what, done, total: None,
     widths: Mapping[int, float] | None = None,
@@ -99,7 +99,7 @@ def search(
         )
     few = sample(probes, options.screen_prompts, options.seed)
     screen = EditBench(scorer, journal, identity, Bench(few, neutral, options.kl_listed), options.semantics)
-    alone = [(pair,) for pair in candidates if is_feasible((pair,))]
+    alone = [(pair,) for pair in candidates if is_feasible((pair,), ())]
     known = journal.value(RATE_KEY) if RATE_KEY in journal else None
     say(
         f"screening {len(alone)} experts, each alone on {len(few)} prompts and {len(neutral.sequences)} neutral answers:"
@@ -136,7 +136,7 @@ def search(
         more.base().chances,
         max_experts=options.max_experts,
         budget_kl=options.budget_kl,
-        is_feasible=is_feasible,
+        is_feasible=lambda experts: is_feasible(experts, ()),
     )
     tuning = None
     if options.num_trials:
@@ -154,6 +154,7 @@ def search(
             grown,
             others,
             widths,
+            lambda shift: is_feasible((shift[:2],), (shift,)),
             lambda doses: more.measure_doses(doses, count_trial),
             more.base().chances,
             budget_kl=budget,

@@ -61,21 +61,28 @@ class Tuning:
         return best if best.moved >= LEAST_GAIN else None
 
 
-def dose_of(strengths: Mapping[Pair, float], widths: Mapping[int, float]) -> Dose:
-    """The dose that strengths (0 to 1) of experts stand for; `widths` by layer."""
-    experts = tuple(pair for pair, strength in strengths.items() if strength >= LEAST_STRENGTH)
-    shifts = []
-    for layer, expert in experts:
-        strength = strengths[layer, expert]
+def dose_of(strengths: Mapping[Pair, float], widths: Mapping[int, float], bears: Callable[[Shift], bool]) -> Dose:
+    """The dose that strengths (0 to 1) of experts stand for; `widths` by layer. An expert whose bias does not bear its shift,
+    which the rounding of a 16-bit bias would undo, is left out as one of no strength.
+    """
+    experts, shifts = [], []
+    for (layer, expert), strength in strengths.items():
+        if strength < LEAST_STRENGTH:
+            continue
         if strength < WHOLE_STRENGTH:
-            shifts.append((layer, expert, float(f"{-widths[layer] * strength**3:.{SHIFT_DIGITS}g}")))
-    return Dose(experts, tuple(shifts))
+            shift = (layer, expert, float(f"{-widths[layer] * strength**3:.{SHIFT_DIGITS}g}"))
+            if not bears(shift):
+                continue
+            shifts.append(shift)
+        experts.append((layer, expert))
+    return Dose(tuple(experts), tuple(shifts))
 
 
 def tune(
     grown: Sequence[Pair],
     others: Sequence[Pair],
     widths: Mapping[int, float],
+    bears: Callable[[Shift], bool],
     measure: Callable[[Sequence[Dose]], Sequence[Measured]],
     base: Sequence[float],
     *,
@@ -85,8 +92,8 @@ def tune(
 ) -> Tuning:
     """Search doses of the grown set and of other experts, which begin at none.
 
-    `measure` measures doses as wholes; `base` [P] are the base's chances of the behaviour. Nothing but the trials and the seed
-    decides what is drawn, so a search that was stopped draws the same again.
+    `widths` and `bears` as in `dose_of`; `measure` measures doses as wholes; `base` [P] are the base's chances of the
+    behaviour. Nothing but the trials and the seed decides what is drawn, so a search that was stopped draws the same again.
     """
     import optuna
 
@@ -103,7 +110,8 @@ def tune(
     while len(trials) < num_trials:
         asked = [study.ask() for _ in range(min(TRIALS_AT_A_TIME, num_trials - len(trials)))]
         doses = [
-            dose_of({pair: one.suggest_float(name, 0, 1) for pair, name in names.items()}, widths) for one in asked
+            dose_of({pair: one.suggest_float(name, 0, 1) for pair, name in names.items()}, widths, bears)
+            for one in asked
         ]
         for one, dose, measured in zip(asked, doses, measure(doses), strict=True):
             trial = Trial(dose, measured.moved(base), measured.kl)

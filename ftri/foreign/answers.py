@@ -28,7 +28,8 @@ from rewriter.small_file import MAX_TABLE_BYTES, read_small
 def answered(path: Path, layout: RouterLayout, tokenizer: Any) -> Iterator[TraceRecord]:
     """Responses as servers gave them, one JSON object a line."""
     try:
-        lines = read_small(path, MAX_TABLE_BYTES).decode().splitlines()
+        # Not splitlines(): it also breaks at U+2028 and U+0085, which JSON strings may hold.
+        lines = read_small(path, MAX_TABLE_BYTES).decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path.name}: cannot be read ({error}), expected JSONL") from None
     for number, line in enumerate(lines, start=1):
@@ -44,16 +45,24 @@ def answered(path: Path, layout: RouterLayout, tokenizer: Any) -> Iterator[Trace
         choices = entry.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else entry
         prompt_ids = choice.get("prompt_token_ids") or entry.get("prompt_token_ids") or entry.get("input_ids")
-        if not isinstance(prompt_ids, list) or not all(isinstance(token, int) for token in prompt_ids):
+        if not isinstance(prompt_ids, list) or not all(map(_is_count, prompt_ids)):
             raise InputError(
                 f"{where}: has no prompt_token_ids, expected the prompt's tokens (vLLM sends them with return_token_ids)"
             )
+        sample = entry.get("sample") or 0
+        if not _is_count(sample):
+            raise InputError(f"{where}: has the sample {str(sample)[:40]}, expected a number of 0, 1, 2 ...")
         try:
             served = read_generate(entry, layout.top_k, where) if "meta_info" in entry else read_choice(choice, where)
         except EndpointError as error:
             raise InputError(str(error)) from None
         prompt = decoded_prompt(str(entry.get("prompt_id") or f"{path.stem}-{number:05d}"), prompt_ids, tokenizer)
-        yield routing_record(layout, prompt, int(entry.get("sample") or 0), served)
+        yield routing_record(layout, prompt, sample, served)
+
+
+def _is_count(value: object) -> bool:
+    """Whether a JSON value is a token id, or the number of a sample."""
+    return type(value) is int and 0 <= value < 1 << 31
 
 
 def array(path: Path, layout: RouterLayout) -> Iterator[TraceRecord]:

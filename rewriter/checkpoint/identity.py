@@ -14,15 +14,18 @@ from rewriter.checkpoint.reader import LENGTH_BYTES, SHARD_SUFFIX, Checkpoint
 from rewriter.errors import CheckpointError
 
 WEIGHT_SUFFIXES = (SHARD_SUFFIX, ".bin", ".pt", ".pth", ".gguf")
+TOKENIZER_NAME = "tokenizer.json"
 # Beside the weights, what turns text into tokens and the model into a program.
 OTHER_NAMES = (
     "config.json",
     "generation_config.json",
-    "tokenizer.json",
+    TOKENIZER_NAME,
     "tokenizer.model",
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+# What is read in place of a tokenizer.json, and beside one lies unread.
+SLOW_TOKENIZER_NAMES = ("merges.txt", "tiktoken.model", "vocab.json")
 WHOLE_BYTES = 32 << 20
 SMALL_TENSOR_BYTES = 64 << 10
 BLOCK_BYTES = 4096
@@ -40,7 +43,10 @@ def content_sha256(folder: str | Path) -> str:
         names = {path.name for path in Path(folder).iterdir() if path.suffix in WEIGHT_SUFFIXES}
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be listed ({error.strerror})") from None
-    for name in sorted(names | set(OTHER_NAMES)):
+    names.update(OTHER_NAMES)
+    if checkpoint.source.size_bytes(TOKENIZER_NAME) is None:
+        names.update(SLOW_TOKENIZER_NAMES)
+    for name in sorted(names):
         size = checkpoint.source.size_bytes(name)
         if size is None:
             continue

@@ -65,7 +65,7 @@ def test_random_experts_get_the_shift_of_the_one_that_they_stand_in_for() -> Non
         num_sets=1,
         seed=0,
         frequency=None,
-        is_feasible=lambda down, up: True,
+        is_feasible=lambda down, up, shifts: True,
     )
     first, _, third = arm.suppress
     assert arm.bias_shifts == ((*first, -0.07), (*third, -0.2))

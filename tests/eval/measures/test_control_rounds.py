@@ -48,7 +48,7 @@ def run(folder: Path, model: CountedModel, variant: Arm, stop_after: int) -> Nul
         num_sets=25,
         seed=0,
         frequency=None,
-        is_feasible=lambda down, up: True,
+        is_feasible=lambda down, up, shifts: True,
     )
     with Journal(folder / "journal.jsonl", live.identity()) as journal:
         collector = Collector(live, journal)

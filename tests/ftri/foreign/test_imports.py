@@ -139,7 +139,7 @@ def test_saved_answers_of_both_servers_become_the_same_traces(model, tmp_path):
         rows = rows_of(token_ids, range(len(token_ids)))
         rows[:, :FIRST_MOE] = 0
         choice = {
-            "text": "abc",
+            "text": "a\u2028c",
             "token_ids": completion,
             "finish_reason": "stop",
             "prompt_token_ids": prompt,
@@ -149,8 +149,8 @@ def test_saved_answers_of_both_servers_become_the_same_traces(model, tmp_path):
             "finish_reason": {"type": "stop"},
             "routed_experts": base64.b64encode(rows.astype("<i4").tobytes()).decode(),
         }
-        lines["vllm"].append(json.dumps({"prompt_id": f"q{number}", "choices": [choice]}))
-        answer = {"prompt_id": f"q{number}", "input_ids": prompt, "text": "abc", "output_ids": completion}
+        lines["vllm"].append(json.dumps({"prompt_id": f"q{number}", "choices": [choice]}, ensure_ascii=False))
+        answer = {"prompt_id": f"q{number}", "input_ids": prompt, "text": "a\u2028c", "output_ids": completion}
         lines["sglang"].append(json.dumps(answer | {"meta_info": meta}))
     digests = set()
     for runtime, entries in lines.items():
@@ -167,6 +167,8 @@ def test_saved_answers_of_both_servers_become_the_same_traces(model, tmp_path):
         ("a.txt", b"", "expected SGLang's dump"),
         ("a.pt", b"nonsense", "a.pt: is no dump of SGLang's recorder"),
         ("a.jsonl", b"{}", "line 1: has no prompt_token_ids"),
+        ("a.jsonl", b'{"prompt_token_ids": [-1], "token_ids": [2]}', "line 1: has no prompt_token_ids"),
+        ("a.jsonl", b'{"prompt_token_ids": [1], "sample": "x"}', "has the sample x, expected a number"),
         ("a.jsonl", b"[1]", "line 1: is no object"),
         ("a.jsonl", b"{", "line 1: is not JSON"),
         ("a.jsonl", b'{"prompt_token_ids": [1], "token_ids": [2]}', "returns no routed_experts"),

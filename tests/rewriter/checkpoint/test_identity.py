@@ -61,6 +61,18 @@ def test_what_else_decides_an_answer_counts(tmp_path, name):
     assert content_sha256(folder) != before
 
 
+def test_a_slow_tokenizers_files_count_where_they_are_what_is_read(tmp_path):
+    folder = write_model(tmp_path / "model")
+    (folder / "tiktoken.model").write_text("a")
+    alone = content_sha256(folder)
+    (folder / "tiktoken.model").write_text("b")
+    assert content_sha256(folder) != alone
+    (folder / "tokenizer.json").write_text("{}")
+    beside = content_sha256(folder)
+    (folder / "tiktoken.model").write_text("c")
+    assert content_sha256(folder) == beside
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(CheckpointError, match="no such folder"):
         content_sha256(tmp_path / "none")
