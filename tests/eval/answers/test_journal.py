@@ -84,6 +84,7 @@ def damaged(kind):
         "missing text": json.dumps({name: value for name, value in good.items() if name != "text"}),
         "text of another type": json.dumps(good | {"text": None}),
         "token that is none": json.dumps(good | {"token_ids": [1, "x"]}),
+        "token as text": json.dumps(good | {"token_ids": [1, "2"]}),
         "tokens that are none": json.dumps(good | {"prompt_token_ids": {"0": 1}}),
         "value missing": json.dumps({"kind": "value", "key": "a"}),
         "deep": "[" * 200_000,
@@ -93,7 +94,7 @@ def damaged(kind):
 
 KINDS = (
     "not an object", "no kind", "no key", "key of another type", "missing text", "text of another type",
-    "token that is none", "tokens that are none", "value missing", "deep", "not text",
+    "token that is none", "token as text", "tokens that are none", "value missing", "deep", "not text",
 )  # fmt: skip
 
 
