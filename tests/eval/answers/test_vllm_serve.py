@@ -1,5 +1,6 @@
 """Two real vLLM servers, base and variant, compared over HTTP; and their answers beside those of a live engine."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ from tiny_models import build_tiny_r1
 
 from eval.cli import main
 from eval.results import Results
+from ftri.endpoints import Endpoint, connect
+from ftri.probe import PROBES, other_weights, take_probe
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(2400)]
 
@@ -151,6 +154,18 @@ def test_base_and_variant_over_http(models, servers, monkeypatch, capsys, tmp_pa
     # The same requests to a live edit in one engine and to a server of the rewritten checkpoint.
     assert over_http == texts(tmp_path / "live", "variant")
     assert texts(tmp_path / "http", "base") == texts(tmp_path / "live", "base")
+
+
+def test_other_weights_are_told_from_the_same_by_fixed_texts(servers):
+    async def take(url):
+        async with connect(Endpoint(url)) as connection:
+            return await take_probe(connection)
+
+    base, variant = servers
+    first, again, other = (asyncio.run(take(url)) for url in (base, base, variant))
+    assert len(first.texts) == len(PROBES) and all(len(text) > 5 for text in first.texts)
+    assert other_weights(first, again, base) is None
+    assert "expected at most" in other_weights(first, other, variant)
 
 
 def test_a_variant_that_is_not_served_is_named(models, servers, monkeypatch, capsys, tmp_path):
