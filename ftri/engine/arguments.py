@@ -157,15 +157,16 @@ def choose_capture(
     """How routing can be got out of an engine of these arguments: "routed_experts" where it takes the argument, else
     "router_hook".
 
-    vLLM's own capture keeps ids as wide as its experts need, which `num_choices` may not fit, and no weights. On a CPU it is
-    past what the kernels of vLLM's own classes route by themselves, and has zeros; `is_editable` classes have others.
+    vLLM's own capture keeps ids as wide as its experts need, which `num_choices` may not fit, and no weights. On a CPU it has
+    rows only of `is_editable` classes, since the kernels of vLLM's own route by themselves, past it; and before 0.31 none, since
+    that worker never starts it.
     """
     from vllm import EngineArgs
 
     asked = capture_arguments()
     if not asked or keeps_weights or expert_dtype(num_choices) != expert_dtype(num_experts):
         return HOOK
-    if internals.load("current_platform").is_cpu() and not is_editable:
+    if internals.load("current_platform").is_cpu() and not (is_editable and "aux_output_config" in asked):
         return HOOK
     try:
         EngineArgs(**arguments, **asked).create_engine_config()
