@@ -139,7 +139,7 @@ def test_random_experts_get_the_factor_of_the_one_that_they_stand_in_for() -> No
         num_sets=1,
         seed=0,
         frequency=None,
-        is_feasible=lambda down, up: True,
+        is_feasible=lambda down, up, shifts: True,
     )
     assert arm.factors == ((*arm.suppress[0], 0.25), (*arm.stimulate[0], 2.5))
 
