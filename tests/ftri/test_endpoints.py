@@ -57,7 +57,7 @@ def test_each_answer_that_is_none_is_one_sentence(answer, sentence):
 def test_a_server_that_echoes_key_and_url_tells_nobody(monkeypatch):
     monkeypatch.setenv("MOTE_TEST_KEY", "plain-word-77")
     endpoint = Endpoint("http://user:KEY99@example.test", api_key_variable="MOTE_TEST_KEY", attempts=1)
-    echo = "you sent Bearer plain-word-77 to http://user:KEY99@example.test/v1"
+    echo = "you sent Bearer plain-word-77, and plain-word-77 is no key, to http://user:KEY99@example.test/v1"
     for status in (400, 401, 500):
         with pytest.raises(EndpointError) as caught:
             one_call(httpx2.Response(status, json={"error": {"message": echo}}), endpoint)

@@ -78,6 +78,7 @@ def test_a_manifest_of_other_types(folder: Path, changes: dict[str, Any], senten
         ({"completion_token_ids": [1 << 40]}, "completion_token_ids.0 is 1099511627776"),
         ({"chunk": "../../x"}, 'chunk is "../../x"'),
         ({"chunk": -1}, "chunk is -1"),
+        ({"chunk": "0"}, 'chunk is "0"'),
         ({"start": 1 << 45}, "start is 35184372088832"),
         ({"rows": 10**9}, "rows is 1000000000, expected"),
         ({"factors": {"place": 3}}, "factors.place is 3"),

@@ -17,6 +17,8 @@ def write_model(folder, bias=0.0, weight=0.0, num_values=64):
     tensors = {
         "gate.bias": np.full(16, bias, np.float32),
         "down.weight": np.full((num_values, 1024), weight, np.float32),
+        # Behind the bias, which would else lie in the block that is read of every file's end.
+        "up.weight": np.full((num_values, 1024), weight, np.float32),
     }
     save_file(tensors, folder / "model.safetensors")
     return folder

@@ -667,6 +667,10 @@ def test_unknown_family_says_how_to_add_a_row() -> None:
     assert len(str(caught.value)) <= 400
 
 
+def test_the_wrappers_of_models_that_exist_are_known() -> None:
+    assert {"kimi_k3", "kimi_vl", "mistral3"} <= {wrapper.model_type for wrapper in WRAPPERS}
+
+
 @pytest.mark.parametrize("wrapper", WRAPPERS, ids=lambda wrapper: wrapper.model_type)
 def test_a_wrapper_has_the_layout_of_what_it_wraps(wrapper: Wrapper) -> None:
     """Its tensors begin with one of the prefixes that the wrapped row knows."""

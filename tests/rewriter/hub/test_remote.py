@@ -24,6 +24,7 @@ def test_remote_plan_is_the_local_plan_by_ranges_only(hub: Hub) -> None:
         assert remote["mote"][key] == local["mote"][key], key
     assert remote["mote"]["base_model"] == BASE_ID and remote["base_revision"] == hub.commit
     assert remote["changed_shards"] == EDITED
+    assert remote.keys() == local.keys(), "a script that reads plans would have to know where the base is"
 
     contents = [request for request in requests if "_cdn" in str(request["path"])]
     assert all(request["range"] for request in contents), "a shard was asked for whole"
