@@ -219,6 +219,11 @@ def test_wrong_engine_arguments_are_named(tiny_r1: Path, arguments: dict[str, ob
         Engine(str(tiny_r1), live_edits=True, engine_arguments=arguments)
 
 
+def test_what_moves_cached_tokens_is_refused_before_the_engine_starts(tiny_r1: Path) -> None:
+    with pytest.raises(InputError, match="engine argument kv_offloading_size moves cached tokens"):
+        Engine(str(tiny_r1), engine_arguments={"kv_offloading_size": 1.0}, weights="float16")
+
+
 def test_a_model_that_is_no_known_mixture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
     with pytest.raises(MoteError, match="llama"):
