@@ -13,7 +13,8 @@ from rewriter.semantics import Semantics
 # More than any context of today's models holds; the engine or the server says what its own holds.
 MOST_CHARACTERS = 500_000
 MOST_TOKENS = 131_072
-MOST_TEMPERATURE = 100
+# vLLM's own bound, and that of OpenAI's interface.
+MOST_TEMPERATURE = 2
 MOST_SEED = 2**31 - 1
 SHOWN_CHARACTERS = 40
 

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ftri.engine.edits import PlannedEdit, ServedChoice
-from ftri.prompts.rendering import RenderedPrompt
+from ftri.prompts.rendering import RenderedPrompt, first_line
 from ftri.traces.rows import Experts, Weights
 from ftri.worker import internals
+from rewriter.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -87,21 +88,27 @@ def sampling_params(sampling: Sampling, prompt: RenderedPrompt, sample: int, wat
     """vLLM's parameters for one response; each has a seed of its own, so the order of requests changes nothing.
 
     A watched response is handed out after every step, with all of its text so far.
+
+    Raises:
+        InputError: vLLM refuses a value, as a temperature above 2.
     """
     from vllm import SamplingParams
 
     kinds = internals.load("RequestOutputKind")
     seed = sampling.seed_of(prompt.prompt_id, sample)
-    return SamplingParams(
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=seed,
-        # <think> is a special token in some tokenizers, and the labels need it.
-        skip_special_tokens=False,
-        output_kind=kinds.CUMULATIVE if watched else kinds.FINAL_ONLY,
-    )
+    try:
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=seed,
+            # <think> is a special token in some tokenizers, and the labels need it.
+            skip_special_tokens=False,
+            output_kind=kinds.CUMULATIVE if watched else kinds.FINAL_ONLY,
+        )
+    except (ValueError, internals.load("VLLMError")) as error:
+        raise InputError(f"vLLM refuses the sampling: {first_line(error)}") from error
 
 
 def read_score(logprobs: Any, token_ids: Sequence[int], num_logprobs: int | None, experts: Experts | None) -> Score:

@@ -112,7 +112,7 @@ def test_a_port_that_is_taken_is_said_before_the_engine_is_loaded(model: Path) -
         (["--base-url", "http://x", "--tuned-url", "http://y", "--max-model-len", "9"], "no engine is started"),
         (["--model", "m", "--port", "65536"], "--port is 65536, expected 0 to 65535"),
         (["--model", "m", "--max-tokens", "0"], "--max-tokens is 0, expected 1 to 131072"),
-        (["--model", "m", "--temperature", "nan"], "--temperature is nan, expected 0 to 100"),
+        (["--model", "m", "--temperature", "nan"], "--temperature is nan, expected 0 to 2"),
         (["--model", "m", "--seed", "-1"], "--seed is -1, expected 0 to"),
         (["--model", "m", "--timeout", "0"], "--timeout is 0, expected seconds above 0"),
         (["--model", "m", "--semantics", "zap"], "--semantics is 'zap', expected reroute or"),

@@ -253,7 +253,7 @@ def test_a_question_is_asked_by_post_alone(running: Running) -> None:
         ({"max_tokens": 301}, "from 1 to 300"),
         ({"max_tokens": 1.5}, "a whole number"),
         ({"max_tokens": True}, "a whole number"),
-        ({"temperature": -1}, "temperature is '-1', expected a number from 0 to 100"),
+        ({"temperature": -1}, "temperature is '-1', expected a number from 0 to 2"),
         ({"temperature": float("nan")}, "temperature is 'nan'"),
         ({"seed": 2**31}, "seed is"),
         ({"seed": None}, "seed is 'None'"),
@@ -326,9 +326,9 @@ def test_a_reader_who_leaves_stops_the_answer(running: Running, held: threading.
     asked = len(running.engine.samplings)
     with running.open(prompt="hold echo" + "word " * 40) as (connection, events):
         assert next(one for one in events if one["event"] == "text")
+        current = running.server.desk.current
+        assert current is not None
         connection.shutdown(socket.SHUT_RDWR)
-    current = running.server.desk.current
-    assert current is not None
     until(lambda: current.is_left)
     begun = running.engine.num_steps
     held.set()
