@@ -18,7 +18,7 @@ from rewriter.checkpoint.gguf.types import BLOCK_SCALES, TENSOR_TYPES
 from rewriter.checkpoint.kinds import Model
 from rewriter.checkpoint.source import TensorEntry
 from rewriter.edit.formats import BIASES, EXPONENTS
-from rewriter.edit.zero import StoredWeight
+from rewriter.edit.zero import StoredWeight, expert_part
 from rewriter.errors import CheckpointError
 
 NUMBER_DTYPES: dict[str, np.dtype[Any]] = {
@@ -173,13 +173,4 @@ def _packing(entry: TensorEntry, is_exponent: bool = False) -> Packing | None:
 
 
 def _part(checkpoint: Model, entry: TensorEntry, row: int | None, num_experts: int, scaling: Scaling) -> ScaledRange:
-    """All of a tensor, or one expert's part of it."""
-    if row is None:
-        return ScaledRange(entry, 0, entry.size_bytes, scaling)
-    if not entry.shape or entry.shape[0] != num_experts:
-        raise CheckpointError(
-            f"{checkpoint.source.name}/{entry.shard}: {entry.name} has shape {list(entry.shape)}, expected one of"
-            f" [{num_experts}, ...]: what all experts share cannot be scaled for one"
-        )
-    size = entry.size_bytes // num_experts
-    return ScaledRange(entry, row * size, size, scaling)
+    return ScaledRange(entry, *expert_part(checkpoint, entry, row, num_experts), scaling)

@@ -121,13 +121,21 @@ def _zero_byte(checkpoint: Model, weight: StoredWeight) -> int:
 
 
 def _fill(checkpoint: Model, entry: TensorEntry, row: int | None, num_experts: int, byte: int) -> Fill:
-    """All of a tensor, or one expert's part of it."""
+    return Fill(entry, *expert_part(checkpoint, entry, row, num_experts), byte)
+
+
+def expert_part(checkpoint: Model, entry: TensorEntry, row: int | None, num_experts: int) -> tuple[int, int]:
+    """First byte and size in bytes of all of a tensor (row None), or of one expert's part of a stack of E.
+
+    Raises:
+        CheckpointError: the tensor does not stack E experts in front.
+    """
     if row is None:
-        return Fill(entry, 0, entry.size_bytes, byte)
+        return 0, entry.size_bytes
     if not entry.shape or entry.shape[0] != num_experts:
         raise CheckpointError(
             f"{checkpoint.source.name}/{entry.shard}: {entry.name} has shape {list(entry.shape)}, expected one of"
-            f" [{num_experts}, ...] with the experts stacked in front"
+            f" [{num_experts}, ...]: what all experts share cannot be changed for one"
         )
     size = entry.size_bytes // num_experts
-    return Fill(entry, row * size, size, byte)
+    return row * size, size

@@ -364,7 +364,7 @@ def test_a_scale_that_all_experts_share_is_refused(tmp_path: Path, refuse: Refus
         base / "config.json",
         {"model_type": "qwen3_vl_moe", "text_config": json.loads((base / "config.json").read_text())},
     )
-    assert "expected one of [4, ...]: what all experts share cannot be scaled for one" in refuse(
+    assert "expected one of [4, ...]: what all experts share cannot be changed for one" in refuse(
         base, "--suppress", chosen, "--strength", 0.5
     )
 
