@@ -15,7 +15,7 @@ from eval.answers.plan import TUNED, NamedEdit, VariantFolder
 from eval.answers.served import ServedResponder
 from eval.experts import ModelUnderTest, OutputOptions, check_live_edit, load_edit, load_others, open_model
 from eval.options import EvalRequest
-from ftri.endpoints import Endpoint
+from ftri.endpoint import Endpoint
 from ftri.engine.arguments import without_secrets
 from ftri.labels.think_formats import ThinkFormat, choose_format
 from ftri.prompts.rendering import Render, make_render

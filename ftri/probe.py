@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ftri.endpoints import Connection, EndpointError, RefusalError
+from ftri.endpoint import EndpointError, RefusalError
+from ftri.endpoints import Connection
 
 # Of the kinds that experts specialise in: facts, what models refuse, mathematics, code, several languages, thinking.
 PROBES = (

@@ -21,7 +21,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ftri.endpoints import Connection, Endpoint, EndpointError, call, connect, for_all
+from ftri.endpoint import Endpoint, EndpointError
+from ftri.endpoints import Connection, call, connect, for_all
 from ftri.engine.engine import Sampling
 from ftri.probe import other_weights, read_probe, take_probe, untold
 from ftri.prompts.rendering import RenderedPrompt

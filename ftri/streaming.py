@@ -6,10 +6,10 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+from ftri.endpoint import EndpointError
 from ftri.endpoints import (
     CONNECT_SECONDS,
     Connection,
-    EndpointError,
     RetryableError,
     address,
     check_status,

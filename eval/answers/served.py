@@ -9,17 +9,8 @@ from typing import Any, Literal
 from eval.answers.arms import Answer, Arm, Keep, Request, identity_of
 from eval.answers.journal import Journal
 from eval.errors import JournalError
-from ftri.endpoints import (
-    Connection,
-    Endpoint,
-    EndpointError,
-    ask_all,
-    connect,
-    list_models,
-    message_text,
-    reasoning_field,
-    template_sha256,
-)
+from ftri.endpoint import Endpoint, EndpointError
+from ftri.endpoints import Connection, ask_all, connect, list_models, message_text, reasoning_field, template_sha256
 from ftri.labels.think_formats import ThinkFormat, starts_inside_think
 from ftri.probe import ServerProbe, other_weights, read_probe, take_probe, untold
 from ftri.prompts.rendering import Render

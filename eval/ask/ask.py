@@ -17,7 +17,7 @@ from eval.ask.served import ServedSides, find_servers
 from eval.ask.server import Page, PageServer
 from eval.display.drawing import COLOURS, PALE, label_words
 from eval.experts import ModelUnderTest, check_live_edit, load_edit, open_model
-from ftri.endpoints import Endpoint
+from ftri.endpoint import Endpoint
 from ftri.labels.names import Behavior
 from ftri.labels.think_formats import choose_format
 from ftri.prompts.rendering import make_renderer

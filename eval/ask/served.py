@@ -15,7 +15,8 @@ from eval.ask import events
 from eval.ask.desk import Asked
 from eval.ask.events import Side
 from eval.ask.marks import Marks, marks_of
-from ftri.endpoints import REASONING_FIELDS, Endpoint, EndpointError, connect
+from ftri.endpoint import Endpoint, EndpointError
+from ftri.endpoints import REASONING_FIELDS, connect
 from ftri.engine.engine import Sampling
 from ftri.labels.behavior import CUT_OFF
 from ftri.labels.think_formats import ThinkFormat, starts_inside_think

@@ -30,7 +30,8 @@ from eval.measures.mt_bench_files import (
 from eval.measures.paper import MT_BENCH
 from eval.options import EvalRequest
 from eval.outcomes.statistics import Interval, mean_interval
-from ftri.endpoints import Connection, Endpoint, EndpointError, ask_all, message_text
+from ftri.endpoint import Endpoint, EndpointError
+from ftri.endpoints import Connection, ask_all, message_text
 
 # How often a judge is asked again when its answer holds no rating, and what share without one still makes a result.
 NUM_ASKS = 3

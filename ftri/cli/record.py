@@ -14,7 +14,7 @@ from rewriter.errors import InputError
 from rewriter.progress import PartProgress
 
 if TYPE_CHECKING:
-    from ftri.endpoints import Endpoint
+    from ftri.endpoint import Endpoint
     from ftri.record import RecordOptions, RecordPlan, RecordSummary
     from ftri.traces.schema import WeightsName
 
@@ -144,7 +144,7 @@ class CommandLine:
 
     def endpoint(self) -> Endpoint | None:
         """The server to record from, where one was named."""
-        from ftri.endpoints import Endpoint
+        from ftri.endpoint import Endpoint
 
         if self.base_url is None:
             return None

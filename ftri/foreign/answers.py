@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ftri.endpoints import EndpointError
+from ftri.endpoint import EndpointError
 from ftri.prompts.rendering import RenderedPrompt, decoded_prompt
 from ftri.served import Served, read_choice, read_generate, routing_record
 from ftri.traces.reader import TraceRecord

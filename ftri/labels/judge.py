@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from ftri.endpoints import Connection, Endpoint, ask_all, message_text
+from ftri.endpoint import Endpoint
+from ftri.endpoints import Connection, ask_all, message_text
 from ftri.labels.think_formats import parse_response
 
 REFUSES, ANSWERS = "REFUSES", "ANSWERS"

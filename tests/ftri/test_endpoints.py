@@ -6,7 +6,8 @@ import json
 import httpx2
 import pytest
 
-from ftri.endpoints import Connection, Endpoint, EndpointError, call, list_models, message_text, retry_after
+from ftri.endpoint import Endpoint, EndpointError
+from ftri.endpoints import Connection, call, list_models, message_text, retry_after
 
 
 def one_call(answer, endpoint=None, work=None):

@@ -6,7 +6,8 @@ import json
 import httpx2
 import pytest
 
-from ftri.endpoints import Connection, Endpoint, EndpointError
+from ftri.endpoint import Endpoint, EndpointError
+from ftri.endpoints import Connection
 from ftri.streaming import stream_choices
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from eval.answers.arms import Answer, Arm, Request, Sampling
 from eval.answers.served import ServedResponder
-from ftri.endpoints import Endpoint, EndpointError
+from ftri.endpoint import Endpoint, EndpointError
 from ftri.prompts.rendering import Rendered
 
 BASE = Arm("base", "base")

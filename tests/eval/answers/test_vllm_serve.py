@@ -14,7 +14,8 @@ from tiny_models import build_tiny_r1
 
 from eval.cli import main
 from eval.results import Results
-from ftri.endpoints import Endpoint, connect
+from ftri.endpoint import Endpoint
+from ftri.endpoints import connect
 from ftri.probe import PROBES, other_weights, take_probe
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(2400)]

@@ -15,7 +15,7 @@ from eval.ask.ask import open_served
 from eval.ask.desk import Asked
 from eval.ask.options import AskRequest
 from eval.ask.question import Question
-from ftri.endpoints import EndpointError
+from ftri.endpoint import EndpointError
 from ftri.prompts.rendering import load_tokenizer
 from rewriter.expert_set import ExpertSet
 

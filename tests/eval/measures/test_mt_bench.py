@@ -17,7 +17,7 @@ from eval.measures.mt_bench_files import (
     read_rating,
     visible_answer,
 )
-from ftri.endpoints import Endpoint, EndpointError
+from ftri.endpoint import Endpoint, EndpointError
 from rewriter.errors import InputError
 
 QUESTIONS = [

@@ -8,7 +8,7 @@ import pytest
 from running import run_main
 
 from ftri.cli.label import main
-from ftri.endpoints import Endpoint, EndpointError
+from ftri.endpoint import Endpoint, EndpointError
 from ftri.labels.judge import Judge, judge_question, read_verdict
 
 RESPONSES = [
