@@ -200,7 +200,7 @@ class TestBadInput:
         write_traces(tmp_path / "t", synthetic.manifest(plan), refused)
         sentence = sentence_of(mote_ftri(tmp_path / "t", "--behavior", "refused"))
         assert "0 responses are ALIGNED or REASONED, expected at least 2 on each side of the comparison" in sentence
-        assert sentence.endswith(f"the traces hold REFUSED {len(refused)}")
+        assert f"the traces hold REFUSED {len(refused)}; record other --prompts or more --samples" in sentence
 
     def test_no_response_of_the_class(self, traces):
         sentence = sentence_of(mote_ftri(traces, "--behavior", "unparsed"))
