@@ -25,7 +25,7 @@ from eval.answers.journal import Collector, Journal, unseen
 from eval.answers.plan import requests_for
 from eval.experts import is_routable
 from eval.measures.controls import control_arms, labels_alone, null_distribution, selection_frequency
-from eval.measures.fidelity import NeutralText, kl_from_base, load_neutral
+from eval.measures.neutral import NeutralText, kl_from_base, load_neutral
 from eval.options import MATCHINGS
 from eval.outcomes.held_out import split_prompts
 from eval.outcomes.observed import Outcomes, observe, select

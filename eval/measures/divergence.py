@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from eval.answers.arms import Arm
 from eval.answers.live import LiveResponder, TokenDistributions
 from eval.display.words import number
-from eval.measures.fidelity import NeutralText, distributions, kl_from_base, kl_key, load_neutral, read_neutral
 from eval.measures.measure import Found, Measure, Part, Scene, Shown
+from eval.measures.neutral import NeutralText, distributions, kl_from_base, kl_key, load_neutral, read_neutral
 from eval.measures.transitions import against_base
 from eval.outcomes.statistics import Interval
 from ftri.prompts.sets import PromptSet

@@ -1,33 +1,27 @@
 """How far one routing edit is from another: KL per token from teacher-forced passes over the base's own answers to neutral
-prompts, and how much routing the experts take part in.
-
-Legend: T positions, N listed tokens per position, L MoE layers, K selected, E experts. Log probabilities are natural.
-"""
+prompts, and how much routing the experts take part in."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from importlib import resources
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
-from eval.answers.arms import BASE, Answer, Arm, Request, Sampling, digest
+from eval.answers.arms import BASE, Arm, digest
 from eval.answers.journal import Collector
 from eval.answers.live import LiveResponder, TokenDistributions
 from eval.answers.plan import NamedEdit
 from eval.display import words
-from eval.measures.kl import kl_per_position, pooled_kl
+from eval.measures.kl import Divergence, compare
 from eval.measures.measure import Found, Measure, Part, Scene, Shown
-from eval.options import EvalRequest
+from eval.measures.neutral import NeutralText, load_neutral, read_neutral
+from eval.measures.touched import TouchedShares, changed_slots, touched_shares
 from eval.outcomes.observed import ArmSummary
-from eval.outcomes.statistics import Interval
-from ftri.prompts.sets import PromptRecord, PromptSet, load_prompt_set
+from ftri.prompts.sets import PromptSet
 from rewriter.semantics import (
     BIAS_FREE_SEMANTICS,
     CENTROID,
@@ -49,30 +43,6 @@ IN_PART = " in part"
 WITH_GAIN = " with gain"
 
 
-class TouchedShares(BaseModel):
-    """What an expert set takes part in when nothing is edited: shares of router slots and of tokens."""
-
-    num_tokens: int
-    num_slots: int
-    slots_in_set: int
-    slot_share: float | None
-    tokens_touched: int
-    token_share: float | None
-
-
-class Divergence(BaseModel):
-    """Teacher-forced KL(left || right) in nats per token over the base's own answers to neutral prompts."""
-
-    left: str
-    right: str
-    answer_tokens: Interval
-    all_tokens: Interval
-    first_token: Interval
-    token_flips: float | None = Field(
-        default=None, description="Share of answer tokens whose likeliest next token differs between the two."
-    )
-
-
 class Fidelity(BaseModel):
     """How far the semantics are from the base and from each other, and how much routing the experts take part in."""
 
@@ -91,29 +61,6 @@ class Fidelity(BaseModel):
     )
 
 
-@dataclass(frozen=True)
-class NeutralText:
-    """The base's answers to neutral prompts as tokens: what every arm is made to read."""
-
-    sequences: list[list[int]]
-    answer_starts: list[int]
-    source: dict[str, str | None]
-
-    @classmethod
-    def from_answers(cls, answers: Sequence[Answer], source: dict[str, str | None]) -> NeutralText:
-        """Prompt and answer tokens joined, without answers that have no token."""
-        kept = [answer for answer in answers if answer.token_ids]
-        return cls(
-            [answer.prompt_token_ids + answer.token_ids for answer in kept],
-            [len(answer.prompt_token_ids) for answer in kept],
-            source,
-        )
-
-    def fingerprint(self) -> str:
-        """Changes with any token."""
-        return digest([self.sequences, self.answer_starts])
-
-
 def measure_fidelity(
     collector: Collector,
     live: LiveResponder,
@@ -127,9 +74,9 @@ def measure_fidelity(
 ) -> Fidelity:
     """KL per token between the base and every arm, and among the arms, both ways round; and the routing that the
     experts take part in."""
-    key = digest(["fidelity", live.identity(), [arm.identity() for arm in arms], text.fingerprint(), num_listed, seed])[
-        :32
-    ]
+    # Journals of before the flips were counted right hold a share of 0 where the whole vocabulary was compared.
+    compared = ["fidelity, flips", live.identity(), [arm.identity() for arm in arms]]
+    key = digest([*compared, text.fingerprint(), num_listed, seed])[:32]
     if key not in collector.journal:
         measured = _measure(live, arms, base, text, action, num_listed, seed)
         collector.journal.add_value(key, measured.model_dump(mode="json"))
@@ -154,7 +101,7 @@ def _measure(
         distributions[name] = [one.distributions for one in scored if one.distributions is not None]
         routings[name] = [one.routing for one in scored if one.routing is not None]
     divergences = [
-        _divergence(left, right, distributions[left], distributions[right], text.answer_starts, seed)
+        compare(left, right, distributions[left], distributions[right], text.answer_starts, seed)
         for left, right in permutations(distributions, 2)
     ]
     pairs = {pair for arm in arms for pair in (*arm.suppress, *arm.stimulate)}
@@ -180,136 +127,12 @@ def _measure(
     )
 
 
-def _divergence(
-    left: str,
-    right: str,
-    left_distributions: Sequence[TokenDistributions],
-    right_distributions: Sequence[TokenDistributions],
-    answer_starts: Sequence[int],
-    seed: int,
-) -> Divergence:
-    everything = [kl_per_position(p, q) for p, q in zip(left_distributions, right_distributions, strict=True)]
-    # Position n predicts token n + 1, so the answer's first token is predicted at the prompt's last position.
-    answers = [values[start - 1 :] for values, start in zip(everything, answer_starts, strict=True)]
-    same = [
-        p.token_ids[:, 0] == q.token_ids[:, 0] for p, q in zip(left_distributions, right_distributions, strict=True)
-    ]
-    kept = [bool(one) for values, start in zip(same, answer_starts, strict=True) for one in values[start - 1 :]]
-    return Divergence(
-        token_flips=kept.count(False) / len(kept) if kept else None,
-        left=left,
-        right=right,
-        answer_tokens=pooled_kl(answers, seed=seed),
-        all_tokens=pooled_kl(everything, seed=seed),
-        first_token=pooled_kl([values[:1] for values in answers], seed=seed),
-    )
-
-
-def kl_from_base(
-    collector: Collector,
-    live: LiveResponder,
-    arm: Arm,
-    base: Arm,
-    text: NeutralText,
-    *,
-    num_listed: int,
-    seed: int,
-    base_cache: list[TokenDistributions],
-) -> Interval:
-    """KL(base || arm) per answer token; `base_cache` is filled at first use so that a sweep scores the base once."""
-    key = kl_key(live, arm, text, num_listed, seed)
-    if key not in collector.journal:
-        if not base_cache:
-            base_cache.extend(distributions(live, base, text, num_listed))
-        edited = distributions(live, arm, text, num_listed)
-        value = _divergence(BASE, arm.name, base_cache, edited, text.answer_starts, seed).answer_tokens
-        collector.journal.add_value(key, value.model_dump(mode="json"))
-    return collector.journal.checked(key, Interval)
-
-
-def kl_key(live: LiveResponder, arm: Arm, text: NeutralText, num_listed: int, seed: int) -> str:
-    """Where a journal keeps what `kl_from_base` came to."""
-    return digest(["kl-from-base", live.identity(), arm.identity(), text.fingerprint(), num_listed, seed])[:32]
-
-
-def distributions(live: LiveResponder, arm: Arm, text: NeutralText, num_listed: int) -> list[TokenDistributions]:
-    """The likeliest next tokens at every position of the text under an arm's edit, in the text's order."""
-    scored = sorted(live.score(arm, text.sequences, num_listed, routing=False), key=lambda one: one.index)
-    return [one.distributions for one in scored if one.distributions is not None]
-
-
-def changed_slots(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> float:
-    """The share of router slots whose expert is not among the token's experts any more; routings int [T, L, K], order ignored."""
-    import numpy as np
-
-    kept = total = 0
-    for then, now in zip(before, after, strict=True):
-        length = min(len(then), len(now))
-        kept += int((then[:length, :, :, None] == now[:length, :, None, :]).any(axis=-1).sum())
-        total += int(np.prod(then[:length].shape))
-    return 1 - kept / total if total else math.nan
-
-
 def _lowest_listed_mass(distributions: TokenDistributions) -> float:
     import numpy as np
 
     if not len(distributions.log_probabilities):
         return 1.0
     return float(np.exp(distributions.log_probabilities.astype(np.float64)).sum(axis=1).min())
-
-
-def touched_shares(
-    routings: Iterable[np.ndarray], layers: Sequence[int], experts: Iterable[tuple[int, int]]
-) -> TouchedShares:
-    """The share of router slots that the experts hold and of tokens with at least one such slot.
-
-    `routings`: arrays int [T, L, K] of selected expert ids, L in the order of `layers`; `experts`: (model layer, expert).
-    Under `drop` and `drop-renorm` these slots are removed; under `reroute` the next-best expert takes them.
-    """
-    import numpy as np
-
-    wanted: dict[int, list[int]] = {}
-    for layer, expert in experts:
-        wanted.setdefault(layers.index(layer), []).append(expert)
-    num_tokens = num_slots = slots = tokens = 0
-    for routing in routings:
-        hit = np.zeros(routing.shape, dtype=bool)
-        for row, chosen in wanted.items():
-            hit[:, row] = np.isin(routing[:, row], chosen)
-        num_tokens += len(routing)
-        num_slots += routing.size
-        slots += int(hit.sum())
-        tokens += int(hit.any(axis=(1, 2)).sum())
-    return TouchedShares(
-        num_tokens=num_tokens,
-        num_slots=num_slots,
-        slots_in_set=slots,
-        slot_share=slots / num_slots if num_slots else None,
-        tokens_touched=tokens,
-        token_share=tokens / num_tokens if num_tokens else None,
-    )
-
-
-def load_neutral(request: EvalRequest) -> PromptSet | None:
-    """The neutral prompts of a run on an engine: the user's, else those that come with the package."""
-    if request.is_served:
-        return None
-    if request.neutral:
-        return load_prompt_set(request.neutral)
-    text = (resources.files("eval.measures") / "neutral.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()]
-    records = [PromptRecord(row["prompt_id"], row["prompt"], {"language": row["language"]}) for row in rows]
-    return PromptSet(records, {"spec": "built-in neutral prompts", "revision": None, "sha256": None})
-
-
-def read_neutral(scene: Scene, neutral: PromptSet) -> NeutralText:
-    """The base's answers to neutral prompts."""
-    chosen = neutral.records[: scene.options.neutral_prompts]
-    # Greedy, whatever the run's own temperature: the text only has to be the base's own.
-    sampling = Sampling(max_tokens=scene.options.kl_tokens)
-    requests = [Request(prompt.prompt_id, 0, (("user", prompt.text),), sampling) for prompt in chosen]
-    answers = list(scene.collector.answers(scene.plan.base, requests))
-    return NeutralText.from_answers(answers, neutral.source)
 
 
 def parts(neutral: PromptSet | None, scene: Scene) -> Iterable[Part]:
@@ -322,7 +145,7 @@ def parts(neutral: PromptSet | None, scene: Scene) -> Iterable[Part]:
 def fidelity(scene: Scene, live: LiveResponder, neutral: PromptSet) -> Found:
     """Suppression and stimulation are different questions, so an edit with both is measured for each by itself."""
     options, edit = scene.options, scene.edit
-    scene.say("divergence of reroute, drop and drop-renorm from the base and from each other")
+    scene.say("divergence of every semantics, in part and with a gain too, from the base and from each other")
     found = []
     cases: tuple[tuple[Action, Any], ...] = ((SUPPRESS, edit.suppress), (STIMULATE, edit.stimulate))
     for action, pairs in cases:
@@ -375,9 +198,14 @@ def lines(found: Sequence[Fidelity], shown: Shown) -> list[str]:
         numbers = ", ".join(f"{name} {words.number(each.answer_tokens.estimate)}" for name, each in from_base.items())
         bounds = "" if one.exact else " (lower bounds)"
         table += ["", f"KL per token from the base, {one.action}{bounds}: {numbers}"]
-        numbers = ", ".join(f"{each.right} {words.number(each.answer_tokens.estimate)}" for each in from_paper(one))
+        numbers = ", ".join(
+            f"{each.right} {words.number(each.answer_tokens.estimate)} ({words.percent(each.token_flips, 2)})"
+            for each in from_paper(one)
+        )
         if numbers:
-            table.append(f"a checkpoint's from the paper's own ({DROP_RENORM}): {numbers}")
+            table.append(
+                f"a checkpoint's from the paper's own ({DROP_RENORM}), and flips of the likeliest token: {numbers}"
+            )
         from_true = {each.right: each for each in one.divergences if each.left == REROUTE}
         if CENTROID in from_true:
             numbers = ", ".join(
@@ -426,10 +254,19 @@ def name_under(arm: ArmSummary, action: str) -> str:
 
 def figures(found: Sequence[Fidelity], shown: Shown) -> dict[str, Any]:
     """The function that makes a table of divergences."""
-    return {"divergence_table": divergence_table, "token_flips": token_flips}
+    return {
+        "divergence_table": divergence_table,
+        "flips_from_true": flips_from_true,
+        "flips_from_paper": flips_from_paper,
+    }
 
 
-def token_flips(fidelity: Fidelity) -> list[tuple[str, float | None]]:
+def flips_from_paper(fidelity: Fidelity) -> list[tuple[str, float | None]]:
+    """By what a checkpoint holds, the share of tokens whose likeliest next token is not that of the paper's own edit."""
+    return [(each.right, each.token_flips) for each in from_paper(fidelity)]
+
+
+def flips_from_true(fidelity: Fidelity) -> list[tuple[str, float | None]]:
     """By semantics, the share of tokens whose likeliest next token is not the true reroute's; empty with a router bias."""
     from_true = [each for each in fidelity.divergences if each.left == REROUTE and each.right != BASE]
     is_bias_free = any(each.right == CENTROID for each in from_true)
@@ -456,7 +293,9 @@ REPORT = """\
 {% for name, cells in table[1] %}<tr><th>{{ name }}</th>{% for cell in cells %}<td class="n">{{ cell }}</td>{% endfor %}</tr>{% endfor %}
 </table>
 <p class="muted">Teacher-forced on {{ fidelity.num_answer_tokens }} tokens of the base's own answers to {{ fidelity.num_prompts }} neutral prompts{% if not fidelity.exact %}; from the {{ fidelity.listed_tokens }} likeliest tokens at each position, hence lower bounds{% endif %}. drop-renorm is the paper's edit; reroute is what a checkpoint's router bias does; in part: a part of the output is kept; with gain: the stimulated output is multiplied. Intervals resample prompts.</p>
-{% set flips = token_flips(fidelity) %}
+{% set flips = flips_from_paper(fidelity) %}
+{% if flips %}<p>Answer tokens whose likeliest next token differs from that of the paper's own edit (drop-renorm; in part: that in part): {% for name, share in flips %}{{ name }} {{ words.percent(share, 2) }}{{ ", " if not loop.last else "." }}{% endfor %}</p>{% endif %}
+{% set flips = flips_from_true(fidelity) %}
 {% if flips %}<p>Answer tokens whose likeliest next token differs from the true reroute's: {% for name, share in flips %}{{ name }} {{ words.percent(share, 2) }}{{ ", " if not loop.last else "." }}{% endfor %} reroute (centroid) is what a checkpoint whose routers have no bias holds in the place of a reroute; it keeps an expert from the first place, not from being selected.</p>{% endif %}
 {% if fidelity.touched %}<p>The experts hold {{ words.percent(fidelity.touched.slot_share, 2) }} of the base's router slots ({{ fidelity.touched.slots_in_set }} of {{ fidelity.touched.num_slots }}) and take part in {{ words.percent(fidelity.touched.token_share) }} of its tokens.{% if fidelity.slots_changed %} Slots that no longer hold the base's expert:{% for name, share in fidelity.slots_changed.items() %} {{ name }} {{ words.percent(share, 2) }}{{ "," if not loop.last else "." }}{% endfor %}{% endif %}</p>{% endif %}
 {% endfor %}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel, Field
+
 from eval.answers.live import TokenDistributions
 from eval.outcomes.statistics import Interval, clustered_ratio
 
@@ -57,6 +59,19 @@ def _kl(p_log: np.ndarray, q_log: np.ndarray) -> float:
     return max(total, 0.0)
 
 
+def likeliest(distributions: TokenDistributions) -> np.ndarray:
+    """The likeliest listed token at every position, int [T]; of several that are, the one with the lowest id.
+
+    A whole vocabulary comes in its own order, and of equal ones an engine lists any first, so that the first column says neither.
+    """
+    import numpy as np
+
+    if not distributions.token_ids.size:
+        return np.zeros(len(distributions.token_ids), np.int64)
+    is_best = distributions.log_probabilities == distributions.log_probabilities.max(axis=1, keepdims=True)
+    return np.where(is_best, distributions.token_ids.astype(np.int64), np.iinfo(np.int64).max).min(axis=1)
+
+
 def pooled_kl(per_prompt: Sequence[np.ndarray], *, seed: int = 0) -> Interval:
     """Mean KL per token over all positions of all prompts, with a bootstrap interval that resamples prompts."""
     import numpy as np
@@ -64,3 +79,46 @@ def pooled_kl(per_prompt: Sequence[np.ndarray], *, seed: int = 0) -> Interval:
     sums = np.array([values.sum() for values in per_prompt], float)
     lengths = np.array([len(values) for values in per_prompt], float)
     return clustered_ratio(sums, lengths, [str(number) for number in range(len(sums))], seed=seed)
+
+
+class Divergence(BaseModel):
+    """Teacher-forced KL(left || right) in nats per token over the base's own answers to neutral prompts."""
+
+    left: str
+    right: str
+    answer_tokens: Interval
+    all_tokens: Interval
+    first_token: Interval
+    token_flips: float | None = Field(
+        default=None, description="Share of answer tokens whose likeliest next token differs between the two."
+    )
+
+
+def compare(
+    left: str,
+    right: str,
+    left_distributions: Sequence[TokenDistributions],
+    right_distributions: Sequence[TokenDistributions],
+    answer_starts: Sequence[int],
+    seed: int,
+) -> Divergence:
+    """How far two arms' readings of the same texts are from each other.
+
+    answer_starts: of every text, the number of tokens before its answer.
+    """
+    everything = [kl_per_position(p, q) for p, q in zip(left_distributions, right_distributions, strict=True)]
+    # Position n predicts token n + 1, so the answer's first token is predicted at the prompt's last position.
+    answers = [values[start - 1 :] for values, start in zip(everything, answer_starts, strict=True)]
+    flips = [
+        flipped
+        for p, q, start in zip(left_distributions, right_distributions, answer_starts, strict=True)
+        for flipped in (likeliest(p) != likeliest(q))[start - 1 :].tolist()
+    ]
+    return Divergence(
+        token_flips=sum(flips) / len(flips) if flips else None,
+        left=left,
+        right=right,
+        answer_tokens=pooled_kl(answers, seed=seed),
+        all_tokens=pooled_kl(everything, seed=seed),
+        first_token=pooled_kl([values[:1] for values in answers], seed=seed),
+    )

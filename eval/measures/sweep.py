@@ -13,8 +13,8 @@ from eval.answers.live import LiveResponder, TokenDistributions
 from eval.display.drawing import COST, GAIN, MUTED, error_bar, round_share, svg_open, tick_percent, write, y_axis
 from eval.display.words import percent
 from eval.measures.controls import control_positions, ends_early, labels_alone
-from eval.measures.fidelity import kl_from_base, load_neutral, read_neutral
 from eval.measures.measure import Found, Measure, Part, Scene, Shown
+from eval.measures.neutral import kl_from_base, load_neutral, read_neutral
 from eval.measures.transitions import Change, compare
 from eval.options import EvalRequest
 from eval.outcomes.observed import by_beginnings, select

@@ -10,7 +10,7 @@ from eval.answers.plan import spread
 from eval.costs import PartCost, mean_prompt_tokens, part_costs
 from eval.experts import ModelUnderTest, shift_widths
 from eval.measures import safety
-from eval.measures.fidelity import load_neutral
+from eval.measures.neutral import load_neutral
 from eval.outcomes.held_out import split_prompts
 from eval.refine.options import ALL_ACTIVE, RefineRequest, expert_file
 from eval.refine.search import RATE_KEY

@@ -18,7 +18,7 @@ from eval.answers.recorded import take_over
 from eval.evaluate import Subject, measure_subject
 from eval.experts import ModelUnderTest, check_same_model, is_routable, shift_widths
 from eval.measures.controls import labels_alone, selection_frequency
-from eval.measures.fidelity import load_neutral
+from eval.measures.neutral import load_neutral
 from eval.outcomes.held_out import PROVENANCE_KEY, HeldOut, prompt_sha256, split_prompts
 from eval.outcomes.observed import label_answer
 from eval.outcomes.targets import Target, move_rate

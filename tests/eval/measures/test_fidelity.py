@@ -7,8 +7,9 @@ from scipy.stats import entropy
 from eval.answers.engine import batches
 from eval.answers.live import TokenDistributions
 from eval.measures.controls import selection_frequency
-from eval.measures.fidelity import Divergence, Fidelity, changed_slots, from_paper, touched_shares
-from eval.measures.kl import kl_per_position, pooled_kl
+from eval.measures.fidelity import MEASURE, Fidelity, flips_from_paper, from_paper
+from eval.measures.kl import Divergence, compare, kl_per_position, likeliest, pooled_kl
+from eval.measures.touched import changed_slots, touched_shares
 from eval.outcomes.statistics import Interval
 
 LAYERS = [3, 5, 8]
@@ -113,6 +114,37 @@ def test_pooled_kl_weights_tokens_alike():
     assert interval.num_clusters == 2
 
 
+def in_vocabulary_order(logs):
+    """As an engine gives a whole vocabulary: the same ids at every position."""
+    return TokenDistributions(np.broadcast_to(np.arange(logs.shape[1], dtype=np.int32), logs.shape), logs)
+
+
+@pytest.mark.parametrize("as_read", [listed, in_vocabulary_order, lambda logs: listed(logs, 3)])
+def test_flips_are_those_of_the_likeliest_token_however_tokens_are_listed(as_read):
+    """Two texts with answers from their third and second token on, by a slow loop; position n predicts token n + 1."""
+    left, right = [random_logs(1), random_logs(2)], [random_logs(1) + 0.01, random_logs(7)]
+    right[0][4] = right[0][3]
+    starts = [3, 2]
+    flips = [
+        max(range(50), key=p[position].__getitem__) != max(range(50), key=q[position].__getitem__)
+        for p, q, start in zip(left, right, starts, strict=True)
+        for position in range(start - 1, len(p))
+    ]
+    found = compare("a", "b", [as_read(one) for one in left], [as_read(one) for one in right], starts, seed=0)
+    assert 0 < sum(flips) < len(flips) == 9
+    assert found.token_flips == sum(flips) / len(flips)
+
+
+def test_of_equally_likely_tokens_the_one_with_the_lowest_id_counts():
+    """Engines list such tokens in any order: a tie is no flip."""
+    logs = np.log(np.array([[0.4, 0.4, 0.2]]))
+    one, other = TokenDistributions(np.array([[5, 3, 9]]), logs), TokenDistributions(np.array([[3, 5, 9]]), logs)
+    assert likeliest(one).tolist() == likeliest(other).tolist() == [3]
+    assert compare("a", "b", [one], [other], [1], seed=0).token_flips == 0
+    nothing = TokenDistributions(np.zeros((0, 0), int), np.zeros((0, 0)))
+    assert compare("a", "b", [nothing], [nothing], [1], seed=0).token_flips is None
+
+
 def test_batches_keep_within_the_limit_and_lose_nothing():
     sizes = [3, 4, 9, 1, 1, 1, 20, 2]
     found = list(batches(sizes, 8))
@@ -145,3 +177,11 @@ def test_what_a_checkpoint_holds_is_held_against_the_papers_own_in_the_same_meas
         ("drop-renorm", "drop"),
         ("drop-renorm in part", "drop in part"),
     ]
+    assert dict(flips_from_paper(fidelity)) == {"reroute": None, "drop": None, "drop in part": None}
+    for one in from_paper(fidelity):
+        one.token_flips = 0.0123
+    (line,) = [one for one in MEASURE.lines([fidelity], None) if "from the paper's own" in one]
+    assert line == (
+        "a checkpoint's from the paper's own (drop-renorm), and flips of the likeliest token: reroute 0.0000 (1.23 %), drop"
+        " 0.0000 (1.23 %), drop in part 0.0000 (1.23 %)"
+    )
