@@ -16,7 +16,7 @@ from eval.answers.plan import NamedEdit, VariantFolder, requests_for
 from eval.options import RunOptions
 from eval.outcomes.held_out import PROVENANCE_KEY, prompt_sha256
 from eval.outcomes.observed import label_answer
-from ftri.analysis.by_traces import AUTO_GAIN, ByTraces, gain_number
+from ftri.analysis.by_traces import ByTraces, read_gain
 from ftri.engine.edits import RouterEdit, by_layer, check_factors, check_shifts, planned_biases, shift_width
 from ftri.labels.behavior import thinking_language
 from ftri.labels.contrast import parse_contrast
@@ -48,6 +48,11 @@ class ModelUnderTest:
     content_sha256: str
     layout: RouterLayout
     model_type: str | None
+
+    @property
+    def name(self) -> str:
+        """What shared files and journals call it, however it was typed: its Hub id, or the folder's own name, never its path."""
+        return self.repo_id or self.folder.resolve().name
 
 
 def open_model(model: str, revision: str | None, say: Callable[[str], None]) -> ModelUnderTest:
@@ -86,10 +91,11 @@ class OutputOptions:
         Raises: MoteError for numbers that are none, traces that say nothing of such an edit, or without a set.
         """
         suppress = with_strength(suppress, self.strength)
-        stimulate = with_gain(stimulate, gain_number(self.gain, self.traces))
+        number, word = read_gain(self.gain, self.traces)
+        stimulate = with_gain(stimulate, number)
         if self.traces is None:
             return suppress, stimulate
-        measure = ByTraces(self.traces, is_auto=self.gain == AUTO_GAIN)
+        measure = ByTraces(self.traces, word)
         edit = measure(Checkpoint.open(model.folder), Edit(EditOptions(semantics=DROP), suppress, stimulate))
         return edit.suppress, edit.stimulate
 
@@ -149,7 +155,7 @@ def load_edit(
 
 def check_same_model(model: ModelUnderTest, expert_set: ExpertSet, name: str, *, any_model: bool) -> None:
     """Raise InputError when a set was found on another model than the one under test, or names experts that it lacks."""
-    expected = model.repo_id or model.model
+    expected = model.name
     hint = "; --any-model uses it all the same"
     theirs = expert_set.provenance.get("config_sha256")
     if not any_model and theirs is not None and theirs != model.config_sha256:
@@ -349,7 +355,7 @@ def find_experts(
         ]
         collector.journal.add_value(key, {"experts": found})
     return ExpertSet(
-        model=model.repo_id or model.model,
+        model=model.name,
         revision=model.revision,
         layer_index="model",
         behavior=contrast.name,

@@ -198,7 +198,7 @@ class EvalRequest:
     ] = None
     gain: Annotated[
         str | None,
-        Option("Gain of stimulated experts, as mote-rewrite --gain.", SUBJECT, metavar="auto|NUMBER"),
+        Option("Gain of stimulated experts, as mote-rewrite --gain.", SUBJECT, metavar="auto|mean|NUMBER"),
     ] = None
     traces: Annotated[
         Path | None, Option("Traces with weights for --gain auto, as mote-rewrite --traces.", SUBJECT, metavar="DIR")

@@ -99,7 +99,7 @@ def _open_live(request: EvalRequest, say: Say, lent: LentEngine | None) -> Sessi
     told = choose_format(request.think_format, model.model_type)
     render, template_sha256 = make_render(model.folder, request.chat_template)
     known = {
-        "model": model.repo_id or model.model,
+        "model": model.name,
         "revision": model.revision,
         "config_sha256": model.config_sha256,
         "content_sha256": model.content_sha256,

@@ -267,7 +267,7 @@ def with_gain(stimulate: ExpertSet | None, gain: float | None) -> ExpertSet | No
     if stimulate is None:
         raise InputError("--gain is one of stimulated experts, expected --stimulate FILE with it")
     if not is_factor(gain):
-        raise InputError(f"--gain is {gain:g}, expected auto or a finite number above 0")
+        raise InputError(f"--gain is {gain:g}, expected auto, mean or a finite number above 0")
     return stimulate.with_each(gain=gain)
 
 

@@ -76,8 +76,9 @@ PARTIAL_MEANING: Final = (
 GAIN: Final = "gain"
 """What the number is called that a stimulated expert's output is multiplied with in a checkpoint."""
 GAIN_MEANING: Final = (
-    "**Gain.** A stimulated expert's `down_proj` is multiplied by a number, its gain, so that the weight which the router gives "
-    "it comes closer to the largest weight, which the stimulation of the paper (arXiv 2502.11096) gives it on each token. One "
-    "number stands for all tokens, and the other selected experts keep their weights, which the paper lowers."
+    "**Gain.** A stimulated expert's `down_proj` is multiplied by a number, its gain, in the place of the largest weight, which "
+    "the stimulation of the paper (arXiv 2502.11096) gives it on each token; the router's own is lower. One number stands for "
+    "all tokens, so that some come closer to the paper's weight and others may overshoot it, and the other selected experts "
+    "keep their weights, which the paper lowers."
 )
 """As Markdown for a model card."""

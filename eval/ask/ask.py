@@ -200,4 +200,4 @@ def edit_words(model: ModelUnderTest, edit: NamedEdit) -> str:
         for pairs, word in ((edit.suppress, "suppressed"), (edit.stimulate, "stimulated"))
         if pairs
     ]
-    return f"{model.repo_id or model.model}; {edit.name}: {' and '.join(done)} in the variant"
+    return f"{model.name}; {edit.name}: {' and '.join(done)} in the variant"

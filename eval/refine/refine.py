@@ -320,7 +320,7 @@ class _Workbench:
             return None
         request = self.request
         return ExpertSet(
-            model=self.model.repo_id or self.model.model,
+            model=self.model.name,
             revision=self.model.revision,
             layer_index="model",
             behavior=request.target,

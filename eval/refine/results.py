@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval.refine.growing import Growth, Step
 from eval.refine.screening import Screened
 from eval.refine.tuning import Dose, Trial, Tuning
+from rewriter.errors import InputError, first_problem
 from rewriter.expert_set import ExpertEntry
+from rewriter.small_file import MAX_TABLE_BYTES, read_small
 from rewriter.whole_file import write_whole
 
 SCHEMA_ID: Literal["mote.refine/1"] = "mote.refine/1"
@@ -158,6 +160,18 @@ class RefineResults(BaseModel):
     seconds: float
     tuned: TunedStrengths | None = None
     nulls: list[NullSearch] = []
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote. Raises: InputError with the file and what is wrong in it."""
+        try:
+            return cls.model_validate_json(read_small(path, MAX_TABLE_BYTES))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        except ValidationError as error:
+            raise InputError(
+                f"{path}: is not a result of {SCHEMA_ID} ({first_problem(error)}); move it away to search anew"
+            ) from None
 
     def save(self, path: Path) -> None:
         """Write the results, replacing the file in one step. Raises: OutputError."""

@@ -47,6 +47,7 @@ class Steps:
         """
         self._path = folder / FILE_NAME
         self._say = say
+        self._tool_version = tool_version
         self._state = TuneState(schema="mote.tune/1", tool_version=tool_version)
         if self._path.is_file():
             try:
@@ -57,8 +58,11 @@ class Steps:
                 raise InputError(f"{self._path}: is damaged, expected the steps of mote-tune ({SCHEMA_ID})") from None
 
     def do(self, name: str, inputs: Any, outputs: Sequence[Path], work: Callable[[], None]) -> None:
-        """Do a step. `inputs` (JSON) decide what it writes; it is done when all of `outputs` are there. Raises: as `work`."""
-        key = digest([name, inputs])
+        """Do a step. `inputs` (JSON) and the tool's version decide what it writes; it is done when all of `outputs` are there.
+
+        Raises: as `work`.
+        """
+        key = digest([self._tool_version, name, inputs])
         done = self._state.steps.get(name)
         if done is not None and done.key == key and all(path.exists() for path in outputs):
             self._say(f"{name}: done before, in {done.seconds:.0f} s")
@@ -66,6 +70,7 @@ class Steps:
         self._say(f"{name}: begins")
         started = time.monotonic()
         work()
+        self._state.tool_version = self._tool_version
         self._state.steps[name] = StepRecord(key=key, seconds=time.monotonic() - started)
         write_whole(self._path, self._state.model_dump_json(by_alias=True, indent=1) + "\n")
 

@@ -17,9 +17,11 @@ from eval.answers.journal import Progress
 from eval.errors import IncompleteError
 from eval.evaluate import check_complete
 from eval.outcomes.held_out import split_prompts
+from eval.refine.options import RefineRequest
 from eval.refine.page import PAGE
 from eval.refine.refine import refine
 from eval.refine.results import FILE_NAME as REFINE_RESULTS
+from eval.refine.results import RefineResults
 from eval.report.outputs import update_card
 from eval.results import FILE_NAME as CHECK_RESULTS
 from eval.results import Results
@@ -147,12 +149,20 @@ def tune(request: TuneRequest, plan: RecordPlan, say: Say, progress: Progress, e
         steps.do(RANK, [*found_of, more.k], [request.ranked], lambda: _rank(request, more))
         candidates = [file_digest(request.ranked)]
     refinement = request.as_refinement()
-    asked = {name: str(value) for name, value in asdict(refinement).items()}
+    # What lies at these places is in the digests already, however the places are written.
+    places = {"model", "revision", "output", "report", "traces"}
+    asked = {
+        name: str(value) for name, value in asdict(request.as_refinement(recorded=False)).items() if name not in places
+    }
     results = refinement.folder / CHECK_RESULTS
     steps.do(
         REFINE,
         [recorded, file_digest(request.found), candidates, asked],
-        [refinement.folder / REFINE_RESULTS, refinement.folder / PAGE],
+        [
+            *([request.refined] if _found_a_set(refinement) else []),
+            refinement.folder / REFINE_RESULTS,
+            refinement.folder / PAGE,
+        ],
         lambda: _refine(request, say, progress, engine),
     )
     if not request.refined.is_file():
@@ -216,6 +226,12 @@ def _find(request: TuneRequest, plan: RecordPlan, options: FindOptions, say: Say
 
 def _rank(request: TuneRequest, options: FindOptions) -> None:
     expert_set_of(find([request.recording], options)).save(request.ranked)
+
+
+def _found_a_set(refinement: RefineRequest) -> bool:
+    """Whether the search that is there found a set: one without its set is made again, from its journal."""
+    path = refinement.folder / REFINE_RESULTS
+    return path.is_file() and bool(RefineResults.load(path).chosen)
 
 
 def _refine(request: TuneRequest, say: Say, progress: Progress, engine: LentEngine) -> None:

@@ -6,43 +6,52 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ftri.analysis.weights import GainEstimate, WeightedTraces, estimate_gains, measure_shortfall
+from ftri.analysis.weights import (
+    GAIN_WORDS,
+    GainEstimate,
+    GainWord,
+    WeightedTraces,
+    estimate_gains,
+    measure_shortfall,
+)
 from ftri.traces.reader import TraceError
 from rewriter.checkpoint.kinds import Model
 from rewriter.edit.outputs import RESIDUAL_KEY
 from rewriter.errors import InputError
 from rewriter.expert_set import ExpertSet
 from rewriter.families.family import RouterLayout
+from rewriter.hub.models import shared_name
 from rewriter.rewrite import Edit
 from rewriter.semantics import DROP
 
-AUTO_GAIN: Literal["auto"] = "auto"
 
+def read_gain(text: str | None, traces: Path | None) -> tuple[float | None, GainWord | None]:
+    """What --gain says: a number, or which number traces are to say; neither where nothing is said.
 
-def gain_number(text: str | None, traces: Path | None) -> float | None:
-    """What --gain says: a number, or None where nothing is said or traces say it.
-
-    Raises: InputError for anything else, and for auto without traces.
+    Raises: InputError for anything else, and for a gain of traces without traces.
     """
-    if text is None or text == AUTO_GAIN:
-        if text is not None and traces is None:
-            raise InputError("--gain auto is worked out from traces with weights, expected --traces DIR with it")
-        return None
+    if text is None:
+        return None, None
+    for word in GAIN_WORDS:
+        if text == word:
+            if traces is None:
+                raise InputError(f"--gain {word} is worked out from traces with weights, expected --traces DIR with it")
+            return None, word
     try:
-        return float(text)
+        return float(text), None
     except ValueError:
-        raise InputError(f"--gain is {text!r}, expected auto or a finite number above 0") from None
+        raise InputError(f"--gain is {text!r}, expected {', '.join(GAIN_WORDS)} or a finite number above 0") from None
 
 
 @dataclass(frozen=True)
 class ByTraces:
-    """What completes the sets of an edit once its base is known (`rewriter.rewrite.Measure`); is_auto: gains are worked out, else
+    """What completes the sets of an edit once its base is known (`rewriter.rewrite.Measure`); gain: which is worked out, None:
     those that the sets have are looked at."""
 
     traces: Path
-    is_auto: bool = False
+    gain: GainWord | None = None
 
     def __call__(self, model: Model, edit: Edit) -> Edit:
         """The edit with gains, and with what the traces say of it in its sets' provenance.
@@ -57,7 +66,7 @@ class ByTraces:
         is_drop = suppress is not None and (
             edit.options.semantics == DROP or bool(suppress.strengths(model.layout.moe_layers))
         )
-        if self.is_auto and stimulate is None:
+        if self.gain is not None and stimulate is None:
             raise InputError("--gain is one of stimulated experts, expected --stimulate FILE with it")
         if stimulate is None and not is_drop:
             raise InputError(
@@ -67,7 +76,7 @@ class ByTraces:
         if suppress is not None and is_drop:
             suppress = _with_shortfall(suppress, opened, model.layout)
         if stimulate is not None:
-            stimulate = _with_gains(stimulate, opened, model.layout, is_auto=self.is_auto, is_base=is_base)
+            stimulate = _with_gains(stimulate, opened, model.layout, self.gain, is_base=is_base)
         return replace(edit, suppress=suppress, stimulate=stimulate)
 
 
@@ -91,12 +100,12 @@ def check_model(opened: WeightedTraces, model: Model) -> bool:
 
 
 def _with_gains(
-    stimulate: ExpertSet, opened: WeightedTraces, layout: RouterLayout, *, is_auto: bool, is_base: bool
+    stimulate: ExpertSet, opened: WeightedTraces, layout: RouterLayout, gain: GainWord | None, *, is_base: bool
 ) -> ExpertSet:
     """A set to stimulate with each expert's gain, and what the traces say of it."""
     pairs = stimulate.model_pairs(layout.moe_layers)
     known = {pair: entry.gain or 1.0 for pair, entry in zip(pairs, stimulate.experts, strict=True)}
-    estimates = estimate_gains(opened.routings(), layout.moe_layers, pairs, None if is_auto else known)
+    estimates = estimate_gains(opened.routings(), layout.moe_layers, pairs, known if gain is None else gain)
     partial = [one for one in estimates if one.num_counted < one.num_tokens]
     if partial and not is_base:
         one = partial[0]
@@ -106,12 +115,26 @@ def _with_gains(
             " variant that stimulates these experts on every token"
         )
     experts = [
-        entry.model_copy(update={"gain": one.gain}) if one.gain != 1 else entry
+        entry.model_copy(update={"gain": one.gain if one.gain != 1 else None})
         for entry, one in zip(stimulate.experts, estimates, strict=True)
     ]
-    sentences = [*(one.sentence() for one in estimates), *_coverage(partial)]
+    sentences = [*_warnings(estimates), *(one.sentence() for one in estimates), *_coverage(partial)]
     found = _found(opened, sentences, estimates)
     return stimulate.model_copy(update={"experts": experts, "provenance": stimulate.provenance | {RESIDUAL_KEY: found}})
+
+
+def _warnings(estimates: Sequence[GainEstimate]) -> list[str]:
+    """Which gains leave the experts no closer to the paper's weight than none would."""
+    worse = [one for one in estimates if one.is_no_closer]
+    if not worse:
+        return []
+    places = ", ".join(
+        f"layer {one.layer} expert {one.expert} ({one.rms_with:.3f} against {one.rms_without:.3f})" for one in worse
+    )
+    return [
+        f"WARNING: token by token, the gain of {places} is no closer to the paper's weight than no gain: its share is too uneven"
+        " for one number. --gain auto takes the closest; --semantics drop-renorm, served, does what the paper does."
+    ]
 
 
 def _coverage(partial: Sequence[GainEstimate]) -> list[str]:
@@ -139,7 +162,7 @@ def _found(opened: WeightedTraces, sentences: list[str], numbers: Sequence[Any])
     """What a set's provenance keeps."""
     facts = opened.reader.facts
     return {
-        "model": facts.model,
+        "model": shared_name(facts.model),
         "config_sha256": facts.config_sha256,
         "num_responses": len(opened.reader),
         "numbers": [one.to_json() for one in numbers],

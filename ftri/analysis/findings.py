@@ -20,6 +20,7 @@ from ftri.analysis.tokens import TokenStudy
 from ftri.labels.contrast import Contrast
 from rewriter.errors import InputError
 from rewriter.expert_set import ExpertEntry, ExpertSet
+from rewriter.hub.models import shared_name
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -101,7 +102,7 @@ def expert_set_of(findings: Findings) -> ExpertSet:
     """The expert set: the top k with their numbers, and everything needed to find them again."""
     manifest = findings.manifest
     return ExpertSet(
-        model=manifest["model"],
+        model=shared_name(manifest["model"]),
         revision=manifest.get("revision"),
         layer_index="model",
         behavior=findings.contrast.name,

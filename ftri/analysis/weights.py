@@ -2,8 +2,13 @@
 
 The paper (arXiv 2502.11096) gives a stimulated expert the largest weight that the router gave the token and renormalises; a
 suppressed one weight 0, and renormalises. A checkpoint holds neither: its router gives a stimulated expert, which its bias always
-selects, the expert's natural weight, and the weights of the others stay when an output is dropped. So a gain brings the expert's
-weight to the paper's in the mean, and what remains is told.
+selects, the expert's natural weight, and the weights of the others stay when an output is dropped. So one number, a gain, stands
+for the paper's weight on all tokens, and what it leaves is told.
+
+Two numbers can be meant. The one that comes closest to the paper's weight token by token, by least squares, is
+E[own x paper] / E[own^2] over tokens' shares of weight: it leaves no more than no gain does. The one by which the expert's mean
+weight is the paper's is E[paper] / E[own]. They agree where an expert's share is much the same on all tokens. Where it is large
+on few and small on most, the mean's overshoots on the few by more than it mends on the many.
 
 Letters of shapes: T tokens of a response, L MoE layers, K selected experts, N tokens counted.
 """
@@ -13,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +31,9 @@ Floats = npt.NDArray[np.float64]
 Routing = tuple[npt.NDArray[Any], npt.NDArray[Any]]  # experts int [T, L, K] and their weights float [T, L, K]
 QUANTILES = (0.05, 0.5, 0.95)
 DIGITS = 6  # of a gain; traces say no more
+GainWord = Literal["auto", "mean"]
+"""Which number an estimated gain is: auto comes closest to the paper's weight token by token, mean meets it in the mean."""
+GAIN_WORDS: tuple[GainWord, ...] = get_args(GainWord)
 
 
 @dataclass(frozen=True)
@@ -47,20 +55,32 @@ class GainEstimate:
     median: float
     high: float
     others: float  # mean weight of the other selected experts, in multiples of the paper's
+    closest: float  # the gain that leaves the least root mean square difference
+    rms_closest: float
+    meets_mean: float  # the gain by which the mean weight is the paper's
+    rms_meets_mean: float
+
+    @property
+    def is_no_closer(self) -> bool:
+        """Whether the gain leaves as much of the difference from the paper's weight as none does, or more."""
+        return self.gain != 1 and self.rms_with >= self.rms_without
 
     def to_json(self) -> dict[str, Any]:
         """As an expert set's provenance keeps it: numbers that can be read."""
         return {
             key: float(f"{value:.4g}") if type(value) is float else value for key, value in asdict(self).items()
-        } | {"gain": self.gain}
+        } | {name: getattr(self, name) for name in ("gain", "closest", "meets_mean")}
 
     def sentence(self) -> str:
         """What is said of it with a plan."""
         return (
-            f"layer {self.layer} expert {self.expert}: gain {self.gain:g}. The router gives it {self.own_share:.3f} of a token's"
-            f" weight in the mean, the paper {self.paper_share:.3f}; with the gain 90 % of tokens lie between {self.low:.2f} and"
-            f" {self.high:.2f} of the paper's (root mean square difference {self.rms_with:.3f} of the token's weight, without a"
-            f" gain {self.rms_without:.3f}), and the other experts weigh {self.others:.2f} times what the paper leaves them."
+            f"layer {self.layer} expert {self.expert}: gain {self.gain:g}. The router gives it {self.own_share:.3f} of a"
+            f" token's weight in the mean, the paper {self.paper_share:.3f}; with the gain it is"
+            f" {self.gain * self.own_share:.3f}, and 90 % of tokens lie between {self.low:.2f} and {self.high:.2f} of the"
+            f" paper's. Root mean square difference, in shares of a token's weight: {self.rms_without:.3f} without a gain,"
+            f" {self.rms_with:.3f} with it; the least is {self.rms_closest:.3f}, by {self.closest:g}, and {self.meets_mean:g},"
+            f" which would meet the mean, leaves {self.rms_meets_mean:.3f}. The other experts weigh {self.others:.2f} times what"
+            " the paper leaves them."
         )
 
 
@@ -91,12 +111,12 @@ def estimate_gains(
     routings: Iterable[Routing],
     moe_layers: Sequence[int],
     pairs: Sequence[Pair],
-    gains: Mapping[Pair, float] | None = None,
+    gains: Mapping[Pair, float] | GainWord = "auto",
 ) -> list[GainEstimate]:
-    """Gains by which the mean weight of stimulated experts is the paper's, in the order of `pairs`.
+    """Gains of stimulated experts, in the order of `pairs`.
 
-    routings: of a model that selects the experts, as one that stimulates them does on every token. gains: those to look at in
-    place of the ones worked out.
+    routings: of a model that selects the experts, as one that stimulates them does on every token. gains: which number it is
+    to be, or those to look at in place of the ones worked out.
 
     Raises: InputError for an expert that no token selects together with its layer's other stimulated ones, or whose weight is 0.
     """
@@ -114,16 +134,14 @@ def estimate_gains(
     for layer, chosen in by_layer.items():
         own, paper, others = (np.concatenate(parts) for parts in zip(*found[layer], strict=True))
         for place, expert in enumerate(chosen):
-            mean = float(own[:, place].mean()) if len(own) else 0.0
-            if mean == 0:
+            if not own[:, place].any():
                 raise InputError(
                     f"layer {layer} expert {expert}: no token of the traces selects it"
                     + (" together with the layer's other stimulated experts" if len(chosen) > 1 else "")
                     + ", so they do not say what weight it has; record, with --weights, a variant that stimulates it without"
                     " a gain"
                 )
-            gain = (gains or {}).get((layer, expert)) or float(f"{float(paper.mean()) / mean:.{DIGITS}g}")
-            estimates[layer, expert] = _estimate((layer, expert), gain, num_tokens, own[:, place], paper, others)
+            estimates[layer, expert] = _estimate((layer, expert), gains, num_tokens, own[:, place], paper, others)
     return [estimates[pair] for pair in pairs]
 
 
@@ -147,8 +165,18 @@ def _shares(
     return own, largest / renormalized, renormalized / total
 
 
-def _estimate(pair: Pair, gain: float, num_tokens: int, own: Floats, paper: Floats, others: Floats) -> GainEstimate:
+def _estimate(
+    pair: Pair, gains: Mapping[Pair, float] | GainWord, num_tokens: int, own: Floats, paper: Floats, others: Floats
+) -> GainEstimate:
     """The figures of one expert; own, paper, others: [N]."""
+    closest = float(f"{(own * paper).mean() / (own**2).mean():.{DIGITS}g}")
+    meets_mean = float(f"{paper.mean() / own.mean():.{DIGITS}g}")
+    known: dict[GainWord, float] = {"auto": closest, "mean": meets_mean}
+    gain = known[gains] if isinstance(gains, str) else gains[pair]
+
+    def left(factor: float) -> float:
+        return float(np.sqrt(((factor * own - paper) ** 2).mean()))
+
     low, median, high = (float(value) for value in np.quantile(gain * own / paper, QUANTILES))
     return GainEstimate(
         *pair,
@@ -157,12 +185,16 @@ def _estimate(pair: Pair, gain: float, num_tokens: int, own: Floats, paper: Floa
         len(own),
         float(own.mean()),
         float(paper.mean()),
-        float(np.sqrt(((own - paper) ** 2).mean())),
-        float(np.sqrt(((gain * own - paper) ** 2).mean())),
+        left(1),
+        left(gain),
         low,
         median,
         high,
         float(others.mean()),
+        closest,
+        left(closest),
+        meets_mean,
+        left(meets_mean),
     )
 
 

@@ -86,8 +86,9 @@ def rewrite(
     gain: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|NUMBER",
-            help="Multiply the output of stimulated experts; auto: so that their mean weight in --traces is the paper's.",
+            metavar="auto|mean|NUMBER",
+            help="Multiply the output of stimulated experts, by what --traces say. auto: comes closest to the paper's weight"
+            " token by token; mean: meets it in the mean.",
         ),
     ] = None,
     traces: Annotated[
@@ -95,7 +96,7 @@ def rewrite(
         typer.Option(
             metavar="DIR",
             help="Traces with weights (mote-record --weights float32), of a variant that stimulates without a gain, or of the"
-            " base: they give --gain auto, and say how far a gain, a strength or a drop is from the paper's edit.",
+            " base: they give --gain auto and mean, and say how far a gain, a strength or a drop is from the paper's edit.",
         ),
     ] = None,
     renormalize: Annotated[
@@ -136,13 +137,14 @@ def rewrite(
 
     Only the tensors in the plan change; the base is never opened for writing. The variant is served by stock runtimes.
     """
-    from ftri.analysis.by_traces import AUTO_GAIN, ByTraces, gain_number
+    from ftri.analysis.by_traces import ByTraces, read_gain
     from rewriter.cli.text import plan_document, plan_lines, remote_plan_document, remote_plan_lines, result_lines
     from rewriter.errors import InputError
     from rewriter.rewrite import RewriteRequest, execute, prepare, prepare_remote, would_download
     from rewriter.semantics import DROP_RENORM
     from rewriter.serve import execute_served, prepare_served
 
+    number, word = read_gain(gain, traces)
     request = RewriteRequest(
         suppress=suppress,
         stimulate=stimulate,
@@ -159,7 +161,7 @@ def rewrite(
         stamp=not no_stamp,
         recipe=recipe,
         strength=strength,
-        gain=gain_number(gain, traces),
+        gain=number,
     )
     if dial or semantics == DROP_RENORM:
         if push_to_hub is not None:
@@ -175,7 +177,7 @@ def rewrite(
         return
     if recipe is not None and (gain is not None or traces is not None):
         raise InputError("--recipe says what to edit, so --gain and --traces cannot be given with it")
-    measure = None if traces is None else ByTraces(traces, is_auto=gain == AUTO_GAIN)
+    measure = None if traces is None else ByTraces(traces, word)
     if remote_plan or (dry_run and would_download(request)):
         remote = prepare_remote(request, say=say, measure=measure)
         _print(remote_plan_document(remote) if as_json else remote_plan_lines(remote))

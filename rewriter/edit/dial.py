@@ -193,7 +193,7 @@ def served_config(
     Raises:
         InputError: for a name that cannot be one.
         ExpertSetError: for experts that the model lacks or that contradict each other.
-        CheckpointError: for a base that names no architecture, or is a served variant itself.
+        CheckpointError: for a base that names no architecture, is a served variant itself, or brings its config class along.
     """
     config = parse_config(checkpoint.config_text)
     if is_served(config):
@@ -202,6 +202,13 @@ def served_config(
     if not isinstance(architectures, list) or len(architectures) != 1:
         raise CheckpointError(
             f"{checkpoint.source.name}/config.json: architectures is {architectures!r}, expected one name"
+        )
+    family = checkpoint.layout.family
+    if family.config_by_remote_code and config["model_type"] in family.model_types:
+        raise CheckpointError(
+            f"{checkpoint.source.name}/config.json: model_type {config['model_type']!r} (family {family.name}) has its config"
+            " class in the checkpoint's own code, expected one that vLLM knows, since a served variant's model_type stands for"
+            " that; --semantics reroute and drop make checkpoints of it"
         )
     check_sets(sets, checkpoint.layout)
     previous = config.pop(BLOCK_KEY, None)

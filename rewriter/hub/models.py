@@ -84,6 +84,11 @@ def looks_like_repo_id(model: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", model) is not None
 
 
+def shared_name(model: str) -> str:
+    """What files that are shared call a model: a Hub id as it is, of a path the last part."""
+    return model if looks_like_repo_id(model) else Path(model).name
+
+
 def cache_identity(folder: Path) -> tuple[str, str] | None:
     """Return (repo id, commit) if folder is a snapshot in a Hub cache, else None.
 

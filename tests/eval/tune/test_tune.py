@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from eval.errors import IncompleteError
 from eval.results import Results
 from eval.tune.cli import main
 from eval.tune.options import TuneRequest
+from eval.tune.steps import Steps
 from eval.tune.tune import OneEngine, Tuned, as_written, plan_tuning, tune
 from ftri.traces.reader import TraceReader
 from rewriter.errors import MoteError
@@ -121,6 +123,39 @@ def test_a_second_run_does_nothing_again(finished: Finished, model: Path) -> Non
     assert (idle.num_generated, idle.num_scored) == (0, 0)
     assert again == finished.tuned
     assert sum("done before" in line for line in said) == 5
+
+
+def test_a_set_that_was_deleted_is_made_again_from_the_journal(finished: Finished, model: Path) -> None:
+    """It used to say that the search had found none."""
+    wanted = ExpertSet.load(finished.request.refined)
+    finished.request.refined.unlink()
+    idle = EngineDouble(model)
+    again, said = run(finished.request, idle)
+    assert idle.num_generated == 0 and "refine and check: begins" in said
+    assert ExpertSet.load(finished.request.refined).experts == wanted.experts
+    assert again.variant == finished.tuned.variant
+
+
+def test_the_place_of_a_model_as_it_is_typed_decides_no_step(
+    finished: Finished, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent)
+    relative = replace(finished.request, model=model.name, output=Path(os.path.relpath(finished.request.output)))
+    idle = EngineDouble(model)
+    _, said = run(relative, idle)
+    assert (idle.num_generated, idle.num_scored) == (0, 0)
+    assert sum("done before" in line for line in said) == 5
+    (header,) = [json.loads(line) for line in (relative.output / "refine" / "journal.jsonl").open()][:1]
+    assert header["subject"]["model"] == ExpertSet.load(relative.refined).model == model.name
+
+
+def test_another_version_of_this_package_does_every_step_again(tmp_path: Path) -> None:
+    done: list[str] = []
+    for version in ("1", "1", "2"):
+        steps = Steps(tmp_path, version, lambda message: None)
+        steps.do("record", {"seed": 0}, [], lambda version=version: done.append(version))
+    assert done == ["1", "2"]
+    assert json.loads((tmp_path / "tune.json").read_text())["tool_version"] == "2"
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 from checkpoints import build_checkpoint, down_proj_name, read_tensors, write_set
 from made_traces import MANIFEST, make_record
 
-from ftri.analysis.weights import estimate_gains, measure_shortfall
+from ftri.analysis.weights import GAIN_WORDS, GainWord, estimate_gains, measure_shortfall
 from ftri.cli.rewrite import main as rewrite_main
 from ftri.cli.verify import main as verify_main
 from ftri.traces.writer import write_traces
@@ -55,28 +55,33 @@ def routings(layer_arrays: dict[int, tuple[np.ndarray, np.ndarray]]) -> list[tup
 
 
 @pytest.mark.parametrize("chosen", [[5], [5, 9], [0, 5, 9]])
-def test_the_gain_meets_the_papers_mean_weight(chosen: list[int]) -> None:
+@pytest.mark.parametrize("word", GAIN_WORDS)
+def test_the_gain_is_the_closest_or_the_one_that_meets_the_mean(chosen: list[int], word: GainWord) -> None:
     """On a variant's own traces the paper's weight of every token is known: that of its edit of the base's selection."""
     scores = 1 / (1 + np.exp(-np.random.default_rng(0).normal(size=(N, E))))
     stimulated = scores.copy()
     stimulated[:, chosen] += 10
     ids, weights = select(stimulated, scores)
     expected = paper(*select(scores, scores), chosen)
-    found = estimate_gains(routings({2: (ids, weights)}), LAYERS, [(2, expert) for expert in chosen])
+    found = estimate_gains(routings({2: (ids, weights)}), LAYERS, [(2, expert) for expert in chosen], word)
     for one, expert in zip(found, chosen, strict=True):
         own = np.array([weight[list(token).index(expert)] for token, weight in zip(ids, weights, strict=True)]) / SCALE
         assert (one.layer, one.expert, one.num_tokens, one.num_counted) == (2, expert, N, N)
-        assert one.gain == pytest.approx(expected.mean() / own.mean(), rel=1e-5)
+        # Against numpy's own solver of least squares.
+        closest = float(np.linalg.lstsq(own[:, None], expected, rcond=None)[0][0])
+        assert one.closest == pytest.approx(closest, rel=1e-5)
+        assert one.meets_mean == pytest.approx(expected.mean() / own.mean(), rel=1e-5)
+        assert one.gain == {"auto": one.closest, "mean": one.meets_mean}[word]
         assert one.own_share == pytest.approx(own.mean(), rel=1e-5)
         assert one.paper_share == pytest.approx(expected.mean(), rel=1e-5)
-        assert one.gain * one.own_share == pytest.approx(one.paper_share, rel=1e-5)
+        assert one.meets_mean * one.own_share == pytest.approx(one.paper_share, rel=1e-5)
         assert one.rms_with == pytest.approx(np.sqrt(((one.gain * own - expected) ** 2).mean()), rel=1e-4)
         assert one.rms_without == pytest.approx(np.sqrt(((own - expected) ** 2).mean()), rel=1e-4)
         assert one.low < one.median < one.high
         here = 1 - np.where(np.isin(ids, chosen), weights, 0).sum(axis=1) / SCALE
         assert one.others == pytest.approx((here / (1 - len(chosen) * expected)).mean(), rel=1e-4)
-        # The mean is what a gain is for; what it comes to token by token it need not mend.
-        assert one.rms_with < one.rms_without or len(chosen) > 1
+        assert one.rms_closest <= min(one.rms_without, one.rms_meets_mean)
+        assert one.rms_with == {"auto": one.rms_closest, "mean": one.rms_meets_mean}[word]
 
 
 def test_tokens_that_do_not_select_all_of_a_layers_experts_are_not_counted() -> None:
@@ -166,14 +171,14 @@ def test_from_traces_to_a_verified_variant(base: Path, tmp_path: Path, run: Run)
         f"note: layer 2 expert 5: gain {found.gain:g}. The router gives it {found.own_share:.3f} of a token's weight"
         in plan
     )
-    assert f"root mean square difference {found.rms_with:.3f} of the token's weight" in plan
+    assert f"{found.rms_without:.3f} without a gain, {found.rms_with:.3f} with it; the least is" in plan
     code, text, error = run(rewrite_main, *asked, "--json")
     assert code == 0, error
     block = json.loads((out / "config.json").read_text())["mote"]
     assert block["experts"][0]["gain"] == found.gain
     kept = block["expert_sets"][0]["provenance"]["by_traces"]
     assert kept["numbers"][0]["gain"] == found.gain and kept["numbers"][0]["num_counted"] == N
-    assert "with the gain 90 % of tokens lie between" in (out / "README.md").read_text()
+    assert "90 % of tokens lie between" in (out / "README.md").read_text()
     before, after = (read_tensors(at)[down_proj_name(2, 5)].data for at in (base, out))
     assert before != after
     code, verified, error = run(verify_main, out, "--base", base)
@@ -251,3 +256,62 @@ def test_a_given_gain_is_looked_at_and_kept(base: Path, tmp_path: Path, run: Run
     assert found.sentence() in plan and "gain 1.25." in found.sentence()
     _, plan, _ = run(rewrite_main, *asked)
     assert "layer 2 expert 5: gain 1. The router" in plan and "output x" not in plan
+
+
+def uneven(folder: Path) -> Path:
+    """Two experts a token and one that is stimulated: half of a token's weight on a tenth of the tokens, little on the others."""
+    ids = np.tile(np.array([1, 5, 8, 9]), (N, 1))
+    weights = np.tile(np.array([1.0, 0.05, 0.0, 0.0]), (N, 1))
+    weights[::10, 1] = 1.0
+    return write_weighed(folder, routings({2: (ids, weights)}))
+
+
+def test_where_the_share_is_uneven_the_mean_is_worse_than_nothing_and_the_plan_warns(
+    base: Path, tmp_path: Path, run: Run
+) -> None:
+    traces, chosen = uneven(tmp_path / "traces"), write_set(tmp_path / "up.json", [(2, 5)])
+    own = np.where(np.arange(N) % 10 == 0, 0.5, 0.05 / 1.05)
+    closest, mean = 0.5 * own.sum() / (own**2).sum(), 0.5 / own.mean()
+    asked = ("--model", base, "--stimulate", chosen, "--traces", traces, "-o", tmp_path / "out")
+    _, plan, _ = run(rewrite_main, *asked, "--gain", "mean", "--dry-run")
+    (one,) = estimate_gains(routings_of(traces), LAYERS, [(2, 5)], "mean")
+    assert one.gain == pytest.approx(mean, rel=1e-5) and one.closest == pytest.approx(closest, rel=1e-5)
+    assert one.is_no_closer and one.rms_closest < one.rms_without < one.rms_with
+    warning = (
+        f"WARNING: token by token, the gain of layer 2 expert 5 ({one.rms_with:.3f} against {one.rms_without:.3f})"
+    )
+    assert f"note: {warning} is no closer to the paper's weight than no gain" in plan
+    _, plan, _ = run(rewrite_main, *asked, "--gain", "auto", "--dry-run")
+    assert "WARNING" not in plan and f"output x {one.closest:.6g})" in plan
+    assert f"by {one.closest:g}, and {one.meets_mean:g}, which would meet the mean, leaves {one.rms_with:.3f}" in plan
+    # In what is written too: the record and the card.
+    code, _, error = run(rewrite_main, *asked, "--gain", "mean")
+    assert code == 0, error
+    assert warning in (tmp_path / "out" / "README.md").read_text()
+    block = json.loads((tmp_path / "out" / "config.json").read_text())["mote"]
+    kept = block["expert_sets"][0]["provenance"]["by_traces"]
+    assert kept["sentences"][0].startswith(warning)
+    assert kept["numbers"][0]["closest"] == one.closest and kept["numbers"][0]["meets_mean"] == one.meets_mean
+
+
+def test_a_gain_that_comes_to_exactly_1_takes_the_sets_own_away(base: Path, tmp_path: Path, run: Run) -> None:
+    """The set's old gain used to stay."""
+    ids, weights = np.tile(np.array([1, 5, 8, 9]), (N, 1)), np.tile(np.array([1.0, 1.0, 0.5, 0.25]), (N, 1))
+    traces = write_weighed(tmp_path / "traces", routings({2: (ids, weights)}))
+    chosen = write_set(tmp_path / "up.json", [], experts=[{"layer": 2, "expert": 5, "gain": 3.0}])
+    asked = ("--model", base, "--stimulate", chosen, "--traces", traces, "-o", tmp_path / "out")
+    for word in GAIN_WORDS:
+        code, plan, error = run(rewrite_main, *asked, "--gain", word, "--dry-run")
+        assert code == 0 and "layer 2 expert 5: gain 1." in plan and "output x" not in plan, error
+
+
+def test_where_traces_lie_is_not_told(base: Path, tmp_path: Path, run: Run) -> None:
+    """A manifest may hold the path that a recorder was given; records and cards are shared."""
+    traces = stimulated_traces(tmp_path / "traces", model="/home/somebody/models/R1")
+    chosen = write_set(tmp_path / "english.json", [(2, 5)])
+    asked = ("--model", base, "--stimulate", chosen, "--gain", "auto", "--traces", traces, "-o", tmp_path / "out")
+    code, _, error = run(rewrite_main, *asked)
+    assert code == 0, error
+    config = (tmp_path / "out" / "config.json").read_text()
+    block = json.loads(config)["mote"]
+    assert block["expert_sets"][0]["provenance"]["by_traces"]["model"] == "R1" and "somebody" not in config
