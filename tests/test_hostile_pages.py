@@ -23,7 +23,8 @@ from ftri.analysis.find import find
 from ftri.analysis.findings import FindOptions
 from ftri.report.page import write_report
 from ftri.traces.writer import write_traces
-from rewriter.variant.card import CardFacts, EditedExpert, build_card, split_card
+from rewriter.variant.card import CardFacts, EditedExpert, build_card
+from rewriter.variant.card_parts import split_card
 
 # Leaves a mark in the document that the text itself does not have.
 RUN = "void(document.documentElement.dataset['r'+'an']='yes')"

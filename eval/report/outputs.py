@@ -18,7 +18,7 @@ from eval.report.transcripts import choose_examples, write_transcripts
 from eval.results import FILE_NAME, SCHEMA_ID, Results
 from rewriter.errors import InputError, OutputError, quoted
 from rewriter.small_file import MAX_CARD_BYTES, read_small
-from rewriter.variant.card import replace_results, replace_safety
+from rewriter.variant.card_parts import replace_results, replace_safety
 from rewriter.whole_file import write_whole
 
 REPORT = "report.html"

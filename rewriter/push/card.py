@@ -9,8 +9,8 @@ from rewriter.errors import HubError, InputError
 from rewriter.hub.errors import hub_errors
 from rewriter.push.files import LocalFile, file_in_memory
 from rewriter.small_file import MAX_CARD_BYTES, read_small
-from rewriter.variant.card import (
-    CARRIED_KEYS,
+from rewriter.variant.card import CARRIED_KEYS
+from rewriter.variant.card_parts import (
     find_block,
     join_card,
     replace_block,

@@ -7,34 +7,24 @@ huggingface_hub's card classes takes half a second, and the tests check each car
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from rewriter import __version__
 from rewriter.checkpoint.kinds import Format, Model
 from rewriter.checkpoint.remote_code import names_remote_code
 from rewriter.edit.plan import Plan
-from rewriter.errors import printable, quoted
+from rewriter.edit.record import VariantRecord
 from rewriter.semantics import GAIN_MEANING, MEANINGS, PARTIAL_MEANING, SHIFTED_MEANING, SUPPRESS, Action, Semantics
+from rewriter.variant.card_parts import RESULTS_BLOCK, SAFETY_BLOCK, SERVE_BLOCK, block, code, join_card, split_card
 from rewriter.variant.markdown import inline, inline_code, sentence
 
-RESULTS_BLOCK = "mote-eval"
-SAFETY_BLOCK = "mote-safety"
-SERVE_BLOCK = "mote-serve"
-
-# libyaml's where PyYAML was built with it: the front matter of some cards has megabytes of scores.
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-MAX_FRONT_MATTER_CHARACTERS = 4_000_000
-MAX_FRONT_MATTER_DEPTH = 32
-FRONT_MATTER = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 NUM_TABLE_ROWS = 200
-"""Experts listed one by one; the rest is counted, since config.json holds them all."""
+"""Experts listed one by one; the rest is counted, since the variant's record holds them all."""
 
 # Facts about the base that hold for a variant too. Its own scores (model-index, metrics), widgets and the names of its
 # quantiser or successor say something about the base's weights or page only, so they stay behind.
@@ -109,6 +99,8 @@ class CardFacts:
     renormalize: bool | None = None
     provenance: str | None = None
     notes: Sequence[str] = ()
+    record_place: str = "the `mote` block of config.json"
+    library: str | None = "transformers"
 
 
 def variant_card(plan: Plan, checkpoint: Model, target: Path) -> str:
@@ -131,6 +123,8 @@ def variant_card(plan: Plan, checkpoint: Model, target: Path) -> str:
         model_type=plan.config.get("model_type") or plan.config.get("general.architecture"),
         renormalize=plan.renormalizes,
         notes=[*plan.notes, record.renormalization],
+        record_place=RECORD_PLACES[checkpoint.format](record),
+        library=LIBRARIES[checkpoint.format],
     )
     return build_card(facts, base_card=checkpoint.card())
 
@@ -156,105 +150,13 @@ def _llama_cpp_line(target: str, checkpoint: Model) -> str:
 
 
 SERVE_LINES: dict[Format, Callable[[str, Model], str]] = {"safetensors": _vllm_line, "gguf": _llama_cpp_line}
-
-
-def split_card(text: str) -> tuple[dict[str, Any], str]:
-    """Split a card into its front matter and its body; a card without front matter gives an empty dict.
-
-    Raises:
-        ValueError: the front matter is not YAML, or not a mapping.
-    """
-    match = FRONT_MATTER.match(text)
-    if match is None:
-        return {}, text
-    data = _load_front_matter(match.group(1))
-    if data is None:
-        data = {}
-    if not isinstance(data, dict):
-        raise ValueError(f"the card's front matter is a {type(data).__name__}, expected a mapping")
-    if data.get("tags") is not None:
-        tags = [data["tags"]] if isinstance(data["tags"], str) else data["tags"]
-        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-            raise ValueError(f"the card's tags are {quoted(tags)}, expected a list of words")
-        data["tags"] = tags
-    return data, text[match.end() :]
-
-
-def _load_front_matter(text: str) -> Any:
-    """The YAML of a card's front matter. It may be a stranger's, so what grows when it is read is refused before it is.
-
-    Raises: ValueError in one line, when it is not YAML, too long, nested deeply, or has aliases (which a few lines can make
-    gigabytes of).
-    """
-    if len(text) > MAX_FRONT_MATTER_CHARACTERS:
-        raise ValueError(
-            f"the card's front matter has {len(text)} characters, expected at most {MAX_FRONT_MATTER_CHARACTERS}"
-        )
-    try:
-        depth = 0
-        for event in yaml.parse(text, Loader=YAML_LOADER):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError("the card's front matter has a YAML alias, expected none")
-            if depth > MAX_FRONT_MATTER_DEPTH:
-                raise ValueError(f"the card's front matter is nested more than {MAX_FRONT_MATTER_DEPTH} deep")
-        return yaml.load(text, Loader=YAML_LOADER)  # both are safe loaders
-    except yaml.YAMLError as error:
-        words = printable(" ".join(str(error).split()))[:200]
-        raise ValueError(f"the card's front matter is not YAML: {words}") from None
-    except (TypeError, OverflowError) as error:
-        raise ValueError(f"the card's front matter has a value that YAML cannot give ({error})") from None
-
-
-def join_card(front_matter: Mapping[str, Any], body: str) -> str:
-    """Put front matter and body together into a card."""
-    header = yaml.safe_dump(dict(front_matter), sort_keys=False, allow_unicode=True, width=10_000)
-    return f"---\n{header}---\n\n{body.lstrip()}"
-
-
-def block(name: str, text: str) -> str:
-    """Wrap text in the comment markers by which `replace_block` finds it again."""
-    return f"<!-- {name}:start -->\n{text.strip()}\n<!-- {name}:end -->"
-
-
-def find_block(card: str, name: str) -> str | None:
-    """Return the text between a block's markers, or None if the card has no such block."""
-    match = _block_pattern(name).search(_parted(card)[1])
-    return match.group(1).strip() if match else None
-
-
-def replace_block(card: str, name: str, text: str, heading: str | None = None) -> str:
-    """Return the card with the named block's text replaced; if absent, append it under heading.
-
-    Everything outside the markers stays as it is, byte for byte. The front matter has no blocks: what it carries over from
-    the base's card (its terms, its licence's name) may be a stranger's words, and may be these markers.
-
-    Raises:
-        ValueError: the card's body has more than one such block, or only one of the two markers.
-    """
-    head, body = _parted(card)
-    num_starts, num_ends = body.count(f"<!-- {name}:start -->"), body.count(f"<!-- {name}:end -->")
-    if num_starts == num_ends == 0:
-        title = f"## {heading}\n\n" if heading else ""
-        return f"{card.rstrip()}\n\n{title}{block(name, text)}\n"
-    if num_starts != 1 or num_ends != 1 or _block_pattern(name).search(body) is None:
-        raise ValueError(f"the card has {num_starts} start and {num_ends} end markers of {name}, expected one of each")
-    return head + _block_pattern(name).sub(lambda _: block(name, text), body)
-
-
-def replace_results(card: str, results: str) -> str:
-    """Return the card with mote-eval's section replaced by results (Markdown without a level-2 heading)."""
-    return replace_block(card, RESULTS_BLOCK, results, "Results")
-
-
-def replace_safety(card: str, safety: str) -> str:
-    """Return the card with the section on refusals that protect people replaced."""
-    return replace_block(card, SAFETY_BLOCK, safety, "Refusals that protect people")
-
-
-def replace_serve_line(card: str, serve_line: str) -> str:
-    """Return the card with the serving command replaced, for example once the repo's name is known."""
-    return replace_block(card, SERVE_BLOCK, _code(serve_line), "Serve it")
+LIBRARIES: dict[Format, str | None] = {"safetensors": "transformers", "gguf": "gguf"}
+"""What the Hub calls the library of a variant whose base's card names none."""
+RECORD_PLACES: dict[Format, Callable[[VariantRecord], str]] = {
+    "safetensors": lambda record: CardFacts.record_place,
+    "gguf": lambda record: "`mote.record` of the first file's metadata" if record.stamped else "mote.json",
+}
+"""Where a variant's record stands, for people."""
 
 
 def build_card(
@@ -278,12 +180,12 @@ def build_card(
         f"# {inline(facts.name)}",
         _summary(facts),
         "## What was edited",
-        expert_table(facts.experts),
+        expert_table(facts.experts, facts.record_place),
         *([_renormalization(facts.renormalize)] if facts.renormalize is not None else []),
         "## What that means",
         *_meanings(facts),
         "## Serve it",
-        block(SERVE_BLOCK, _code(facts.serve_line)),
+        block(SERVE_BLOCK, code(facts.serve_line)),
         "No plugin and no patched runtime is needed.",
         "## Results",
         block(RESULTS_BLOCK, results or RESULTS_NOT_MEASURED),
@@ -291,21 +193,29 @@ def build_card(
         block(SAFETY_BLOCK, safety or SAFETY_NOT_MEASURED),
         *(["## Notes", "\n".join(f"- {sentence(note)}" for note in notes)] if notes else []),
         "## Licence and terms",
-        _licence(facts, base_data),
+        licence_words(base_data),
     ]
-    return join_card(front_matter(facts, base_data), "\n\n".join(sections) + "\n")
+    return join_card(
+        front_matter(base_data, [facts.semantics], facts.base_model, facts.library), "\n\n".join(sections) + "\n"
+    )
 
 
-def front_matter(facts: CardFacts, base_data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a variant's front matter: the base's terms and tags, and where the variant comes from."""
+def front_matter(
+    base_data: Mapping[str, Any], semantics: Iterable[Semantics], base_model: str | None, library: str | None
+) -> dict[str, Any]:
+    """Return a variant's front matter: the base's terms and tags, and where the variant comes from.
+
+    library: what the Hub is to take it for where the base's card does not say.
+    """
     data = {key: base_data[key] for key in CARRIED_KEYS if base_data.get(key) is not None}
     data["tags"] = list(
-        dict.fromkeys([*data.get("tags", []), "mote", "mixture-of-experts", "expert-routing", _tag(facts.semantics)])
+        dict.fromkeys([*data.get("tags", []), "mote", "mixture-of-experts", "expert-routing", *map(_tag, semantics)])
     )
-    data.setdefault("library_name", "transformers")
+    if library is not None:
+        data.setdefault("library_name", library)
     data.setdefault("pipeline_tag", "text-generation")
-    if facts.base_model is not None and HUB_ID.fullmatch(facts.base_model):
-        data["base_model"] = facts.base_model
+    if base_model is not None and HUB_ID.fullmatch(base_model):
+        data["base_model"] = base_model
         data["base_model_relation"] = "finetune"
     return data
 
@@ -315,7 +225,7 @@ def _tag(semantics: Semantics) -> str:
     return semantics.replace(" (", "-").removesuffix(")")
 
 
-def expert_table(experts: Sequence[EditedExpert]) -> str:
+def expert_table(experts: Sequence[EditedExpert], record_place: str = CardFacts.record_place) -> str:
     """Write the Markdown table of edited experts, with a resonance column where any is known."""
     with_resonance = any(expert.resonance is not None for expert in experts)
     head = ["layer", "expert", "action", "value written", *(["resonance"] if with_resonance else [])]
@@ -328,7 +238,7 @@ def expert_table(experts: Sequence[EditedExpert]) -> str:
             row.append("" if expert.resonance is None else f"{expert.resonance:.4g}")
         lines.append("| " + " | ".join(row) + " |")
     if len(experts) > NUM_TABLE_ROWS:
-        lines.append(f"\n{len(experts) - NUM_TABLE_ROWS} more are listed in the `mote` block of config.json.")
+        lines.append(f"\n{len(experts) - NUM_TABLE_ROWS} more are listed in {record_place}.")
     layers = "Layers are model layers, numbered as in the tensor names."
     return "\n".join(lines) + f"\n\n{layers}"
 
@@ -379,7 +289,8 @@ def _renormalization(renormalize: bool) -> str:
     return "The weights of the selected experts are not normalised."
 
 
-def _licence(facts: CardFacts, base_data: Mapping[str, Any]) -> str:
+def licence_words(base_data: Mapping[str, Any]) -> str:
+    """The base's licence and terms in words, from its card's front matter."""
     licence = base_data.get("license_name") or base_data.get("license")
     lines = [
         f"The licence of the base ({inline(licence)}) applies to this variant."
@@ -391,18 +302,3 @@ def _licence(facts: CardFacts, base_data: Mapping[str, Any]) -> str:
     if any(key.startswith("extra_gated") for key in base_data):
         lines.append("The base asks for agreement to terms of access; they are carried over in this card's metadata.")
     return " ".join(lines)
-
-
-def _parted(card: str) -> tuple[str, str]:
-    """A card's front matter with its dashes, and all behind it."""
-    match = FRONT_MATTER.match(card)
-    end = match.end() if match is not None else 0
-    return card[:end], card[end:]
-
-
-def _block_pattern(name: str) -> re.Pattern[str]:
-    return re.compile(rf"<!-- {re.escape(name)}:start -->(.*?)<!-- {re.escape(name)}:end -->", re.DOTALL)
-
-
-def _code(line: str) -> str:
-    return f"```bash\n{line}\n```"

@@ -16,7 +16,8 @@ from rewriter.edit.dial import ServedRecord, base_config, read_served
 from rewriter.edit.record import without_record
 from rewriter.errors import VerificationError
 from rewriter.semantics import MEANINGS
-from rewriter.variant.card import serve_line
+from rewriter.variant.card import front_matter, licence_words, serve_line
+from rewriter.variant.card_parts import join_card, split_card
 from rewriter.variant.copying import LinkMode, Progress, place_unchanged
 from rewriter.variant.markdown import inline
 from rewriter.variant.other_content import check_other_files
@@ -77,7 +78,7 @@ def emit_served(
                 for shard in checkpoint.shards:
                     methods[place_unchanged(base / shard, output.partial / shard, link, report)] += 1
             copy_other_files(checkpoint, output.partial)
-            write_text(output.partial / CARD_NAME, card(record, target.name))
+            write_text(output.partial / CARD_NAME, card(record, target.name, checkpoint))
             write_text(output.partial / CONFIG_NAME, config_text(config))
             before.check_unchanged()
             read_served(Checkpoint.open(output.partial).config, target.name)
@@ -124,8 +125,13 @@ def verify_served(variant: Path, base: Path) -> ServedProof:
     return ServedProof(record, not_compared)
 
 
-def card(record: ServedRecord, name: str) -> str:
-    """The folder's README.md."""
+def card(record: ServedRecord, name: str, checkpoint: Checkpoint) -> str:
+    """The folder's README.md, with the licence and the terms of access of the base's."""
+    try:
+        base_data, _ = split_card(checkpoint.card() or "")
+        terms = licence_words(base_data)
+    except ValueError as error:
+        base_data, terms = {}, f"The metadata of the base's card could not be read ({error}); add its licence by hand."
     of = inline(record.base_model or record.base_folder or "its base")
     lines = [
         f"# {inline(name)}",
@@ -155,4 +161,9 @@ def card(record: ServedRecord, name: str) -> str:
             *(f"- stimulated: layer {layer} expert {expert}" for layer, expert in one.stimulate),
             "",
         ]
-    return "\n".join(lines)
+    lines += ["## Licence and terms", "", terms, ""]
+    semantics = [one.semantics for one in record.sets.values()]
+    # No library of the Hub's loads it, so none is named, nor the base's.
+    metadata = front_matter(base_data, semantics, record.base_model, None)
+    metadata.pop("library_name", None)
+    return join_card(metadata, "\n".join(lines))

@@ -11,6 +11,8 @@ from rewriter.variant.card import (
     CardFacts,
     EditedExpert,
     build_card,
+)
+from rewriter.variant.card_parts import (
     find_block,
     join_card,
     replace_results,

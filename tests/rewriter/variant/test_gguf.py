@@ -280,6 +280,25 @@ def test_the_card_carries_the_files_licence_and_how_to_serve(
     card = (tmp_path / "out" / "README.md").read_text()
     assert "license: mit" in card and "library_name: gguf" in card
     assert "llama-server -m ./out/tiny-F16.gguf" in card and "vllm" not in card
+    # Of a README that names no library it used to become one of transformers.
+    (single / "README.md").write_text("---\nlicense: mit\n---\n# Files\n")
+    assert mote_rewrite("--suppress", refusal, "--model", single, "-o", tmp_path / "again").code == 0
+    card = (tmp_path / "again" / "README.md").read_text()
+    assert "library_name: gguf" in card and "transformers" not in card
+
+
+@pytest.mark.parametrize(
+    ("words", "place"), [((), "`mote.record` of the first file's metadata"), (("--no-stamp",), "mote.json")]
+)
+def test_the_card_says_where_a_long_list_of_experts_stands(
+    single: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command, monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...], place: str,
+) -> None:  # fmt: skip
+    """There is no config.json of which it could speak."""
+    monkeypatch.setattr("rewriter.variant.card.NUM_TABLE_ROWS", 1)
+    assert mote_rewrite("--suppress", refusal, "--model", single, "-o", tmp_path / "out", *words).code == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"more are listed in {place}." in card and "config.json" not in card
 
 
 def test_the_output_may_lie_beside_the_file(

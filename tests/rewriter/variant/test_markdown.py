@@ -2,7 +2,7 @@
 
 import pytest
 
-from rewriter.variant.card import block, find_block, replace_results
+from rewriter.variant.card_parts import block, find_block, replace_results
 from rewriter.variant.markdown import MAX_CHARACTERS, inline, inline_code, sentence
 
 HOSTILE = [

@@ -13,6 +13,7 @@ from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.dial import open_base, read_served
 from rewriter.edit.record import read_record
 from rewriter.errors import RecordError
+from rewriter.variant.card_parts import split_card
 
 
 @pytest.fixture
@@ -164,3 +165,33 @@ def test_files_that_would_change_what_is_served_are_found(
     (dialled / "tokenizer.json").write_text("{}")
     assert "tokenizer.json: differs from the base's" in mote_verify(dialled, "--base", base).error
     assert "a served variant has none" in mote_verify(dialled, "--base", base, "--traces", tmp_path).error
+
+
+def test_the_card_carries_the_base_s_licence_and_terms(
+    base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command
+) -> None:
+    """Without it the folder, which holds the base's weights, said nothing of their licence."""
+    terms = "---\nlicense: mit\nlibrary_name: transformers\nextra_gated_prompt: Agree first.\ntags: [deepseek]\n---\n# Base\n"
+    (base / "README.md").write_text(terms)
+    mote_rewrite("--model", base, "--dial", f"a={refusal}", "--dial", f"b={refusal}", "-o", tmp_path / "out")
+    data, body = split_card((tmp_path / "out" / "README.md").read_text())
+    assert data["license"] == "mit" and data["extra_gated_prompt"] == "Agree first." and "library_name" not in data
+    assert data["tags"] == ["deepseek", "mote", "mixture-of-experts", "expert-routing", "drop-renorm"]
+    assert "The licence of the base (mit) applies to this variant. The base asks for agreement to terms" in body
+    (base / "README.md").write_text("---\n[\n---\n")
+    mote_rewrite("--model", base, "--semantics", "drop-renorm", "--suppress", refusal, "-o", tmp_path / "other")
+    assert "could not be read" in (tmp_path / "other" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("model_type", ["bailing_moe_v2", "pangu_ultra_moe"])
+def test_families_whose_config_class_comes_with_the_checkpoint_are_refused(
+    tmp_path: Path, refusal: Path, refuse: Any, model_type: str
+) -> None:
+    """vLLM refused the folder when it started."""
+    flags = {"moe_router_enable_expert_bias": True, "router_enable_expert_bias": True, "num_experts": 16}
+    base = build_checkpoint(tmp_path / "base2", model_type=model_type, **flags)
+    for words in (["--dial", f"a={refusal}"], ["--semantics", "drop-renorm", "--suppress", refusal]):
+        sentence = refuse(base, *words)
+        assert (
+            f"model_type '{model_type}'" in sentence and "has its config class in the checkpoint's own code" in sentence
+        )
