@@ -14,6 +14,7 @@ from ftri.worker.planning import PlannedEdit, RouterEdit, plan_edit
 from ftri.worker.request import EDIT_ARGUMENT, NAME_ARGUMENT, STRENGTH_ARGUMENT
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.dial import BASE_NAME, ServedRecord, is_served, open_base, read_served
+from rewriter.errors import MoteError
 
 # Requests may ask for any strength, so plans are kept for those asked for lately.
 NUM_PLANS_KEPT = 256
@@ -33,6 +34,7 @@ class Dial:
         self.record: ServedRecord = read_served(Checkpoint.open(folder).config, folder.name)
         self._checkpoint = open_base(folder)
         self._plans: OrderedDict[Choice, PlannedEdit | None] = OrderedDict()
+        self._no_part: dict[str, str] = {}
 
     @property
     def default(self) -> Choice | None:
@@ -51,11 +53,22 @@ class Dial:
         self._plans[choice] = plan_edit(edit, self._checkpoint, self._checkpoint.layout)
         return self._plans[choice]
 
+    def why_no_part(self, name: str) -> str:
+        """Why a set cannot be done in part; empty where it can. Asked here, since workers that find out stop the server."""
+        if name not in self._no_part:
+            try:
+                self.plan((name, 0.5))
+                self._no_part[name] = ""
+            except MoteError as error:
+                self._no_part[name] = str(error)
+        return self._no_part[name]
+
     def choose(self, extra_arguments: Mapping[str, Any]) -> Choice | None:
         """What a request chooses, None for the base.
 
         Raises:
-            ValueError: for a name that the variant does not have, a strength outside 0..1, and edits from outside.
+            ValueError: for a name that the variant does not have, a strength outside 0..1 or of a set that has no parts, and
+                edits from outside.
         """
         if EDIT_ARGUMENT in extra_arguments:
             raise ValueError(f"{EDIT_ARGUMENT} cannot be given to this server, expected {NAME_ARGUMENT}")
@@ -70,7 +83,13 @@ class Dial:
         strength = extra_arguments.get(STRENGTH_ARGUMENT, 1.0)
         if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
             raise ValueError(f"{STRENGTH_ARGUMENT} is {strength!r}, expected a number of 0 to 1")
-        return None if name == BASE_NAME or strength == 0 else (name, float(strength))
+        if name == BASE_NAME or strength == 0:
+            return None
+        if strength < 1 and self.why_no_part(name):
+            raise ValueError(
+                f"{STRENGTH_ARGUMENT} is {strength!r}, expected 0 or 1 for {name}: {self.why_no_part(name)}"
+            )
+        return name, float(strength)
 
     def read(self, extra_arguments: Mapping[str, Any]) -> tuple[Choice, Any] | None:
         """The edit of a request, as ftri.worker.steps wants it."""
@@ -95,8 +114,13 @@ def check_unserved(extra_arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"{EDIT_ARGUMENT} is no edit of this package's engine, expected none")
 
 
-def salt(choice: Choice, given: str | None) -> str:
-    """The cache salt of a request that chose something, by which its cached keys and values are found; `given` is its own."""
+def salt(choice: Choice | None, given: str | None) -> str | None:
+    """The cache salt of a request to a served variant, by which its cached keys and values are found; `given` is its own.
+
+    One that chooses the base has a word before its own too: its salt could be spelled like that of a choice.
+    """
+    if choice is None:
+        return None if given is None else f"mote {BASE_NAME} {given}"
     own = f"mote {choice[0]} {choice[1]!r}"
     return own if given is None else f"{own} {given}"
 

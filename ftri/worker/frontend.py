@@ -29,7 +29,7 @@ def hook_input_processor() -> None:
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *arguments: Any, **keywords: Any) -> Any:
         choice = choice_of(self, params)
         request = process(self, request_id, prompt, params, *arguments, **keywords)
-        if choice is not None:
+        if self.mote_dial is not None:
             request.cache_salt = salt(choice, request.cache_salt)
         return request
 

@@ -174,6 +174,11 @@ def masked_entries(
         )
     for layer, experts in by_layer(suppress).items():
         check_feasible(layer, layout, dead=experts, stimulated=(), edited=[0.0] * layout.num_experts)
+    if edit.strength != 1 and layout.family.own_routing_function:
+        raise PlanError(
+            f"family {layout.family.name} selects by a function of its own, of which no part of a reroute is defined, expected a"
+            " strength of 1, or semantics drop or drop-renorm"
+        )
     value = float("-inf") if edit.strength == 1 else -edit.strength
     return [(layer, expert, value) for layer, expert in sorted(suppress)]
 

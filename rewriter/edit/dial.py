@@ -87,7 +87,8 @@ def read_served(config: Mapping[str, Any], where: str) -> ServedRecord:
     if found != SERVED_SCHEMA:
         raise RecordError(f"{where}/config.json: its mote block has schema {quoted(found)}, expected {SERVED_SCHEMA!r}")
     try:
-        record = ServedRecord.model_validate(block)
+        # By way of JSON, whose lists are the record's tuples, so that no value is converted.
+        record = ServedRecord.model_validate_json(json.dumps(block), strict=True)
     except ValidationError as error:
         raise RecordError(f"{where}/config.json: {first_problem(error, ' of its mote block')}") from None
     base = base_config(config)
@@ -121,8 +122,11 @@ def is_served(config: Mapping[str, Any]) -> bool:
 def base_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A served variant's parsed config.json as its base's was, without any mote block."""
     base = without_record(config)
+    names = config.get("architectures")
     base["architectures"] = [
-        name.removeprefix(ARCHITECTURE_PREFIX) for name in config.get("architectures") or () if isinstance(name, str)
+        name.removeprefix(ARCHITECTURE_PREFIX)
+        for name in (names if isinstance(names, list) else ())
+        if isinstance(name, str)
     ]
     base["model_type"] = str(config.get("model_type", "")).removeprefix(MODEL_TYPE_PREFIX)
     return base

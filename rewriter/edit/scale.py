@@ -67,12 +67,12 @@ class Scaling:
         """Numbers as bytes [N, width], multiplied."""
         if self.packing.dtype == EXPONENT:
             moved = field.astype(np.int64) + power_of_two(self.factor)
-            if moved.min() < 0 or moved.max() > LARGEST_EXPONENT:
-                raise ValueError("a product leaves the range of its powers of two")
+            if field.max() > LARGEST_EXPONENT or moved.min() < 0 or moved.max() > LARGEST_EXPONENT:
+                raise ValueError("a number or a product is outside the range of its powers of two")
             return moved.astype(np.uint8)
         dtype = NUMBER_DTYPES[self.packing.dtype]
         with np.errstate(over="ignore"):
-            products = (field.view(dtype).astype(np.float64) * self.factor).astype(dtype)
+            products = rounded(field.view(dtype).astype(np.float64) * self.factor, dtype)
         if not np.isfinite(products.astype(np.float64)).all():
             raise ValueError(f"a product is no finite number of its type {self.packing.dtype}")
         return products.view(np.uint8).reshape(field.shape)
@@ -141,6 +141,21 @@ def scale_weight(
             )
         ranges.append(_part(checkpoint, bias, row, num_experts, Scaling(plain, factor)))
     return tuple(ranges)
+
+
+def rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Numbers rounded once to the nearest of a type, of two that are as near to the even one.
+
+    ml_dtypes goes by way of float32, where a number just beside the middle of two of its own becomes the middle. Rounded there
+    to odd instead, it stays on its side, as float32 has at least two bits more than any of these types.
+    """
+    if dtype.itemsize > 2 or dtype == np.float16:
+        return values.astype(dtype)
+    near = values.astype(np.float32)
+    is_even = (near.view(np.uint32) & 1) == 0
+    beside = np.isfinite(values) & (near.astype(np.float64) != values) & is_even
+    toward = np.where(values > near, np.float32(np.inf), np.float32(-np.inf))
+    return np.where(beside, np.nextafter(near, toward), near).astype(dtype)
 
 
 def is_power_of_two(factor: float) -> bool:

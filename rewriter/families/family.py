@@ -58,6 +58,9 @@ class Family:
     text_config: str | None = None  # key of the nested language-model config, where there is one
     vllm_keys: tuple[tuple[str, Any], ...] = ()  # what vLLM must find in config.json to read the bias; None: any value
     vllm_cpu_fault: str = ""  # what keeps vLLM's CPU build from honouring an edited bias, base and variant alike
+    own_routing_function: bool = (
+        False  # vLLM selects by a function of the model's own, which a part of a reroute cannot reach
+    )
     config_by_remote_code: bool = False  # neither transformers nor vLLM knows the config class: it comes with the model
     untestable: str = ""  # why no test could prove the row on a running model; empty where one does
     notes: str = ""  # shown to the user with the plan

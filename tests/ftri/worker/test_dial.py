@@ -1,6 +1,7 @@
 """What a request to a served variant may choose, and what its caches go by."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.dial import ServedSet, served_config
 from rewriter.errors import RecordError
 
+SETS = {
+    "refusal": ServedSet(semantics="drop-renorm", suppress=((1, 3), (2, 4))),
+    "rerouted": ServedSet(semantics="reroute", suppress=((1, 3),)),
+}
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
-def make_dial(base: Path, folder: Path, default: str | None, *, has_dial: bool) -> Dial:
-    sets = {
-        "refusal": ServedSet(semantics="drop-renorm", suppress=((1, 3), (2, 4))),
-        "rerouted": ServedSet(semantics="reroute", suppress=((1, 3),)),
-    }
+
+def make_dial(
+    base: Path, folder: Path, default: str | None, *, has_dial: bool, sets: Mapping[str, ServedSet] = SETS
+) -> Dial:
     _, config = served_config(Checkpoint.open(base), sets, default, has_dial=has_dial)
     folder.mkdir()
     for path in base.iterdir():
@@ -73,6 +78,27 @@ def test_without_a_dial_everybody_gets_the_one_set(tiny_r1: Path, tmp_path: Path
 def test_caches_go_by_name_strength_and_the_request_s_own_salt() -> None:
     salts = [salt(("a", 1.0), None), salt(("a", 0.5), None), salt(("b", 1.0), None), salt(("a", 1.0), "mine")]
     assert len(set(salts)) == len(salts)
+    # A client's own salt for the base, spelled as that of a choice, used to find what the choice had cached.
+    salts += [salt(None, one) for one in ("mine", *map(str, salts))]
+    assert salt(None, None) is None and len(set(salts)) == len(salts)
+
+
+def test_a_part_of_what_has_no_parts_is_refused_before_it_reaches_a_worker(dial: Dial, tmp_path: Path) -> None:
+    """A worker that cannot plan a request's edit ends the server for everybody."""
+    assert dial.choose({"mote": "rerouted", "mote_strength": 0.5}) == ("rerouted", 0.5)
+    sets = {
+        "centroid": ServedSet(semantics="reroute (centroid)", suppress=((1, 3),)),
+        "dropped": ServedSet(semantics="drop", suppress=((1, 3),)),
+    }
+    (tmp_path / "base").mkdir()
+    for name in ("config.json", "model.safetensors.index.json"):
+        (tmp_path / "base" / name).write_bytes((EXAMPLES / "tiny-qwen3" / name).read_bytes())
+    unbiased = make_dial(tmp_path / "base", tmp_path / "dialled", None, has_dial=True, sets=sets)
+    assert unbiased.choose({"mote": "centroid"}) == ("centroid", 1.0)
+    assert unbiased.choose({"mote": "dropped", "mote_strength": 0.5}) == ("dropped", 0.5)
+    assert unbiased.choose({"mote": "centroid", "mote_strength": 0}) is None
+    with pytest.raises(ValueError, match=r"mote_strength is 0.25, expected 0 or 1 for centroid: .* there is no part"):
+        unbiased.choose({"mote": "centroid", "mote_strength": 0.25})
 
 
 def test_its_tokenizer_is_the_base_s(tiny_r1: Path, tmp_path: Path) -> None:

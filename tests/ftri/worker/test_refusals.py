@@ -135,3 +135,49 @@ def test_the_draft_of_an_editable_model_is_the_base_s(architecture: str, draft: 
         given = PretrainedConfig(architectures=[prefix + architecture], num_nextn_predict_layers=1)
         given.model_type = model_type
         assert SpeculativeConfig.hf_config_override(given).architectures == [draft]
+
+
+def test_families_are_marked_whose_config_class_no_vllm_knows() -> None:
+    """What the rewriter refuses of a dial, and what a server of it would, are the same."""
+    from ftri.worker.configs import base_config_class
+    from rewriter.families.lookup import BY_MODEL_TYPE
+
+    for model_type, family in BY_MODEL_TYPE.items():
+        if family.config_by_remote_code:
+            with pytest.raises(ValueError, match="in the checkpoint's own code"):
+                base_config_class(model_type)
+        else:
+            assert base_config_class(model_type) is not None
+
+
+def test_families_are_marked_that_select_by_a_function_of_their_own() -> None:
+    """In this vLLM's sources of the models that a family's row names."""
+    import re
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    from rewriter.families.lookup import BY_MODEL_TYPE
+
+    spec = find_spec("vllm")
+    assert spec is not None and spec.origin is not None
+    root, num_read = Path(spec.origin).parent.parent, 0
+    for family in {id(one): one for one in BY_MODEL_TYPE.values()}.values():
+        paths = [root / name for name in re.findall(r"vllm/model_executor/models/\w+\.py", family.source)]
+        texts = [path.read_text() for path in paths if path.is_file()]
+        num_read += bool(texts)
+        assert any("custom_routing_function=" in text for text in texts) == family.own_routing_function, family.name
+    assert num_read > 20
+
+
+@pytest.mark.parametrize("model_type", ["phimoe", "llama4_text", "gemma4_text"])
+def test_no_part_of_a_reroute_is_planned_for_such_a_family(model_type: str) -> None:
+    """The worker let it pass, as nothing of it reached the function: the base's answer under an edit's name."""
+    from ftri.worker.planning import RouterEdit, masked_entries
+    from rewriter.errors import PlanError
+    from rewriter.families.family import RouterLayout
+    from rewriter.families.lookup import BY_MODEL_TYPE
+
+    layout = RouterLayout(BY_MODEL_TYPE[model_type], (0, 1), 16, 2, 1, 1, renormalize=True)
+    assert masked_entries(RouterEdit(suppress=[(1, 3)]), [(1, 3)], (), layout) == [(1, 3, float("-inf"))]
+    with pytest.raises(PlanError, match="of which no part of a reroute is defined"):
+        masked_entries(RouterEdit(suppress=[(1, 3)], strength=0.5), [(1, 3)], (), layout)

@@ -45,7 +45,7 @@ from rewriter.edit.formats import WEIGHT_FORMATS
 from rewriter.edit.patches import EditOptions
 from rewriter.edit.plan import make_plan
 from rewriter.edit.record import Recipe, VariantRecord, expert_set_of
-from rewriter.edit.scale import EXPONENT, NUMBER_DTYPES, Packing, Scaling
+from rewriter.edit.scale import EXPONENT, NUMBER_DTYPES, Packing, Scaling, rounded
 from rewriter.errors import ExpertSetError
 from rewriter.expert_set import ExpertEntry, ExpertSet
 from rewriter.variant import write
@@ -432,7 +432,7 @@ def test_scales_that_are_powers_of_two_by_the_config_are_said_to_be_none(tmp_pat
 def test_an_exponent_that_leaves_its_range_is_refused() -> None:
     scaling = Scaling(Packing(1, (0,), EXPONENT), 4.0)
     assert scaling.apply(bytes([0, 100, 252])) == bytes([2, 102, 254])
-    with pytest.raises(ValueError, match="leaves the range"):
+    with pytest.raises(ValueError, match="outside the range"):
         scaling.apply(bytes([253]))
 
 
@@ -456,3 +456,31 @@ def test_with_each_checks_what_it_is_given() -> None:
     chosen = ExpertSet(layer_index="model", behavior="x", experts=[ExpertEntry(layer=1, expert=3)])
     with pytest.raises(ExpertSetError, match="expert set 'x': gain is -1.0: input should be greater than 0"):
         chosen.with_each(gain=-1.0)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, dtype in NUMBER_DTYPES.items() if dtype.itemsize <= 2))
+def test_products_are_rounded_once(name: str) -> None:
+    """A hair beside the middle of two neighbours is nearer to one of them; by way of float32 it became the middle."""
+    dtype = NUMBER_DTYPES[name]
+    patterns = np.arange(2 ** (8 * dtype.itemsize), dtype=f"u{dtype.itemsize}")
+    with np.errstate(invalid="ignore"):
+        values = patterns.view(dtype).astype(np.float64)
+    values = np.unique(values[np.isfinite(values)])
+    middles = (values[1:] + values[:-1]) / 2
+    above, below = np.nextafter(middles, np.inf), np.nextafter(middles, -np.inf)
+    assert (rounded(above, dtype).astype(np.float64) == values[1:]).all()
+    assert (rounded(below, dtype).astype(np.float64) == values[:-1]).all()
+    assert (rounded(values, dtype).astype(np.float64) == values).all()
+    # The middle itself goes to the one whose last bit is 0.
+    assert not (rounded(middles, dtype).view(patterns.dtype) & 1).any() or name.endswith("FNUZ")
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert not np.isfinite(rounded(np.array([4 * values[-1], 1e300]), dtype).astype(np.float64)).any()
+
+
+def test_an_exponent_that_is_no_number_does_not_become_one() -> None:
+    """Byte 255 of e8m0 is NaN, and halved it would be 2 ** 127."""
+    packing = Packing(1, (0,), EXPONENT)
+    assert Scaling(packing, 0.5).apply(bytes([254, 1])) == bytes([253, 0])
+    for factor, data in ((0.5, [255, 9]), (0.5, [0, 9]), (2.0, [254, 9])):
+        with pytest.raises(ValueError, match="outside the range of its powers of two"):
+            Scaling(packing, factor).apply(bytes(data))

@@ -83,6 +83,14 @@ def test_drop_renorm_is_a_served_variant_of_one_set(
         ({"mote__has_dial": False}, "neither a default nor a dial"),
         ({"n_routed_experts": 32}, "of another model, or the config was changed"),
         ({"architectures": ["MoteGlm4MoeForCausalLM"]}, "expected ['DeepseekV3ForCausalLM']"),
+        ({"architectures": 5}, "expected ['DeepseekV3ForCausalLM']"),
+        ({"architectures": None}, "expected ['DeepseekV3ForCausalLM']"),
+        ({"model_type": 5}, "model_type '5'"),
+        ({"mote__sets": {"a": {"semantics": "drop", "suppress": [[True, 2]]}}}, "of its mote block"),
+        ({"mote__sets": {"a": {"semantics": "drop", "suppress": [["1", 2]]}}}, "of its mote block"),
+        ({"mote__sets": {"a": {"semantics": "drop", "suppress": [[1.0, 2]]}}}, "of its mote block"),
+        ({"mote__has_dial": "yes"}, "of its mote block"),
+        ({"mote": [1]}, "its mote block has schema null"),
     ],
 )
 def test_a_record_that_is_damaged_or_of_another_model_is_refused(
