@@ -89,6 +89,12 @@ class RowReader:
                 f"request {output.request_id} came back without rows, though vLLM took the argument that asks for them,"
                 " expected routed_experts of every token"
             )
+        last = self.layout.moe_layers[-1]
+        if captured.ndim != 3 or captured.shape[1] <= last:
+            raise EngineError(
+                f"request {output.request_id} came back with rows of shape {list(captured.shape)}, expected a row of every layer"
+                f" up to layer {last} for each token; {REMEDY}"
+            )
         return Rows(captured[:num_rows, list(self.layout.moe_layers)])
 
 

@@ -30,13 +30,16 @@ def expert_dtype(num_choices: int) -> np.dtype[Any]:
 def fault_of(experts: npt.NDArray[Any], num_rows: int, row_shape: tuple[int, int], num_choices: int) -> str | None:
     """What is wrong with a response's rows, as the end of a sentence; None where they can be what a router selected.
 
-    experts: [T, L, K] ids, uint8 or uint16; num_rows: the T that the tokens need; row_shape: (L, K); num_choices: ids lie
-    below it.
+    experts: [T, L, K] ids, uint8 or uint16, or signed where a runtime gives such; num_rows: the T that the tokens need;
+    row_shape: (L, K); num_choices: ids lie below it.
     """
     if experts.shape != (num_rows, *row_shape):
         return f"rows of shape {list(experts.shape)}, expected {[num_rows, *row_shape]} (tokens, layers, experts of a token)"
     if not experts.size:
         return None
+    if experts.dtype.kind != "u" and int(experts.min()) < 0:
+        token, layer, _ = np.argwhere(experts < 0)[0]
+        return f"expert {int(experts.min())} (token {token}, layer row {layer}), expected ids of 0 and above"
     if num_choices <= np.iinfo(experts.dtype).max and int(experts.max()) >= num_choices:
         token, layer, _ = np.argwhere(experts >= num_choices)[0]
         return f"expert {int(experts.max())} (token {token}, layer row {layer}), expected ids below {num_choices}"

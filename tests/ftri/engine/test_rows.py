@@ -32,6 +32,13 @@ def capture_of(num_rows: int) -> np.ndarray:
     return -np.sort(-rows.astype(int), axis=-1).astype(np.uint8)
 
 
+def marked_empty() -> np.ndarray:
+    """Signed rows with a place that no expert was written to."""
+    captured = capture_of(4).astype(np.int32)
+    captured[1, 2, 0] = -1
+    return captured
+
+
 @pytest.mark.parametrize("num_rows", [4, 5])
 def test_the_layers_that_route_are_read_ascending(num_rows: int) -> None:
     captured = capture_of(num_rows)
@@ -43,6 +50,12 @@ def test_the_layers_that_route_are_read_ascending(num_rows: int) -> None:
     [
         (None, "request 5 came back without rows, though vLLM took the argument .* expected routed_experts"),
         (np.zeros((4, 4, 4), np.uint8), "request 5 came back with expert 0 more than once .* moe_backend"),
+        (
+            capture_of(4)[:, 1:],
+            r"request 5 came back with rows of shape \[4, 3, 4\], expected a row of every layer up to layer 3",
+        ),
+        (capture_of(4)[0], r"request 5 came back with rows of shape \[4, 4\], expected a row of every layer"),
+        (marked_empty(), r"expert -1 \(token 1, layer row 1\), expected ids of 0 and above"),
         (capture_of(3), r"request 5 came back with rows of shape \[3, 3, 4\], expected \[4, 3, 4\]"),
     ],
 )
