@@ -27,7 +27,9 @@ from rewriter.expert_set import ExpertSet
 @pytest.fixture
 def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RefineRequest:
     layout = SimpleNamespace(moe_layers=MOE_LAYERS, num_experts=NUM_EXPERTS, has_bias=True)
-    model = SimpleNamespace(model="double", repo_id=None, revision=None, config_sha256="0" * 64, layout=layout)
+    model = SimpleNamespace(
+        name="double", model="double", repo_id=None, revision=None, config_sha256="0" * 64, layout=layout
+    )
 
     def open_session(request: EvalRequest, say: object, lent: object = None) -> Session:
         told = choose_format(request.think_format, None)
