@@ -66,12 +66,12 @@ def forest(groups: Sequence[Group]) -> str:
     """One line a rate with its interval, 0 to 100 %, in groups; a dashed line is the share that comes with no change at all."""
     width, left, right, row_height, title_height = 860, 220, 210, 20, 34
     plot = width - left - right
-    height = sum(title_height + row_height * len(group.rows) for group in groups) + 30
-    parts = [svg_open(width, height, "Rates of every transition with 95 % intervals")]
+    floor = sum(title_height + row_height * len(group.rows) for group in groups) + 6
+    parts = [svg_open(width, floor + 46, "Rates of every transition with 95 % intervals")]
     for fifth in range(6):
         x = left + plot * fifth / 5
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="6" y2="{height - 24}" stroke="{GRID}"/>')
-        parts.append(write(x, height - 8, f"{20 * fifth} %", "middle", size=11, colour=MUTED))
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="6" y2="{floor}" stroke="{GRID}"/>')
+        parts.append(write(x, floor + 18, f"{20 * fifth} %", "middle", size=11, colour=MUTED))
     y = 0.0
     for group in groups:
         y += title_height
@@ -94,6 +94,9 @@ def forest(groups: Sequence[Group]) -> str:
             parts.append(_rate_mark(rate, left, plot, middle))
             parts.append(write(width - right + 10, middle + 4, short_rate(rate), "start", size=12, colour=MUTED))
             y += row_height
+    parts.append(
+        write(left + plot / 2, floor + 38, "share of the answers that could make the change", "middle", size=12)
+    )
     return "".join(parts) + "</svg>"
 
 
@@ -158,7 +161,7 @@ def pareto(found: Comparisons) -> str:
         parts.append(f'<line x1="{left}" x2="{left + plot_width}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GRID}"/>')
         parts.append(write(x, bottom + 18, f"{most_kl * fifth / 5:.3g}", "middle", size=11, colour=MUTED))
         parts.append(write(left - 8, y + 4, tick_percent(most_moved * fifth / 5), "end", size=11, colour=MUTED))
-    parts.append(write(left, 14, found.target["change"], "start", size=12, bold=True))
+    parts.append(write(left, 14, f"{found.target['change']}, share of those at risk", "start", size=12, bold=True))
     bound = "" if all(one.variant.kl_is_exact for one in points) else "at least; "
     axis = f"KL from the base ({bound}nats per token of neutral text)"
     parts.append(write(left + plot_width, bottom + 40, axis, "end", size=12, bold=True))

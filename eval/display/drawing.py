@@ -35,16 +35,16 @@ OBSERVED, NULL = "#d55e00", "#56b4e9"
 GAIN, COST = "#0072b2", "#d55e00"
 
 
-def dumbbell(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
-    """One line a row from the rate before (open) to the rate after (filled), 0 to 100 %."""
+def dumbbell(rows: Sequence[tuple[str, float | None, float | None]], axis: str) -> str:
+    """One line a row from the rate before (open) to the rate after (filled), 0 to 100 % of what `axis` says."""
     width, left, row_height, top = 760, 250, 30, 10
     plot_width = width - left - 60
-    height = top + row_height * len(rows) + 34
-    parts = [svg_open(width, height, "Rates before and after")]
+    bottom = top + row_height * len(rows) + 4
+    parts = [svg_open(width, bottom + 46, "Rates before and after")]
     for k in range(6):
         x = left + plot_width * k / 5
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - 30}" stroke="{GRID}"/>')
-        parts.append(write(x, height - 12, f"{20 * k} %", "middle", size=11, colour=MUTED))
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}" stroke="{GRID}"/>')
+        parts.append(write(x, bottom + 18, f"{20 * k} %", "middle", size=11, colour=MUTED))
     for number, (name, before, after) in enumerate(rows):
         y = top + row_height * (number + 0.5)
         parts.append(write(left - 10, y + 4, name, "end", size=12))
@@ -59,6 +59,7 @@ def dumbbell(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
         parts.append(
             f'<circle cx="{x1:.1f}" cy="{y:.1f}" r="6" fill="{COST}"><title>after {percent(after)}</title></circle>'
         )
+    parts.append(write(left + plot_width / 2, bottom + 38, axis, "middle", size=12, colour=MUTED))
     return "".join(parts) + "</svg>"
 
 

@@ -218,7 +218,7 @@ def figures(found: Sequence[SafetySet], shown: Shown) -> dict[str, Any]:
         for safety in found
         for group in safety.groups
     ]
-    return {"chart": dumbbell(rates)}
+    return {"chart": dumbbell(rates, "refused, share of the prompts")}
 
 
 REPORT = """\

@@ -119,14 +119,14 @@ def sweep_chart(points: Sequence[SweepPoint], change: str) -> str:
     width, left, plot_width = 760, 70, 520
     panels: list[tuple[str, list[float], list[tuple[float, float] | None], str, bool]] = [
         (
-            change,
+            f"{change}, share of those at risk",
             [p.moved.rate.rate or 0 for p in points],
             [error_bar(p.moved.rate.low, p.moved.rate.high) for p in points],
             GAIN,
             True,
         ),
         (
-            "cost: other answers changed",
+            "cost: other answers changed, share of them",
             [p.others_changed.rate or 0 for p in points],
             [error_bar(p.others_changed.low, p.others_changed.high) for p in points],
             COST,
@@ -137,7 +137,7 @@ def sweep_chart(points: Sequence[SweepPoint], change: str) -> str:
         kl = [p.kl_per_token for p in points if p.kl_per_token is not None]
         panels.append(
             (
-                "cost: KL per token, nats",
+                "cost: KL from the base (nats per token)",
                 [one.estimate or 0 for one in kl],
                 [error_bar(one.low, one.high) for one in kl],
                 COST,
@@ -183,7 +183,7 @@ REPORT = """\
 <h2>How many experts</h2>
 {{ chart | svg }}
 <table>
-<tr><th>k</th><th>{{ results.target.change }}</th><th>other answers changed</th><th>looping or garbled</th><th>KL per token</th></tr>
+<tr><th>k</th><th>{{ results.target.change }}</th><th>other answers changed</th><th>looping or garbled</th><th>KL, nats per token</th></tr>
 {% for point in found %}
 <tr><td>{{ point.num_experts }}</td><td>{{ words.rate_words(point.moved.rate) }}</td><td class="n">{{ words.short_rate(point.others_changed) }}</td><td class="n">{{ words.short_rate(point.damaged) if point.damaged else "-" }}</td><td class="n">{{ words.interval_words(point.kl_per_token, 4) if point.kl_per_token else "-" }}</td></tr>
 {% endfor %}

@@ -230,7 +230,10 @@ def transition_diagram(matrix: TransitionMatrix, before: str, after: str) -> str
     left = stack(row_sums, top, scale, gap)
     right = stack(column_sums, top, scale, gap)
     parts = [svg_open(width, top + height + 12, f"Transitions from {before} to {after}")]
-    parts.append(write(left_x + bar, 20, before, "end", bold=True) + write(right_x, 20, after, "start", bold=True))
+    parts.append(
+        write(left_x + bar, 20, f"answers of {before}", "end", bold=True)
+        + write(right_x, 20, f"answers of {after}", "start", bold=True)
+    )
     left_used, right_used = list(left), list(right)
     middle = (left_x + bar + right_x) / 2
     for i, row in enumerate(matrix.counts):

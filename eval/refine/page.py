@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from eval.refine.results import RefineResults, ScreenedExpert
 from eval.results import Results
+from ftri.analysis.resonance import STATISTICS
 from ftri.report.policy import content_policy
 from rewriter.whole_file import write_whole
 
@@ -75,16 +76,16 @@ def draw_maps(results: RefineResults) -> Figure:
         cause[results.layers.index(row.layer), row.expert] = -row.shift
     figure = Figure(figsize=(13, 1.6 + 0.09 * max(len(results.layers), 12)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    _heat(left, cause, results.layers, "cause: fall of the log-odds when suppressed alone")
-    _heat(right, np.asarray(results.resonance), results.layers, "correlation: fTRI resonance, selections per prompt")
-    left.set_ylabel("layer")
+    _heat(left, cause, results.layers, "cause: each expert suppressed alone", "fall of the log-odds (nats)")
+    _heat(right, np.asarray(results.resonance), results.layers, "correlation: fTRI", STATISTICS["paper"].axis)
+    left.set_ylabel("layer of the model")
     for layer, expert in results.chosen:
         for axes in (left, right):
             axes.plot(expert, results.layers.index(layer), "o", mfc="none", mec="black", ms=9, mew=1.4)
     return figure
 
 
-def _heat(axes: Axes, values: object, layers: list[int], title: str) -> None:
+def _heat(axes: Axes, values: object, layers: list[int], title: str, scale: str) -> None:
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -100,7 +101,7 @@ def _heat(axes: Axes, values: object, layers: list[int], title: str) -> None:
     axes.set_title(title, fontsize=10)
     figure = axes.get_figure()
     assert figure is not None
-    figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01)
+    figure.colorbar(image, ax=axes, label=scale, fraction=0.03, pad=0.01)
 
 
 def draw_front(results: RefineResults) -> Figure:
@@ -116,8 +117,8 @@ def draw_front(results: RefineResults) -> Figure:
     axes.plot([step.kl for step in front], [step.moved for step in front], "o-", color="#D55E00", label="front")
     for step in front:
         axes.annotate(str(len(step.experts)), (step.kl, step.moved), textcoords="offset points", xytext=(6, -4))
-    axes.set_xlabel("KL from the base, nats a token of neutral text")
-    axes.set_ylabel("share moved (search's own measure)")
+    axes.set_xlabel("KL from the base (nats per token of neutral text)")
+    axes.set_ylabel("moved, share of responses (search's own measure)")
     axes.set_ylim(0, 1.05)
     axes.legend(frameon=False)
     return figure

@@ -56,14 +56,24 @@ Compute = Callable[[Sequence[GroupSums], Setting], FloatArray]
 
 @dataclass(frozen=True)
 class Statistic:
-    """One way to rank experts; `compute` gives [N, L * E], larger is more distinctive of the class."""
+    """One way to rank experts; `compute` gives [N, L * E], larger is more distinctive of the class.
+
+    quantity, unit: what its numbers are, for axes and scales.
+    """
 
     name: str
     meaning: str
+    quantity: str
+    unit: str
     compute: Compute
     separate_others: bool = False
     needs_rates: bool = False
     needs_squares: bool = False
+
+    @property
+    def axis(self) -> str:
+        """What an axis or a colour scale of it is called."""
+        return f"{self.quantity} ({self.unit})"
 
 
 def _mean_difference(groups: Sequence[GroupSums], setting: Setting) -> FloatArray:
@@ -167,28 +177,51 @@ def _squared_standard_error(group: GroupSums) -> FloatArray:
 STATISTICS = {
     statistic.name: statistic
     for statistic in (
-        Statistic("paper", "mean map of the class minus mean map of all other responses, pooled", _mean_difference),
+        Statistic(
+            "paper",
+            "mean map of the class minus mean map of all other responses, pooled",
+            "resonance",
+            "tokens per prompt",
+            _mean_difference,
+        ),
         Statistic(
             "class-mean",
             "mean map of the class minus the mean of the other classes' mean maps",
+            "resonance against the classes' mean",
+            "tokens per prompt",
             _class_mean_difference,
             separate_others=True,
         ),
         Statistic(
-            "rate", "as paper, with each map divided by its number of tokens", _rate_difference, needs_rates=True
+            "rate",
+            "as paper, with each map divided by its number of tokens",
+            "difference of rates",
+            "share of a prompt's tokens",
+            _rate_difference,
+            needs_rates=True,
         ),
         Statistic(
             "risk-difference",
             "share of the class's tokens that select the expert minus the others' share",
+            "difference of shares",
+            "share of all tokens",
             _risk_difference,
         ),
         Statistic(
             "npmi",
             "normalised pointwise mutual information of expert and class over tokens",
+            "normalised pointwise information",
+            "no unit, -1 to 1",
             _normalised_pointwise_information,
         ),
-        Statistic("log-odds", "z of the log odds ratio with a Dirichlet prior per layer", _log_odds),
-        Statistic("welch", "Welch's t of the counts", _welch, needs_squares=True),
+        Statistic(
+            "log-odds",
+            "z of the log odds ratio with a Dirichlet prior per layer",
+            "z of the log odds ratio",
+            "no unit",
+            _log_odds,
+        ),
+        Statistic("welch", "Welch's t of the counts", "Welch's t", "no unit", _welch, needs_squares=True),
     )
 }
 

@@ -205,7 +205,7 @@ def _prompt_moments(maps: ActivationMaps, mask: npt.NDArray[np.bool_]) -> tuple[
         rows_of.setdefault(maps.observations[row].prompt_id, []).append(row)
     number = float(len(rows_of))
     if len(rows_of) == int(mask.sum()):
-        statistic = Statistic("", "", _no_scores, needs_squares=True)
+        statistic = Statistic("", "", "", "", _no_scores, needs_squares=True)
         sums = sums_of_weights(maps, statistic, mask[None], np.float64)
         assert sums.squares is not None
         total, squares = sums.counts[0], sums.squares[0]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ftri.analysis.resonance import STATISTICS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -121,9 +123,8 @@ def color_limit(findings: Findings) -> float:
 def draw_map(findings: Findings) -> Figure:
     """The fTRI map with its top experts ringed (paper, Fig. 5)."""
     figure, axes = _figure(13, 6)
-    _heat(
-        figure, axes, findings.scores, findings.maps.moe_layers, color_limit(findings), True, findings.options.statistic
-    )
+    scale = STATISTICS[findings.options.statistic].axis
+    _heat(figure, axes, findings.scores, findings.maps.moe_layers, color_limit(findings), True, scale)
     for number, found in enumerate(findings.top, start=1):
         place = (found.expert, findings.maps.row_of(found.layer))
         axes.plot(*place, "o", mfc="none", mec="black", ms=11, mew=1.4)
@@ -185,6 +186,7 @@ def draw_plane(findings: Findings, plane: Plane, labels: list[str]) -> Figure:
                 x, y, s=20, color=color, marker=MATPLOTLIB_MARKS[mark], label=f"{label} ({chosen.sum()})", alpha=0.85
             )
     axes.set(xticks=[], yticks=[], title="Prompts by their activation maps (t-SNE)")
+    axes.set(xlabel="t-SNE 1 (no unit: only who lies near whom counts)", ylabel="t-SNE 2 (no unit)")
     axes.legend(frameon=False)
     return figure
 
@@ -204,7 +206,7 @@ def draw_ranking(findings: Findings) -> Figure:
     axes.axhline(len(findings.top) + 0.5, color="black", lw=0.8, ls="--")
     axes.set_yticks(ranks, [f"{found.layer}, {found.expert}" for found in shown])
     axes.invert_yaxis()
-    axes.set(xlabel=f"{findings.options.statistic} (95 % bootstrap interval)", ylabel="layer, expert")
+    axes.set(xlabel=f"{STATISTICS[findings.options.statistic].axis}, 95 % bootstrap interval", ylabel="layer, expert")
     axes.set_title(f"Ranking; the gap at k = {len(findings.top)} is {findings.gap:.1%}")
     return figure
 

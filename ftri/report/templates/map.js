@@ -78,9 +78,13 @@ function makeGrid(host, describe, rings, onEnter) {
       if (!isSeen(row, expert)) continue;
       element(over, "circle", { class: "halo", cx: x(expert), cy: y(row), r: radius });
       element(over, "circle", { class: "ring", cx: x(expert), cy: y(row), r: radius });
+    }
+    // Above the rings of neighbours.
+    for (const [row, expert, label] of rings) {
+      if (!label || !isSeen(row, expert)) continue;
       // Beside the ring; at the map's right edge on its other side.
       const isLast = x(expert) + radius + 18 > margin.left + width;
-      if (label) element(over, "text", { class: "rank", x: x(expert) + (isLast ? -1 - radius : radius + 1), y: Math.max(11, y(row) - radius + 6), "text-anchor": isLast ? "end" : "start" }, label);
+      element(over, "text", { class: "rank", x: x(expert) + (isLast ? -1 - radius : radius + 1), y: Math.max(11, y(row) - radius + 6), "text-anchor": isLast ? "end" : "start" }, label);
     }
     if (cursor.shown && isSeen(cursor.row, cursor.expert)) {
       const size = { width: Math.max(9, cellWidth() + 3), height: Math.max(9, cellHeight() + 3) };

@@ -7,7 +7,7 @@ const rankOf = new Map(data.top.map(([row, expert], index) => [row * numExperts 
 const main = makeGrid(document.getElementById("map"), function (row, expert) {
   const at = row * numExperts + expert, rank = rankOf.get(at);
   return "layer " + data.layers[row] + ", expert " + expert + (rank ? "  (rank " + rank + ")" : "") +
-    "\n" + data.statistic + ": " + number(maps.score[at]) + ", max-T p " + number(maps.chance[at]) +
+    "\n" + data.quantity + ": " + number(maps.score[at]) + ", max-T p " + number(maps.chance[at]) +
     "\ntokens per prompt: " + number(maps.class[at]) + " in the class, " + number(maps.others[at]) + " in the others";
 }, data.top.map(([row, expert], index) => [row, expert, index + 1]), function (row, expert) {
   const card = document.getElementById("expert-" + data.layers[row] + "-" + expert);
@@ -20,7 +20,7 @@ function drawMain() {
   const name = mapChoice.value, host = document.getElementById("map-legend");
   if (name === "score") {
     main.paint(maps.score, ramps.diverging, (value) => 0.5 + value / (2 * data.limit));
-    legend(host, ramps.diverging, number(-data.limit), number(data.limit), data.statistic + "; stronger values share the end colours");
+    legend(host, ramps.diverging, number(-data.limit), number(data.limit), data.scale + "; stronger values share the end colours");
   } else {
     main.paint(maps[name], ramps.sequential, (value) => Math.sqrt(value / (highest || 1)));
     legend(host, ramps.sequential, "0", number(highest), "tokens per prompt, colours by square root");

@@ -244,6 +244,7 @@ def test_the_forest_has_every_rate_in_its_place(found):
         assert float(circle["cx"]) == pytest.approx(220 + 430 * rate.rate, abs=0.06)
     assert "18/24 75.0 %" in drawn.texts and "dashed: the base run twice, 0.0 %" in drawn.texts
     assert any("95 % CI 55.1-88.0" in text for text in drawn.texts)
+    assert "share of the answers that could make the change" in drawn.texts
 
 
 def test_the_front_is_drawn_and_what_it_beats_is_hollow(found):

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from fake_run import PROMPTS
 
-from eval.display.drawing import round_share
+from eval.display.drawing import dumbbell, round_share
 from eval.measures.controls import null_histogram
 from eval.measures.mt_bench import CategoryScore, MtBench
 from eval.measures.sweep import sweep_chart
@@ -117,6 +117,11 @@ def test_bands_have_the_width_of_their_counts():
     assert transition_diagram(transition_matrix("behavior", BEHAVIORS, [], []), "a", "b") == ""
 
 
+def test_rates_before_and_after_say_of_what_they_are_a_share():
+    svg = dumbbell([("HarmBench", 0.9, 0.8), ("none", None, None)], "refused, share of the prompts")
+    assert ">refused, share of the prompts</text>" in svg and svg.count("<circle") == 2
+
+
 def test_every_set_is_in_the_histogram(finished):
     _, results, _ = finished
     counts = [int(n) for n in re.findall(r": (\d+) sets</title>", null_histogram(results.controls[0]))]
@@ -126,7 +131,12 @@ def test_every_set_is_in_the_histogram(finished):
 def test_the_sweep_has_the_gain_and_both_costs(finished):
     _, results, _ = finished
     svg = sweep_chart(results.sweep, "REFUSED -> answered")
-    assert "cost: other answers changed" in svg and "cost: KL per token" in svg
+    for name in (
+        "REFUSED -&gt; answered, share of those at risk",
+        "cost: other answers changed, share of them",
+        "cost: KL from the base (nats per token)",
+    ):
+        assert f">{name}</text>" in svg
     assert svg.count("<circle") == 3 and svg.count("<rect") == 6
 
 

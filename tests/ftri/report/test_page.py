@@ -17,7 +17,9 @@ from running import run_main
 from ftri.analysis.find import find
 from ftri.analysis.findings import FindOptions
 from ftri.analysis.maps import count_selections
+from ftri.analysis.resonance import STATISTICS
 from ftri.cli.find import main
+from ftri.report import figures
 from ftri.report import page as report
 from ftri.report.cells import cells_of
 from ftri.traces.reader import TraceReader
@@ -148,6 +150,23 @@ def test_figures_are_png_files_of_a_size_to_print(output):
         assert width > 1000 and height > 500
 
 
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_colour_bars_and_axes_name_quantity_and_unit(findings, statistic):
+    """Not the statistic's option."""
+    scale = STATISTICS[statistic].axis
+    assert re.fullmatch(r".+ \((tokens per prompt|share of .+|no unit.*)\)", scale)
+    shown = replace(findings, options=replace(findings.options, statistic=statistic))
+    bar = figures.draw_map(shown).axes[1]
+    assert bar.get_ylabel() == scale
+    assert figures.draw_ranking(shown).axes[0].get_xlabel().startswith(scale)
+
+
+def test_the_page_names_quantity_and_unit_of_its_scale(page):
+    data = json.loads(Page(page).scripts[0])
+    assert data["scale"] == "resonance (tokens per prompt)" and data["quantity"] == "resonance"
+    assert "The score is the resonance (tokens per prompt)" in page and "score: resonance</option>" in page
+
+
 def test_without_a_tokenizer_ids_are_shown_and_the_page_says_so(tmp_path):
     plan = synthetic.Plan(times=("1990", "1991"))
     write_traces(tmp_path / "t", synthetic.manifest(plan), synthetic.records(plan))
@@ -230,7 +249,8 @@ def test_a_browser_draws_it_and_pointing_shows_numbers(page, output, plan, chrom
     )
     at = ((expert + 0.5) * size[0] / data["numExperts"], (row + 0.5) * size[1] / len(data["layers"]))
     shown.point("#map canvas", at)
-    assert shown.text("#tip").startswith(f"layer {data['layers'][row]}, expert {expert} (rank 1)\npaper: ")
+    assert shown.text("#tip").startswith(f"layer {data['layers'][row]}, expert {expert} (rank 1)\nresonance: ")
+    assert "resonance (tokens per prompt); stronger" in shown.text("#map-legend")
     red, _, blue, _ = shown.value(pixel("#map canvas", at))
     assert red > blue + 80, "the top expert is orange"
     shown.value(choose("#map-choice", "label1"))
