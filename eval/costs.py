@@ -30,6 +30,8 @@ from rewriter.semantics import BIAS_FREE_SEMANTICS, DROP_RENORM, REROUTE, SEMANT
 
 # The journal's value by which a later --dry-run knows how fast this run's first answers were.
 RATE_KEY = "rate-of-first-answers"
+# A dry run looks whether servers are there, and waits no longer for each.
+LOOK_SECONDS = 5.0
 # Rendered for the mean length of a prompt; all of a large set would take minutes.
 NUM_RENDERED = 200
 
@@ -121,11 +123,12 @@ class EvalCosts:
 
 def evaluation_costs(request: EvalRequest, say: Say, tokens_per_second: float | None = None) -> EvalCosts:
     """Reckon a run from its options, prompts and model, at a given rate or at the one that an earlier run into the same folder
-    measured; no engine is loaded and no server asked for an answer.
+    measured; no engine is loaded and no server asked for an answer, only once whether it is there.
 
     Raises: MoteError for what the run itself would refuse before it loads an engine.
     """
     request.check()
+    request = replace(request, attempts=1, timeout=min(request.timeout, LOOK_SECONDS))
     prompts = spread(load_prompt_set(request.prompts, column=request.column).records, request.limit)
     loaded = load_measures(request)
     journal = request.output / JOURNAL

@@ -149,7 +149,9 @@ def load_edit(
             f"layer {layer} expert {expert} is both in {suppress} and in {stimulate}, expected in one of them"
         )
     loaded = [chosen[0] for chosen in sets if chosen is not None]
-    name = Path(suppress or stimulate or "").stem
+    file = Path(suppress or stimulate or "")
+    # What a shell puts through a pipe is called by its descriptor's number.
+    name = loaded[0].behavior if file.is_fifo() else file.stem
     return NamedEdit(name, pairs[0], pairs[1], shifts, factors), loaded
 
 

@@ -23,6 +23,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ftri.endpoint import Endpoint, EndpointError, RefusalError, without_credentials
+from rewriter.json_text import whole_characters
 
 if TYPE_CHECKING:
     import httpx2
@@ -216,7 +217,8 @@ async def call(
         return await retrying(_call_once, client, endpoint, method, path, body, missing_is_none)
     except RetryableError as error:
         kind = RefusalError if error.is_answer else EndpointError
-        raise kind(f"{error.sentence} (tried {endpoint.attempts} times){error.remedy}") from None
+        times = "once" if endpoint.attempts == 1 else f"{endpoint.attempts} times"
+        raise kind(f"{error.sentence} (tried {times}){error.remedy}") from None
 
 
 async def _call_once(
@@ -235,7 +237,7 @@ async def _call_once(
             address(endpoint, path),
             json=body,
             headers=endpoint.headers(),
-            timeout=httpx2.Timeout(endpoint.timeout_seconds, connect=CONNECT_SECONDS),
+            timeout=httpx2.Timeout(endpoint.timeout_seconds, connect=min(CONNECT_SECONDS, endpoint.timeout_seconds)),
         )
     if response.status_code in (404, 405, 501) and missing_is_none:
         return {}
@@ -304,7 +306,7 @@ def check_status(response: httpx2.Response, endpoint: Endpoint, path: str) -> No
 
 def _json(response: httpx2.Response) -> Any:
     try:
-        return response.json()
+        return whole_characters(response.json())
     except (ValueError, RecursionError):
         return None
 

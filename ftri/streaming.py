@@ -17,6 +17,7 @@ from ftri.endpoints import (
     first_choice,
     request_errors,
 )
+from rewriter.json_text import whole_characters
 
 EVENT_STREAM = "text/event-stream"
 END = "[DONE]"
@@ -65,7 +66,7 @@ def _choice(data: str, connection: Connection) -> dict[str, Any] | None:
     """One event's choice; None where it has none, as the last one with the usage."""
     shown = connection.endpoint.shown
     try:
-        document = json.loads(data)
+        document = whole_characters(json.loads(data))
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):

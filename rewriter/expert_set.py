@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rewriter.errors import ExpertSetError
 from rewriter.json_text import JsonError, read_json
-from rewriter.small_file import read_small
+from rewriter.small_file import read_small_or_pipe
 from rewriter.whole_file import write_whole
 
 SCHEMA_ID = "mote.expert-set/1"
@@ -244,7 +244,7 @@ def _read(path: str | Path) -> tuple[str, str]:
             raise ExpertSetError(f"no preset named {preset!r}; there are: {', '.join(preset_names())}")
         return (resources.files("rewriter") / "presets" / f"{preset}.json").read_text(encoding="utf-8"), name
     try:
-        return read_small(path, error=ExpertSetError).decode(), name
+        return read_small_or_pipe(path, error=ExpertSetError).decode(), name
     except OSError as error:
         raise ExpertSetError(
             f"{name}: cannot be read ({error.strerror}), expected an expert set; mote-ftri TRACES --behavior CLASS -o FILE"

@@ -9,6 +9,7 @@ from typing import Any
 from rewriter.errors import printable
 
 MAX_DEPTH = 64  # the runtimes' parsers stop at 128; nothing that is read here nests deeper than ten
+_HALF = re.compile("[\ud800-\udfff]")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -67,6 +68,20 @@ def read_json(
         except UnicodeEncodeError:
             raise JsonError("it holds half of a surrogate pair, which is no character") from None
     return value
+
+
+def whole_characters(value: Any) -> Any:
+    """The same JSON value with each half of a surrogate pair, which UTF-8 has no bytes for, as U+FFFD; two that stand
+    together are the one character that they mean.
+
+    For what a model wrote, where one such token should not cost the answer; what people write is refused by `read_json`.
+    """
+    if isinstance(value, str):
+        is_whole = value.isascii() or not _HALF.search(value)
+        return value if is_whole else value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, dict):
+        return {whole_characters(key): whole_characters(item) for key, item in value.items()}
+    return [whole_characters(item) for item in value] if isinstance(value, list) else value
 
 
 def printed_json(text: str) -> str:

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from eval.answers.arms import Answer, Arm, Request, Responder, answer_key
 from eval.errors import JournalError
 from ftri.labels.think_formats import ThinkFormat
+from rewriter.json_text import whole_characters
 from rewriter.small_file import lines_of
 
 SCHEMA = "mote.journal/2"
@@ -251,7 +252,7 @@ class Journal:
 
     def _parse(self, line: bytes, what: str) -> AnswerRecord | ValueRecord:
         try:
-            return RECORD.validate_python(json.loads(line.decode("utf-8", errors="surrogatepass")))
+            return RECORD.validate_python(whole_characters(json.loads(line.decode("utf-8", errors="surrogatepass"))))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             reason = f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg']}"

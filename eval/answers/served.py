@@ -42,7 +42,6 @@ class ServedResponder:
         self._template_sha256 = template_sha256
         self._models: dict[str | None, str] = {}
         self._found: dict[str | None, dict[str, Any]] = {}
-        self._probes: dict[str | None, ServerProbe | None] = {}
 
     def identity(self) -> dict[str, Any]:
         """The servers, and what `check` found there: the model, where it was loaded from, and the server's own template."""
@@ -109,18 +108,18 @@ class ServedResponder:
                 if self._render is None:
                     found["template"] = await template_sha256(connection)
                 self._found[name] = found
-                self._probes[name] = await take_probe(connection)
 
     def check_weights(self, journal: Journal, say: Callable[[str], None]) -> None:
         """Hold what the servers think of fixed texts now against what they thought when the journal was begun: a name, an address
-        and a template stay what they are when other weights are served. What `check` found is kept for the next run.
+        and a template stay what they are when other weights are served. What is found is kept for the next run.
 
-        Raises: JournalError when a server has other weights.
+        Raises: JournalError when a server has other weights; EndpointError.
         """
-        silent = [self._endpoints[name].shown for name, probe in self._probes.items() if probe is None]
+        probes = asyncio.run(self._take_probes())
+        silent = [self._endpoints[name].shown for name, probe in probes.items() if probe is None]
         if silent:
             say(untold(" and ".join(dict.fromkeys(silent))))
-        for name, probe in self._probes.items():
+        for name, probe in probes.items():
             if probe is None:
                 continue
             key = f"probe {name}"
@@ -132,6 +131,13 @@ class ServedResponder:
                     " were"
                 )
             journal.add_value(key, probe.model_dump())
+
+    async def _take_probes(self) -> dict[str | None, ServerProbe | None]:
+        probes = {}
+        for name, endpoint in self._endpoints.items():
+            async with connect(endpoint) as connection:
+                probes[name] = await take_probe(connection)
+        return probes
 
     async def _ask(self, connection: Connection, request: Request) -> Answer:
         sampling = request.sampling

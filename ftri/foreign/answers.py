@@ -22,6 +22,7 @@ from ftri.traces.reader import TraceRecord
 from ftri.traces.schema import UNKNOWN_TOKEN_ID
 from rewriter.errors import InputError
 from rewriter.families.family import RouterLayout
+from rewriter.json_text import whole_characters
 from rewriter.small_file import MAX_TABLE_BYTES, read_small
 
 
@@ -37,7 +38,7 @@ def answered(path: Path, layout: RouterLayout, tokenizer: Any) -> Iterator[Trace
             continue
         where = f"{path.name}, line {number}"
         try:
-            entry = json.loads(line)
+            entry = whole_characters(json.loads(line))
         except (json.JSONDecodeError, RecursionError):
             raise InputError(f"{where}: is not JSON, expected a server's answer") from None
         if not isinstance(entry, dict):

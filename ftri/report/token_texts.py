@@ -9,6 +9,7 @@ from typing import Any
 from ftri.traces.schema import UNKNOWN_TOKEN_ID
 from rewriter.errors import HubError, InputError, printable
 from rewriter.hub.errors import hub_errors
+from rewriter.json_text import whole_characters
 from rewriter.small_file import read_small
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -50,7 +51,7 @@ def load_tokenizer(model: str, revision: str | None, is_told: bool = False) -> t
     if path is None:
         return None, f"no {TOKENIZER_NAME} of {shown} is on this machine (name a folder or Hub model with --tokenizer)"
     try:
-        document = json.loads(read_small(path).decode())
+        document = whole_characters(json.loads(read_small(path).decode()))
     except (OSError, ValueError, RecursionError, InputError):
         document = None
     # The library raises a bare Exception for a malformed file, so what can go wrong is looked at first.

@@ -26,7 +26,7 @@ from logprobs_double import logprobs
 settings: dict[str, Any] = {"name": "base", "failures": {}, **json.loads(sys.argv[2])}
 suppressed = [REFUSAL_EXPERT] if settings.get("tuned") else []
 lock = threading.Lock()
-seen = {"completions": 0, "running": 0, "most": 0}
+seen = {"completions": 0, "logprobs": 0, "running": 0, "most": 0}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -41,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if body.get("logprobs"):
+            seen["logprobs"] += 1
             if "weights" not in settings or (body.get("echo") and not settings.get("echoes", True)):
                 self.refuse(400, "not supported")
             else:

@@ -272,6 +272,16 @@ def test_the_dry_run_says_what_it_costs_and_writes_nothing(model, prompts, tmp_p
     assert "expected more than 0" in mote_eval(*options, "--tokens-per-second", 0).stderr
 
 
+def test_a_dry_run_looks_once_whether_servers_are_there_and_asks_them_nothing(serve, prompts, tmp_path):
+    base, tuned = serve(name="base", weights=1), serve(name="tuned", tuned=True, weights=2)
+    result = compare_servers(base.url, tuned.url, prompts, tmp_path / "out", "--dry-run")
+    assert result.returncode == 0 and "answers" in result.stdout, result.stderr
+    assert (base.seen()["completions"], base.seen()["logprobs"]) == (0, 0) and not (tmp_path / "out").exists()
+    nobody = f"http://127.0.0.1:{free_port()}"
+    result = compare_servers(nobody, tuned.url, prompts, tmp_path / "out", "--dry-run")
+    assert f"{nobody} cannot be reached" in sentence_of(result) and "(tried once)" in result.stderr
+
+
 def test_a_preset_of_another_model(model, prompts, tmp_path):
     result = mote_eval(
         "--model", model, "--suppress", "preset:r1-refusal", "--prompts", prompts, "-o", tmp_path / "out"

@@ -55,6 +55,13 @@ def test_each_answer_that_is_none_is_one_sentence(answer, sentence):
     assert "abc" not in shown
 
 
+def test_half_of_a_character_in_an_answer_is_replaced():
+    """No file or terminal could hold it."""
+    answer = httpx2.Response(200, content=b'{"choices": [{"text": "\\ud83d", "raw": "\xed\xa0\x80"}]}')
+    assert one_call(answer)["choices"][0]["text"] == "\ufffd"
+    json.dumps(one_call(answer), ensure_ascii=False).encode()
+
+
 def test_a_server_that_echoes_key_and_url_tells_nobody(monkeypatch):
     monkeypatch.setenv("MOTE_TEST_KEY", "plain-word-77")
     endpoint = Endpoint("http://user:KEY99@example.test", api_key_variable="MOTE_TEST_KEY", attempts=1)

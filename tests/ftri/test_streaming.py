@@ -42,14 +42,14 @@ def test_the_parts_come_in_order_and_the_usage_is_no_part():
     endpoint = Endpoint("http://example.test/v1", extra_body={"top_k": 5, "seed": None})
     found = streamed(
         ": a comment\n\n",
-        part("a"),
+        part("a\ud800"),
         part("b", finish_reason="stop"),
         {"choices": [], "usage": {}},
         "data: [DONE]\n\n",
         endpoint=endpoint,
         seen=seen,
     )
-    assert found == [{"text": "a"}, {"text": "b", "finish_reason": "stop"}]
+    assert found == [{"text": "a\ufffd"}, {"text": "b", "finish_reason": "stop"}]
     assert str(seen[0].url) == "http://example.test/v1/completions"
     assert json.loads(seen[0].content) == {"model": "R1", "prompt": [1], "stream": True, "top_k": 5}
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rewriter.json_text import MAX_DEPTH, JsonError, read_json
+from rewriter.json_text import MAX_DEPTH, JsonError, read_json, whole_characters
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,15 @@ def test_what_is_read() -> None:
     assert read_json(json.dumps(document)) == document
     assert read_json("[Infinity, 1e400]", finite=False) == [float("inf")] * 2
     assert read_json("[" * MAX_DEPTH + "]" * MAX_DEPTH) is not None
+
+
+def test_half_characters_become_the_replacement_character_and_two_halves_one() -> None:
+    given = json.loads(
+        r'{"a\ud800": ["\udfff", "x\ud83d", 1, null, "\u4e16"], "b": {"c": "\ud83d\ude00 \ude00\ud83d"}}'
+    )
+    assert whole_characters(given) == {
+        "a\ufffd": ["\ufffd", "x\ufffd", 1, None, "\u4e16"],
+        "b": {"c": "\N{GRINNING FACE} \ufffd\ufffd"},
+    }
+    # Two halves that met only here.
+    assert whole_characters("\ud83d" + "\ude00") == "\N{GRINNING FACE}"

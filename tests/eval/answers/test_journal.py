@@ -1,7 +1,7 @@
 import errno
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +64,16 @@ def test_damage_in_the_middle_is_named(tmp_path):
     path.write_bytes(b"\n".join(lines))
     with pytest.raises(JournalError, match="line 2 is damaged"):
         Journal(path)
+
+
+def test_half_of_a_character_is_read_as_the_replacement_character(tmp_path):
+    """Reports and tables could not hold what a server once wrote."""
+    with Journal(tmp_path / "j.jsonl") as journal:
+        journal.add_answer("a", "base", replace(answer(1), text="x\ud800"))
+        journal.add_value("v", ["\udfff"])
+        assert journal.answer("a").text == "x\ufffd" and journal.value("v") == ["\ufffd"]
+    with Journal(tmp_path / "j.jsonl") as journal:
+        assert journal.answer("a").text == "x\ufffd"
 
 
 def test_another_file_is_no_journal(tmp_path):

@@ -139,7 +139,7 @@ def test_saved_answers_of_both_servers_become_the_same_traces(model, tmp_path):
         rows = rows_of(token_ids, range(len(token_ids)))
         rows[:, :FIRST_MOE] = 0
         choice = {
-            "text": "a\u2028c",
+            "text": "a\u2028c\ufffd",
             "token_ids": completion,
             "finish_reason": "stop",
             "prompt_token_ids": prompt,
@@ -150,7 +150,7 @@ def test_saved_answers_of_both_servers_become_the_same_traces(model, tmp_path):
             "routed_experts": base64.b64encode(rows.astype("<i4").tobytes()).decode(),
         }
         lines["vllm"].append(json.dumps({"prompt_id": f"q{number}", "choices": [choice]}, ensure_ascii=False))
-        answer = {"prompt_id": f"q{number}", "input_ids": prompt, "text": "a\u2028c", "output_ids": completion}
+        answer = {"prompt_id": f"q{number}", "input_ids": prompt, "text": "a\u2028c\ud800", "output_ids": completion}
         lines["sglang"].append(json.dumps(answer | {"meta_info": meta}))
     digests = set()
     for runtime, entries in lines.items():
