@@ -11,6 +11,7 @@ from rewriter.checkpoint.kinds import Model, open_model
 from rewriter.checkpoint.links import check_links
 from rewriter.checkpoint.other_files import CARD_NAME
 from rewriter.checkpoint.reader import Checkpoint
+from rewriter.edit.outputs import without_residual
 from rewriter.edit.patches import EditOptions
 from rewriter.edit.plan import Plan, behavior_of, make_plan
 from rewriter.edit.record import BIAS_WORDS, MINUS_INF, BiasChoice, Recipe, expert_set_of, find_record
@@ -254,7 +255,7 @@ def with_strength(suppress: ExpertSet | None, strength: float | None) -> ExpertS
         raise InputError("--strength is one of suppressed experts, expected --suppress FILE with it")
     if not 0 < strength <= 1:
         raise InputError(f"--strength is {strength:g}, expected a number above 0 and at most 1; 0 would be the base")
-    return suppress.with_each(strength=strength)
+    return without_residual(suppress.with_each(strength=strength))
 
 
 def with_gain(stimulate: ExpertSet | None, gain: float | None) -> ExpertSet | None:
@@ -268,7 +269,7 @@ def with_gain(stimulate: ExpertSet | None, gain: float | None) -> ExpertSet | No
         raise InputError("--gain is one of stimulated experts, expected --stimulate FILE with it")
     if not is_factor(gain):
         raise InputError(f"--gain is {gain:g}, expected auto, mean or a finite number above 0")
-    return stimulate.with_each(gain=gain)
+    return without_residual(stimulate.with_each(gain=gain))
 
 
 def execute(
@@ -365,7 +366,8 @@ def _edit_of_recipe(request: RewriteRequest) -> Edit:
 def _load_set(source: str | None, request: RewriteRequest, layer_index: LayerIndex | None) -> ExpertSet | None:
     if source is None:
         return None
-    return ExpertSet.load(source, model=request.model, layer_index=layer_index).top(request.top)
+    chosen = ExpertSet.load(source, model=request.model, layer_index=layer_index)
+    return chosen if request.top is None else without_residual(chosen.top(request.top))
 
 
 def _options(request: RewriteRequest) -> EditOptions:

@@ -71,6 +71,12 @@ def residual_notes(expert_set: ExpertSet) -> list[str]:
     return [str(sentence) for sentence in sentences] if isinstance(sentences, list) else []
 
 
+def without_residual(expert_set: ExpertSet) -> ExpertSet:
+    """A set without what traces said of it, for one whose experts or numbers are other ones now."""
+    kept = {key: value for key, value in expert_set.provenance.items() if key != RESIDUAL_KEY}
+    return expert_set.model_copy(update={"provenance": kept})
+
+
 def output_notes(
     checkpoint: Model,
     layers: Iterable[LayerEdit],

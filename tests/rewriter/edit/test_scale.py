@@ -484,3 +484,24 @@ def test_an_exponent_that_is_no_number_does_not_become_one() -> None:
     for factor, data in ((0.5, [255, 9]), (0.5, [0, 9]), (2.0, [254, 9])):
         with pytest.raises(ValueError, match="outside the range of its powers of two"):
             Scaling(packing, factor).apply(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("action", "words", "is_said"),
+    [
+        ("--suppress", ("--semantics", "drop"), True),
+        ("--suppress", ("--strength", "0.5"), False),
+        ("--suppress", ("--semantics", "drop", "--top", "1"), False),
+        ("--stimulate", (), True),
+        ("--stimulate", ("--gain", "2"), False),
+        ("--stimulate", ("--top", "1"), False),
+    ],
+)
+def test_what_traces_said_of_other_numbers_is_not_repeated(
+    base: Path, tmp_path: Path, mote_rewrite: Command, action: str, words: tuple[str, ...], is_said: bool
+) -> None:
+    """A set keeps what they said of it; it used to be said of other gains, strengths and experts too."""
+    said = {"by_traces": {"sentences": ["traces said this"]}}
+    chosen = write_set(tmp_path / "set.json", [(1, 3), (2, 5)], provenance=said)
+    planned = mote_rewrite("--model", base, action, chosen, *words, "-o", tmp_path / "out", "--dry-run")
+    assert planned.code == 0 and ("note: traces said this" in planned.stdout) == is_said
