@@ -24,6 +24,8 @@ RESERVED_ARGUMENTS = ("model", "revision", "worker_extension_cls", "enable_retur
 PAIR_OPTION = "--engine-argument"
 SECRET = "<secret>"
 SECRET_WORDS = frozenset({"token", "secret", "password", "passwd", "key", "apikey", "credential", "credentials"})
+# What vLLM raises for arguments and models that it cannot start with.
+START_ERRORS = (ValueError, TypeError, RuntimeError, OSError, KeyError, NotImplementedError, AssertionError)
 # What restores cached tokens into slots other than those they were computed in.
 CACHE_MOVING_ARGUMENTS = ("kv_transfer_config", "kv_offloading_size")
 # Without a word from the user vLLM takes nearly all of the machine's memory for the cache of a CPU engine.
@@ -170,8 +172,8 @@ def choose_capture(
         return HOOK
     try:
         EngineArgs(**arguments, **asked).create_engine_config()
-    except (ValueError, NotImplementedError):
-        return HOOK
+    except START_ERRORS:
+        return HOOK  # what is wrong with the arguments themselves is said when the engine is started with them
     return OWN_CAPTURE
 
 

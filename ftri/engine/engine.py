@@ -31,6 +31,7 @@ from typing import Any, Self, TypeVar
 
 from ftri.engine.answers import DECIDED, Generation, Request, Sampling, Score, Until, read_score, sampling_params
 from ftri.engine.arguments import (
+    START_ERRORS,
     capture_arguments,
     check_arguments,
     check_slots_stay,
@@ -336,7 +337,7 @@ def start_engine(arguments: Mapping[str, Any]) -> Any:
 
     try:
         return internals.load("LLMEngine").from_engine_args(EngineArgs(**arguments))
-    except (ValueError, RuntimeError, OSError, KeyError, NotImplementedError, AssertionError) as error:
+    except START_ERRORS as error:
         raise EngineError(
             f"vLLM cannot load {arguments['model']}: {first_line(error)}; -v shows what it logs"
         ) from error

@@ -9,6 +9,7 @@ import vllm
 from vllm.platforms import current_platform
 
 from ftri.engine.arguments import (
+    START_ERRORS,
     capture_arguments,
     check_arguments,
     check_release,
@@ -54,6 +55,23 @@ def test_ids_that_do_not_fit_vllms_own_capture_go_by_the_hook(monkeypatch):
     """256 experts fit a byte, the zero-computation experts behind them do not."""
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     assert choose_capture({}, num_experts=256, num_choices=384) == "router_hook"
+
+
+@pytest.mark.parametrize("raised", START_ERRORS)
+def test_whatever_vllm_raises_of_its_own_capture_the_hook_is_taken(monkeypatch, raised):
+    """An AssertionError or the like was a traceback; of wrong arguments the start of the engine says it in a sentence."""
+
+    asked = []
+
+    def refuse(self):
+        asked.append(self)
+        raise raised("no")
+
+    monkeypatch.setattr("vllm.EngineArgs.create_engine_config", refuse)
+    monkeypatch.setattr("vllm.EngineArgs.__init__", lambda self, **arguments: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(current_platform), "is_cpu", lambda self: False)
+        assert choose_capture({}, num_experts=16, num_choices=16) == "router_hook" and asked
 
 
 def test_every_command_takes_vllms_own_options_and_the_alias():
