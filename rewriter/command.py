@@ -31,6 +31,8 @@ from rewriter.small_file import MAX_CARD_BYTES, read_small
 
 Request = TypeVar("Request")
 GENERAL = "General"
+# What typer gives every application.
+COMPLETION = frozenset({"--install-completion", "--show-completion"})
 
 
 @dataclass(frozen=True)
@@ -203,14 +205,17 @@ class PanelCommand(TyperCommand):
             if record is not None:
                 panels.setdefault(getattr(parameter, "rich_help_panel", None) or GENERAL, []).append(record)
         panels[GENERAL] = panels.pop(GENERAL, [])
+        group = ctx.parent.command if ctx.parent is not None else None
+        stands_for = group if isinstance(group, DefaultCommandGroup) and group.default is self else None
+        if stands_for is not None:
+            panels[GENERAL] += stands_for.completion(ctx.parent)
         for title, records in panels.items():
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
-        group = ctx.parent.command if ctx.parent is not None else None
-        if isinstance(group, DefaultCommandGroup) and group.default is self:
+        if stands_for is not None:
             with formatter.section("Other commands"):
-                formatter.write_dl(group.others(str(ctx.parent.info_name)))
+                formatter.write_dl(stands_for.others(str(ctx.parent.info_name)))
 
 
 class DefaultCommandGroup(TyperGroup):
@@ -226,9 +231,14 @@ class DefaultCommandGroup(TyperGroup):
         commands = list(self.commands.items())[1:]
         return [(f"{name} {word}", command.get_short_help_str(limit=120)) for word, command in commands]
 
+    def completion(self, ctx: Any) -> list[tuple[str, str]]:
+        """The group's own options, which teach a shell to complete, as its default command's help names them."""
+        own = [one for one in self.get_params(ctx) if COMPLETION.intersection(one.opts)]
+        return [record for one in own if (record := one.get_help_record(ctx)) is not None]
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the default command before arguments that do not begin with a command."""
-        own = {*self.commands, "--install-completion", "--show-completion"}
+        own = {*self.commands, *COMPLETION}
         if (not args and not ctx.resilient_parsing) or (args and args[0] not in own):
             args = [str(self.default.name), *args]
         return super().parse_args(ctx, args)

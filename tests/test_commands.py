@@ -168,6 +168,25 @@ def test_every_command_takes_the_shared_options_runs_as_a_module_and_completes(
         assert completed(script, words, capsys).split() == [option]
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_command_teaches_every_shell_to_complete_it_and_says_so(
+    script: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variable = f"_{script.replace('-', '_').upper()}_COMPLETE"
+    for shell, words in (
+        ("bash", f"complete -o default -F _{script.replace('-', '_')}_completion {script}"),
+        ("zsh", f"compdef _{script.replace('-', '_')}_completion {script}"),
+        ("fish", f"complete --command {script} "),
+        ("powershell", f"Register-ArgumentCompleter -Native -CommandName {script} "),
+    ):
+        assert words in completed(script, {variable: f"source_{shell}"}, capsys), shell
+    helped = printed(script, ["--help"], capsys)
+    assert "--install-completion" in helped and "--show-completion" in helped
+    page = (REPOSITORY / "docs" / "commands.md").read_text(encoding="utf-8")
+    (listed,) = [line for line in page.splitlines() if line.startswith("for command in ")]
+    assert script in listed.removesuffix("; do").split()
+
+
 def completed(script: str, environment: dict[str, str], capsys: pytest.CaptureFixture[str]) -> str:
     """What the command offers to the shell."""
     module, function = SCRIPTS[script].split(":")
