@@ -66,13 +66,17 @@ def answers(page: Page) -> list[str]:
 
 def marked_prompt(page: Page) -> str:
     """The marked part of the newest question's prompt."""
-    return "".join(page.value("[...document.querySelectorAll('.prompt mark')].map((one) => one.textContent)"))
+    return "".join(
+        page.value(
+            "[...document.querySelector('article').querySelectorAll('.prompt mark')].map((one) => one.textContent)"
+        )
+    )
 
 
 def marked_shares(page: Page) -> list[tuple[int, int]]:
-    """(marked, all) tokens of both sides' answers."""
+    """(marked, all) tokens of the newest question's two answers."""
     found = page.value(
-        "[...document.querySelectorAll('.count')].map((one) =>"
+        "[...document.querySelector('article').querySelectorAll('.count')].map((one) =>"
         " one.textContent.match(/^(\\d+) of (\\d+)/).slice(1).map(Number))"
     )
     return [tuple(pair) for pair in found]
