@@ -29,6 +29,7 @@ from rewriter.checkpoint.identity import content_sha256
 from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.dial import open_described
 from rewriter.errors import InputError
+from rewriter.expert_set import describe_range
 from rewriter.families.family import RouterLayout
 from rewriter.hub.models import resolve_description, resolve_model
 
@@ -109,7 +110,7 @@ class RecordPlan:
         return {
             "model": self.manifest["model"],
             "revision": self.manifest["revision"],
-            "moe_layers": [layout.moe_layers[0], layout.moe_layers[-1]],
+            "moe_layers": describe_range(layout.moe_layers),
             "num_experts": layout.num_experts,
             "top_k": layout.top_k,
             "prompts": len(self.records),
