@@ -15,7 +15,7 @@ from rewriter.checkpoint.reader import CONFIG_NAME, Checkpoint
 from rewriter.edit.dial import ServedRecord, base_config, read_served
 from rewriter.edit.record import without_record
 from rewriter.errors import VerificationError
-from rewriter.semantics import MEANINGS
+from rewriter.semantics import DROP, DROP_RENORM, MEANINGS
 from rewriter.variant.card import front_matter, licence_words, serve_line
 from rewriter.variant.card_parts import join_card, split_card
 from rewriter.variant.copying import LinkMode, Progress, place_unchanged
@@ -142,8 +142,10 @@ def card(record: ServedRecord, name: str, checkpoint: Checkpoint) -> str:
     ]
     if record.has_dial:
         chosen = next(iter(record.sets))
+        # Some reroutes have no parts, and the server refuses a strength between.
+        strength = ', "mote_strength": 0.5' if record.sets[chosen].semantics in (DROP, DROP_RENORM) else ""
         lines += [
-            'A request chooses by `vllm_xargs`, for example `{"mote": "' + chosen + '", "mote_strength": 0.5}`;'
+            'A request chooses by `vllm_xargs`, for example `{"mote": "' + chosen + '"' + strength + "}`;"
             ' `"mote": "none"` is the base, which is also what a request without a choice gets.'
             if record.default is None
             else f"A request chooses by `vllm_xargs`; without a choice it gets `{record.default}`.",

@@ -186,6 +186,10 @@ def test_the_card_carries_the_base_s_licence_and_terms(
     assert data["license"] == "mit" and data["extra_gated_prompt"] == "Agree first." and "library_name" not in data
     assert data["tags"] == ["deepseek", "mote", "mixture-of-experts", "expert-routing", "drop-renorm"]
     assert "The licence of the base (mit) applies to this variant. The base asks for agreement to terms" in body
+    assert '`{"mote": "a", "mote_strength": 0.5}`' in body
+    mote_rewrite("--model", base, "--dial", f"a={refusal}", "--semantics", "reroute", "-o", tmp_path / "rerouted")
+    # Not every reroute has parts.
+    assert '`{"mote": "a"}`' in (tmp_path / "rerouted" / "README.md").read_text()
     (base / "README.md").write_text("---\n[\n---\n")
     mote_rewrite("--model", base, "--semantics", "drop-renorm", "--suppress", refusal, "-o", tmp_path / "other")
     assert "could not be read" in (tmp_path / "other" / "README.md").read_text()
