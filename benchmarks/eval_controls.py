@@ -1,7 +1,8 @@
 """What random controls cost, old way and new: seconds and tokens a set, sets until p is decided, and the labels that differ.
 
 usage: python benchmarks/eval_controls.py MODEL [EXPERT_SET] [--controls 99] [--timed 20] [--at-risk 24] [--others 6]
-                                                [--max-tokens 64] [--max-num-seqs 256] [--reload]
+                                                [--max-tokens 64] [--max-num-seqs 256] [--dtype float32]
+                                                [--reload]
 
 One engine answers the same prompts, chosen as mote-eval chooses them, under the same random sets, by turns in three ways: a set
 at a time in whole answers; ten sets a pass in whole answers; and ten sets a pass with each answer ended once its label is
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=6)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--max-num-seqs", type=int, default=256)
+    parser.add_argument("--dtype", default="auto", help="of the engine [default: the checkpoint's]")
     parser.add_argument("--reload", action="store_true", help="also rewrite and load one set as a checkpoint")
     arguments = parser.parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -64,7 +66,7 @@ def main() -> None:
     asked = requests_for(some, RunOptions(max_tokens=arguments.max_tokens))
     target = Target("behavior", "REFUSED", "leave")
     started = time.monotonic()
-    engine_arguments = {"max_model_len": 512, "max_num_seqs": arguments.max_num_seqs}
+    engine_arguments = {"max_model_len": 512, "max_num_seqs": arguments.max_num_seqs, "dtype": arguments.dtype}
     model = load_model(str(arguments.model), None, render, template, None, engine_arguments, live_edits=True)
     load_seconds = time.monotonic() - started
     live = LiveResponder({"model": "benchmark"}, lambda checkpoint: model)

@@ -39,7 +39,12 @@ def run_arm(job: dict[str, Any]) -> None:
     arm, turns = job["arm"], itertools.count()
     weights = "float16" if arm == "weights" else None
     records = arm in ("record", "weights")
-    arguments = {"max_num_seqs": job["batch"], "max_model_len": 512, "enforce_eager": not job["compiled"]}
+    arguments = {
+        "max_num_seqs": job["batch"],
+        "max_model_len": 512,
+        "dtype": job["dtype"],
+        "enforce_eager": not job["compiled"],
+    }
     sampling = Sampling(max_tokens=job["max_tokens"], temperature=1.0)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -67,12 +72,13 @@ def run_arm(job: dict[str, Any]) -> None:
 
 def measure_overhead(options: argparse.Namespace) -> None:
     """Rates with and without recording, in rounds of the same work."""
-    names = ("model", "batch", "num_prompts", "max_tokens", "compiled")
+    names = ("model", "batch", "num_prompts", "max_tokens", "compiled", "dtype")
     sizes = {name: getattr(options, name) for name in names}
     jobs = {arm: sizes | {"arm": arm} for arm in options.arms.split(",")}
     found = take_turns(__file__, jobs, {"base": {"VLLM_PLUGINS": "none"}}, options.rounds)
     mode = "compiled" if options.compiled else "eager"
-    print(f"{processor_name()}, {mode}, {options.rounds} rounds, batch {options.batch}, {options.num_prompts} prompts")
+    what = f"dtype {options.dtype}, {options.rounds} rounds, batch {options.batch}, {options.num_prompts} prompts"
+    print(f"{processor_name()}, {mode}, {what}")
     print_table(found, "base")
 
 
@@ -134,6 +140,9 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="time the 756 prompts by mote-record instead")
     parser.add_argument("--memory", action="store_true", help="peak memory of mote-record for two amounts instead")
     parser.add_argument("--compiled", action="store_true", help="overhead of compiled models")
+    parser.add_argument(
+        "--dtype", default="auto", help="of the engine in the overhead's arms [default: the checkpoint's]"
+    )
     parser.add_argument("--arms", default=",".join(ARMS), help="those to compare, separated by commas")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--num-prompts", type=int, default=96)

@@ -1,9 +1,10 @@
 """What edits cost a running vLLM: the base alone, the plugin installed, a static variant and a dial, as ratios in one run.
 
-usage: python benchmarks/serve.py MODEL SET [--compiled] [--arms base,dial] [--rounds 5] [--prompts 64] [--max-tokens 64]
+usage: python benchmarks/serve.py MODEL SET [--compiled] [--dtype float32] [--arms base,dial] [--rounds 5] [--prompts 64]
 
 The arms take turns (turns.py). The dial's prompts choose in turn: the base, the set, and the set at half strength. With
---compiled the base is also run eagerly.
+--compiled the base is also run eagerly. A processor without bfloat16 instructions spends nearly all its time on bfloat16
+(and a base that slow flatters every arm): give --dtype float32 there.
 """
 
 import argparse
@@ -27,6 +28,7 @@ def run_arm(job: dict) -> None:
 
     llm = LLM(
         job["folder"],
+        dtype=job["dtype"],
         max_model_len=512,
         max_num_seqs=64,
         seed=0,
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("set", type=Path)
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--dtype", default="auto", help="of the engine [default: the checkpoint's]")
     parser.add_argument("--arms", help="those to run, separated by commas [default: all]")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=64)
@@ -78,12 +81,13 @@ def main() -> None:
             output = ["--model", arguments.model, "-o", folders[arm]]
             command = [sys.executable, "-m", "ftri.cli.rewrite", *output, *how]
             subprocess.run(list(map(str, command)), check=True, capture_output=True)
-        sizes = {name: getattr(arguments, name) for name in ("compiled", "prompts", "max_tokens")}
+        sizes = {name: getattr(arguments, name) for name in ("compiled", "dtype", "prompts", "max_tokens")}
         jobs = {arm: sizes | {"arm": arm, "folder": str(folders[arm])} for arm in arms}
         # No plugin at all beside the base.
         bare = {arm: {"VLLM_PLUGINS": "none"} for arm in ("base", EAGER)}
         found = take_turns(__file__, jobs, bare, arguments.rounds)
-    print(f"{processor_name()}, {'compiled' if arguments.compiled else 'eager'}, {arguments.rounds} rounds")
+    mode = "compiled" if arguments.compiled else "eager"
+    print(f"{processor_name()}, {mode}, dtype {arguments.dtype}, {arguments.rounds} rounds")
     print_table(found, "base")
 
 
