@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 from ftri.labels.names import Behavior
@@ -22,10 +23,13 @@ CHARACTERS_BETWEEN_LOOKS = 12
 MAX_LOOKED_AT_CHARACTERS = 4_800
 # Text that no rule reads as anything; what it does not change, no further text would.
 FURTHER_TEXT = " xyzzy" * 300
+# Random sets leave most answers as they are, so the same beginnings are looked at again and again.
+NUM_LOOKS_KEPT = 4_096
 WORDS = re.compile(r"\w+\W+\w")
 SENTENCE_END = re.compile(r"[.!?…。！？；؟](?:\W|\Z)|\n\s*\S")
 
 
+@functools.lru_cache(NUM_LOOKS_KEPT)
 def decided_label(
     text: str, starts_inside_think: bool = False, think_format: ThinkFormat | None = None
 ) -> Behavior | None:
