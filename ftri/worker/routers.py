@@ -60,7 +60,7 @@ def editable_class(router_class: Any) -> type:
         if self.mote_tables is None and self.mote_rows is None:
             return weights, ids
         if torch.compiler.is_compiling():
-            return route_in_graph(hidden_states, router_logits, weights, ids, self.mote_layer_name)
+            return torch.ops.mote.route(hidden_states, router_logits, weights, ids, self.mote_layer_name)
         return self.mote_route(hidden_states, router_logits, weights, ids)
 
     def mote_route(
@@ -108,7 +108,6 @@ def editable_class(router_class: Any) -> type:
     )
 
 
-@torch.library.custom_op("mote::route", mutates_args=())
 def route_in_graph(
     hidden_states: torch.Tensor, router_logits: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, layer_name: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,11 +123,18 @@ def route_in_graph(
     return (edited.clone() if edited is weights else edited), (selected.clone() if selected is ids else selected)
 
 
-@route_in_graph.register_fake
 def _shapes_in_graph(
     hidden_states: torch.Tensor, router_logits: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, layer_name: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(weights), torch.empty_like(ids)
+
+
+# By torch's plain registration, as vLLM does with its own: `torch.library.custom_op` adds checks of every call, which took as
+# long as the operator.
+OPERATORS = torch.library.Library("mote", "FRAGMENT")
+OPERATORS.define("route" + torch.library.infer_schema(route_in_graph, mutates_args=()))
+OPERATORS.impl("route", route_in_graph, "CompositeExplicitAutograd")
+torch.library.register_fake("mote::route", _shapes_in_graph, lib=OPERATORS)
 
 
 def edit_routing(
