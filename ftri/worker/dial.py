@@ -34,7 +34,7 @@ class Dial:
         self.record: ServedRecord = read_served(Checkpoint.open(folder).config, folder.name)
         self._checkpoint = open_base(folder)
         self._plans: OrderedDict[Choice, PlannedEdit | None] = OrderedDict()
-        self._no_part: dict[str, str] = {}
+        self._has_parts: dict[str, bool] = {}
 
     @property
     def default(self) -> Choice | None:
@@ -53,15 +53,15 @@ class Dial:
         self._plans[choice] = plan_edit(edit, self._checkpoint, self._checkpoint.layout)
         return self._plans[choice]
 
-    def why_no_part(self, name: str) -> str:
-        """Why a set cannot be done in part; empty where it can. Asked here, since workers that find out stop the server."""
-        if name not in self._no_part:
+    def has_parts(self, name: str) -> bool:
+        """Whether a set can be done in part. Asked here, since a worker that finds out that it cannot ends the server."""
+        if name not in self._has_parts:
             try:
                 self.plan((name, 0.5))
-                self._no_part[name] = ""
-            except MoteError as error:
-                self._no_part[name] = str(error)
-        return self._no_part[name]
+                self._has_parts[name] = True
+            except MoteError:
+                self._has_parts[name] = False
+        return self._has_parts[name]
 
     def choose(self, extra_arguments: Mapping[str, Any]) -> Choice | None:
         """What a request chooses, None for the base.
@@ -85,9 +85,10 @@ class Dial:
             raise ValueError(f"{STRENGTH_ARGUMENT} is {strength!r}, expected a number of 0 to 1")
         if name == BASE_NAME or strength == 0:
             return None
-        if strength < 1 and self.why_no_part(name):
+        if strength < 1 and not self.has_parts(name):
             raise ValueError(
-                f"{STRENGTH_ARGUMENT} is {strength!r}, expected 0 or 1 for {name}: {self.why_no_part(name)}"
+                f"{STRENGTH_ARGUMENT} is {strength!r}, expected 0 or 1 for {name}, whose"
+                f" {self.record.sets[name].semantics} has no parts in this model"
             )
         return name, float(strength)
 

@@ -97,7 +97,9 @@ def test_a_part_of_what_has_no_parts_is_refused_before_it_reaches_a_worker(dial:
     assert unbiased.choose({"mote": "centroid"}) == ("centroid", 1.0)
     assert unbiased.choose({"mote": "dropped", "mote_strength": 0.5}) == ("dropped", 0.5)
     assert unbiased.choose({"mote": "centroid", "mote_strength": 0}) is None
-    with pytest.raises(ValueError, match=r"mote_strength is 0.25, expected 0 or 1 for centroid: .* there is no part"):
+    with pytest.raises(
+        ValueError, match=r"is 0.25, expected 0 or 1 for centroid, whose reroute \(centroid\) has no parts"
+    ):
         unbiased.choose({"mote": "centroid", "mote_strength": 0.25})
 
 
