@@ -5,6 +5,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -165,6 +166,8 @@ def byte_progress(total_bytes: int, description: str = "shards") -> Iterator[Pro
 
 def run(app: Callable[..., Any]) -> None:
     """Run a command line; a MoteError, or a package that is not installed, becomes one sentence on stderr and exit code 1."""
+    # Deprecations within the libraries that an engine pulls in are not the user's to mend.
+    warnings.simplefilter("ignore", FutureWarning)
     try:
         # No command colours its words, whatever NO_COLOR says; not standalone, since typer would end in sentences of its own.
         sys.exit(app(color=False, standalone_mode=False) or 0)

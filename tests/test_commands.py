@@ -63,6 +63,17 @@ def test_verbose_says_when_and_where(capsys: pytest.CaptureFixture[str], monkeyp
     assert os.environ["VLLM_LOGGING_LEVEL"] == "ERROR"
 
 
+def test_deprecations_within_libraries_are_not_told_to_users() -> None:
+    def act() -> None:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.warn("a library's own", FutureWarning, stacklevel=1)
+        assert not told
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert call(act) == 0
+
+
 def test_every_end_has_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt

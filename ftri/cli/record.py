@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -193,8 +192,6 @@ def show_result(result: dict[str, Any], as_json: bool) -> None:
 
 def main() -> None:
     """Console entry."""
-    # Deprecations within the libraries that vLLM pulls in are not the user's to mend.
-    warnings.simplefilter("ignore", FutureWarning)
     run(app)
 
 
