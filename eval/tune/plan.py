@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from eval.refine.costs import RefineCosts, refinement_costs
@@ -10,6 +10,7 @@ from eval.session import Say
 from eval.tune.options import TuneRequest
 from ftri.costs import Costs
 from ftri.record import RecordPlan
+from rewriter.semantics import CENTROID, REROUTE
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,12 @@ class TunePlan:
         return [request.recording, request.labels, request.found, request.refined, request.variant]
 
 
+def as_written(request: TuneRequest, plan: RecordPlan) -> TuneRequest:
+    """The request with the reroute that a checkpoint of this model holds, so that what is measured is what is written."""
+    is_centroid = request.semantics == REROUTE and not plan.layout.has_bias
+    return replace(request, semantics=CENTROID) if is_centroid else request
+
+
 def show_plan(
     request: TuneRequest, recording: RecordPlan, say: Say, tokens_per_second: float | None = None
 ) -> TunePlan:
@@ -60,17 +67,14 @@ def show_plan(
     Raises: MoteError for what the run itself would refuse before it loads an engine.
     """
     is_recorded = request.recording.is_dir() and request.found.is_file()
-    refinement = request.as_refinement(recorded=is_recorded)
-    return TunePlan(
-        request,
-        recording,
-        recording.costs(tokens_per_second),
-        refinement_costs(
-            refinement,
-            say,
-            tokens_per_second,
-            num_recorded=len(recording.records),
-            num_compared=int(not is_recorded),
-            num_ranked=request.num_ranked,
-        ),
+    refinement = refinement_costs(
+        request.as_refinement(recorded=is_recorded),
+        say,
+        tokens_per_second,
+        num_recorded=len(recording.records),
+        num_compared=int(not is_recorded),
+        num_ranked=request.num_ranked,
     )
+    # The search runs on the recording's engine.
+    refinement = replace(refinement, search=replace(refinement.search, engine_loads=0))
+    return TunePlan(as_written(request, recording), recording, recording.costs(tokens_per_second), refinement)

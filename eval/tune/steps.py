@@ -68,10 +68,17 @@ class Steps:
             self._say(f"{name}: done before, in {done.seconds:.0f} s")
             return
         self._say(f"{name}: begins")
+        if done is not None:
+            # From here on its files may be of these inputs: a run with the former ones must not take them for its own.
+            del self._state.steps[name]
+            self._save()
         started = time.monotonic()
         work()
         self._state.tool_version = self._tool_version
         self._state.steps[name] = StepRecord(key=key, seconds=time.monotonic() - started)
+        self._save()
+
+    def _save(self) -> None:
         write_whole(self._path, self._state.model_dump_json(by_alias=True, indent=1) + "\n")
 
 

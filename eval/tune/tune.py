@@ -7,6 +7,7 @@ by hand. The prompts are split once: list and search see the finding part alone,
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Container
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,7 @@ from eval.answers.journal import Progress
 from eval.errors import IncompleteError
 from eval.evaluate import check_complete
 from eval.outcomes.held_out import split_prompts
-from eval.refine.options import RefineRequest
+from eval.refine.options import RefineRequest, expert_file
 from eval.refine.page import PAGE
 from eval.refine.refine import refine
 from eval.refine.results import FILE_NAME as REFINE_RESULTS
@@ -27,6 +28,7 @@ from eval.results import FILE_NAME as CHECK_RESULTS
 from eval.results import Results
 from eval.session import LentEngine, Say
 from eval.tune.options import TuneRequest
+from eval.tune.plan import as_written
 from eval.tune.steps import Steps, file_digest
 from ftri.analysis.find import find
 from ftri.analysis.findings import FindOptions, expert_set_of
@@ -40,7 +42,7 @@ from ftri.traces.reader import TraceReader
 from ftri.traces.schema import INDEX_NAME, MANIFEST_NAME
 from rewriter.errors import InputError
 from rewriter.rewrite import RewriteRequest, execute, prepare
-from rewriter.semantics import CENTROID, DROP, DROP_RENORM, REROUTE
+from rewriter.semantics import DROP, DROP_RENORM, REROUTE
 from rewriter.serve import execute_served, prepare_served
 from rewriter.whole_file import make_folder, write_whole
 
@@ -107,12 +109,6 @@ def plan_tuning(request: TuneRequest, say: Say) -> RecordPlan:
     )
 
 
-def as_written(request: TuneRequest, plan: RecordPlan) -> TuneRequest:
-    """The request with the reroute that a checkpoint of this model holds, so that what is measured is what is written."""
-    is_centroid = request.semantics == REROUTE and not plan.layout.has_bias
-    return replace(request, semantics=CENTROID) if is_centroid else request
-
-
 def tune(request: TuneRequest, plan: RecordPlan, say: Say, progress: Progress, engine: LentEngine) -> Tuned:
     """Do all steps that are not done, on the one `engine`.
 
@@ -157,7 +153,7 @@ def tune(request: TuneRequest, plan: RecordPlan, say: Say, progress: Progress, e
     results = refinement.folder / CHECK_RESULTS
     steps.do(
         REFINE,
-        [recorded, file_digest(request.found), candidates, asked],
+        [recorded, file_digest(request.found), candidates, asked, _named_files(request)],
         [
             *([request.refined] if _found_a_set(refinement) else []),
             refinement.folder / REFINE_RESULTS,
@@ -166,9 +162,10 @@ def tune(request: TuneRequest, plan: RecordPlan, say: Say, progress: Progress, e
         lambda: _refine(request, say, progress, engine),
     )
     if not request.refined.is_file():
+        former = f"; {request.variant} is of a former search" if request.variant.exists() else ""
         raise IncompleteError(
             f"{request.output} holds everything but a variant: the search found no set, see {refinement.folder / PAGE};"
-            f" {request.found} holds mote-ftri's list"
+            f" {request.found} holds mote-ftri's list{former}"
         )
     steps.do(
         WRITE,
@@ -179,6 +176,12 @@ def tune(request: TuneRequest, plan: RecordPlan, say: Say, progress: Progress, e
     check = Results.load(results)
     update_card(request.variant, check)
     return Tuned(request.variant, check)
+
+
+def _named_files(request: TuneRequest) -> list[str]:
+    """SHA-256 of the files that options of search and check name, which may change under their names."""
+    names = [expert_file(request.candidates)[0], *request.compare, request.harm or "", request.xstest or ""]
+    return [file_digest(Path(name)) for name in names if os.path.isfile(name)]
 
 
 def _record(plan: RecordPlan, engine: LentEngine, progress: Progress) -> None:

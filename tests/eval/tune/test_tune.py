@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,9 @@ from eval.errors import IncompleteError
 from eval.results import Results
 from eval.tune.cli import main
 from eval.tune.options import TuneRequest
+from eval.tune.plan import as_written
 from eval.tune.steps import Steps
-from eval.tune.tune import OneEngine, Tuned, as_written, plan_tuning, tune
+from eval.tune.tune import OneEngine, Tuned, plan_tuning, tune
 from ftri.traces.reader import TraceReader
 from rewriter.errors import MoteError
 from rewriter.expert_set import ExpertSet
@@ -156,6 +158,56 @@ def test_another_version_of_this_package_does_every_step_again(tmp_path: Path) -
         steps.do("record", {"seed": 0}, [], lambda version=version: done.append(version))
     assert done == ["1", "2"]
     assert json.loads((tmp_path / "tune.json").read_text())["tool_version"] == "2"
+
+
+def test_a_step_stopped_with_other_inputs_is_done_again_with_the_former_ones(tmp_path: Path) -> None:
+    """Its files may be of the other inputs; they were taken for those of the former, and got their check on their card."""
+    made = tmp_path / "refined.json"
+
+    def stopped() -> None:
+        made.write_text("of B")
+        raise KeyboardInterrupt
+
+    def do(inputs: str, work: Callable[[], object]) -> None:
+        Steps(tmp_path, "1", lambda message: None).do("refine", inputs, [made], lambda: work() and None)
+
+    do("A", lambda: made.write_text("of A"))
+    with pytest.raises(KeyboardInterrupt):
+        do("B", stopped)
+    do("A", lambda: made.write_text("of A again"))
+    assert made.read_text() == "of A again"
+
+
+def test_another_content_of_a_named_set_decides_the_search_and_its_check(
+    finished: Finished, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.json"
+    document = {"schema": "mote.expert-set/1", "layer_index": "model", "behavior": "refused"}
+    digests = []
+    for expert in (3, 4):
+        other.write_text(json.dumps(document | {"experts": [{"layer": 1, "expert": expert}]}))
+        for request in (
+            replace(finished.request, compare=(str(other),)),
+            replace(finished.request, candidates=f"{other}:1"),
+            replace(finished.request, harm=str(other)),
+            replace(finished.request, xstest=str(other)),
+        ):
+            asked: list[Any] = []
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    Steps, "do", lambda self, name, inputs, *rest, asked=asked: asked.append((name, str(inputs)))
+                )
+                tune(request, plan_tuning(request, asked.append), asked.append, unseen, lambda: EngineDouble(model))  # type: ignore[arg-type, return-value]
+            digests.append(dict(one for one in asked if isinstance(one, tuple))["refine and check"])
+    assert len(set(digests)) == 8
+
+
+def test_the_plan_names_the_reroute_that_is_measured_and_one_load(tmp_path: Path) -> None:
+    """On routers without a bias it said reroute, and two loads of an engine."""
+    arguments = ("--model", EXAMPLES / "tiny-qwen3", "--prompts", "what-happened:listed", "-o", tmp_path / "o")
+    code, out, _ = mote_tune(*arguments, "--dry-run")
+    assert code == 0 and "(all-active, reroute (centroid))" in out
+    assert out.count("1 engine load") == 1
 
 
 @pytest.mark.slow
