@@ -88,9 +88,11 @@ def grow(
         rows = affordable([(*chosen, pair) for pair in candidates if pair not in chosen])
         if not rows:
             return Growth(tuple(steps), "no further candidate fits the KL budget or the router", num_measured)
-        experts, moved, kl = max(rows, key=better)
-        if moved - moved_now < LEAST_GAIN:
+        # Those first: one that gains less, and is cheaper, can round to as much as one that gains enough.
+        rows = [row for row in rows if row[1] - moved_now >= LEAST_GAIN]
+        if not rows:
             return Growth(tuple(steps), f"no candidate moves {LEAST_GAIN:.0%} more", num_measured)
+        experts, moved, kl = max(rows, key=better)
         chosen, moved_now, kl_now = experts, moved, kl
         steps.append(Step(chosen, moved_now, kl_now, "add", chosen[-1]))
         while len(chosen) > 2:

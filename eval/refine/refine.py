@@ -25,7 +25,7 @@ from eval.outcomes.targets import Target, move_rate
 from eval.refine.bench import Neutral
 from eval.refine.deciding import Node, deciding_tokens
 from eval.refine.options import ALL_ACTIVE, RefineRequest, expert_file
-from eval.refine.page import write_page
+from eval.refine.page import PAGE, write_page
 from eval.refine.results import (
     FILE_NAME,
     DecidingPlace,
@@ -39,13 +39,15 @@ from eval.refine.results import (
 from eval.refine.screening import active_experts
 from eval.refine.search import Labelled, Searched, SearchOptions, search, shuffled
 from eval.refine.tuning import Dose
-from eval.report.outputs import make_output
+from eval.report.outputs import CARD_SECTION, REPORT, SAFETY_SECTION, make_output
+from eval.report.transcripts import FILE_NAME as TRANSCRIPTS
+from eval.results import FILE_NAME as CHECK_RESULTS
 from eval.results import Results
 from eval.run import load_measures
 from eval.session import LentEngine, Say, Session, open_session
 from ftri.labels.names import PAPER_CLASSES
 from ftri.prompts.sets import PromptRecord, load_prompt_set, without_path
-from rewriter.errors import InputError
+from rewriter.errors import InputError, OutputError
 from rewriter.expert_set import ExpertSet
 from rewriter.semantics import CENTROID, REROUTE
 
@@ -98,6 +100,7 @@ def refine(request: RefineRequest, say: Say, progress: Progress, lent: LentEngin
         found = bench.search(bench.responses, request.seed, progress)
         results = bench.results(found, len(testing), time.monotonic() - started)
         expert_set = bench.expert_set(found, results, finding)
+        _remove_former(request)
         if expert_set is None:
             results.save(request.folder / FILE_NAME)
             write_page(request.folder, results, None)
@@ -127,6 +130,24 @@ def refine(request: RefineRequest, say: Say, progress: Progress, lent: LentEngin
     results.save(request.folder / FILE_NAME)
     write_page(request.folder, results, check)
     return Refined(results, expert_set, check)
+
+
+def _remove_former(request: RefineRequest) -> None:
+    """Remove what a former search with other options left: its set is not this one's, and its check is of its set.
+
+    Raises: OutputError.
+    """
+    check = (CHECK_RESULTS, REPORT, CARD_SECTION, SAFETY_SECTION, TRANSCRIPTS)
+    for path in (
+        request.output,
+        request.folder / FILE_NAME,
+        request.folder / PAGE,
+        *map(request.folder.joinpath, check),
+    ):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be replaced ({error.strerror}), expected a file to write") from None
 
 
 class _Workbench:
@@ -300,6 +321,7 @@ class _Workbench:
             tuned=TunedStrengths.of(found.tuning, found.growth) if found.tuning is not None else None,
             num_edits=found.num_edits,
             num_screen_tokens=found.num_screen_tokens,
+            num_screen_prompts=found.num_screen_prompts,
             seconds=seconds,
         )
 

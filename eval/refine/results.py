@@ -157,6 +157,9 @@ class RefineResults(BaseModel):
     ended: str
     num_edits: int
     num_screen_tokens: int
+    num_screen_prompts: int | None = Field(
+        None, description="Prompts that every candidate was run on; --screen-prompts or fewer."
+    )
     seconds: float
     tuned: TunedStrengths | None = None
     nulls: list[NullSearch] = []

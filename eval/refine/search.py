@@ -58,6 +58,7 @@ class Searched:
     growth: Growth
     num_edits: int
     num_screen_tokens: int
+    num_screen_prompts: int
     tuning: Tuning | None = None
 
     @property
@@ -168,6 +169,7 @@ def search(
         growth,
         screen.num_edits + more.num_edits,
         len(alone) * screen.bench.num_tokens,
+        len(few),
         tuning,
     )
 

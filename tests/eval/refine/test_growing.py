@@ -33,6 +33,18 @@ def test_one_cause_beats_a_louder_crowd() -> None:
     assert found.num_measured == 7 + 6
 
 
+def test_a_cheap_candidate_that_gains_too_little_hides_none_that_gains_enough() -> None:
+    """Both round to a hundredth of the responses; the search ended with the sentence that none moves as much."""
+    values = {(1, 0): (0.0148, 0.5), (1, 1): (0.006, 0.1)}
+
+    def effect(experts: tuple[Pair, ...]) -> tuple[float, float]:
+        return max(values[pair][0] for pair in experts), sum(values[pair][1] for pair in experts)
+
+    found = grow(list(values), measurer(effect), BASE, max_experts=3, budget_kl=None)
+    assert [step.experts for step in found.steps] == [((1, 0),)]
+    assert found.ended == "no candidate moves 1% more"
+
+
 def test_redundant_experts_need_each_other() -> None:
     # Either of two stands in for the other: neither moves much alone, both together move all.
     def effect(experts: tuple[Pair, ...]) -> tuple[float, float]:

@@ -89,6 +89,8 @@ def test_the_expert_behind_the_refusals_is_found_checked_and_written(request_: R
     assert [line.endswith("tokens/s") for line in screens] == [False, True]
     page = (request_.folder / PAGE).read_text()
     assert "<script" not in page
+    # Not the 20 of --screen-prompts, which are more than the search's prompts with a refusal.
+    assert found.results.num_screen_prompts == 15 and "on 15 prompts whose response" in " ".join(page.split())
     text = lines(found.results.model_dump(), json.loads(found.check.model_dump_json()))
     assert text[1].split()[:4] == ["add", "2", "5", "1"]
     assert text[-1].startswith("the search's own null 1")
@@ -121,6 +123,17 @@ def test_a_second_run_measures_nothing_again(request_: RefineRequest) -> None:
     # Of the search, not of the run: a page of a run that was stopped must not say that nothing was measured.
     assert again.results.num_edits == first.results.num_edits > 48
     assert again.results.path == first.results.path
+
+
+def test_a_search_that_finds_nothing_leaves_no_other_search_s_set_and_check(request_: RefineRequest) -> None:
+    """They stood beside a page that says that none was found."""
+    few = replace(request_, controls=0, null_searches=0)
+    run(few)
+    made = [request_.output, *(request_.folder / name for name in ("report.html", "results.json", "mote-eval.md"))]
+    assert all(path.is_file() for path in made)
+    found, _ = run(replace(few, budget_kl=1e-12))
+    assert found.expert_set is None and "No set was found" in (request_.folder / PAGE).read_text()
+    assert not any(path.exists() for path in made)
 
 
 def test_candidates_of_a_file_are_all_that_is_tried(request_: RefineRequest, tmp_path: Path) -> None:
