@@ -27,22 +27,30 @@ PREVIEW_CHARACTERS = 160
 
 @dataclass(frozen=True)
 class Example:
-    """A response shown token by token; `experts` [T, L, K] of its first tokens, of which `num_prompt` are the prompt's."""
+    """A response shown token by token; `experts` [T, L, K] of its first tokens, of which `num_prompt` are the prompt's.
+
+    `is_cut`: the prompt is longer than that, and `num_prompt` is T.
+    """
 
     observation: Observation
     prompt: str
     token_ids: tuple[int, ...]
     num_prompt: int
+    is_cut: bool
     experts: npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Plane:
-    """t-SNE of the maps: `rows` [n] of the observations drawn, `positions` [n, 2], `texts` n (prompt, start of answer)."""
+    """t-SNE of the maps: `rows` [n] of the observations drawn, `positions` [n, 2], `texts` n (prompt, start of answer).
+
+    `num_components`: principal components that the maps were reduced to before.
+    """
 
     rows: npt.NDArray[np.int64]
     positions: npt.NDArray[np.floating[Any]]
     perplexity: float
+    num_components: int
     texts: list[tuple[str, str]]
 
 
@@ -80,8 +88,11 @@ def load_examples(readers: Sequence[TraceReader], maps: ActivationMaps, rows: Se
             if row is not None:
                 experts = np.array(record.experts[:MAX_EXAMPLE_TOKENS])
                 token_ids = [*record.prompt_token_ids, *record.completion_token_ids][: len(experts)]
-                observation, num_prompt = maps.observations[row], len(record.prompt_token_ids)
-                found[row] = Example(observation, record.prompt, tuple(token_ids), num_prompt, experts)
+                num_prompt = min(len(record.prompt_token_ids), len(experts))
+                is_cut = num_prompt < len(record.prompt_token_ids)
+                found[row] = Example(
+                    maps.observations[row], record.prompt, tuple(token_ids), num_prompt, is_cut, experts
+                )
     return [found[row] for row in rows if row in found]
 
 
@@ -121,4 +132,4 @@ def lay_out(readers: Sequence[TraceReader], maps: ActivationMaps, seed: int = 0)
     # One thread: the many short parallel sections wait for each other as soon as the machine has anything else to do.
     with threadpool_limits(1):
         positions = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
-    return Plane(rows, positions, perplexity, load_texts(readers, maps, rows.tolist()))
+    return Plane(rows, positions, perplexity, components, load_texts(readers, maps, rows.tolist()))

@@ -141,7 +141,7 @@ def draw_map(findings: Findings) -> Figure:
 
 
 def draw_prompt_map(findings: Findings, example: Example) -> Figure:
-    """How many tokens of one prompt selected each expert (paper, Fig. 2)."""
+    """How many tokens of one prompt, or of its start where it is long, selected each expert (paper, Fig. 2)."""
     from ftri.analysis.maps import count_selections
 
     counts = count_selections(
@@ -149,7 +149,8 @@ def draw_prompt_map(findings: Findings, example: Example) -> Figure:
     ).reshape(findings.maps.shape)
     figure, axes = _figure(13, 6)
     _heat(figure, axes, counts, findings.maps.moe_layers, max(1.0, float(counts.max())), False, "tokens of the prompt")
-    axes.set_title(f"One prompt's map: {_plain(example.prompt, 90)} ({example.observation.label})")
+    whose = f"One prompt's map, its first {example.num_prompt} tokens" if example.is_cut else "One prompt's map"
+    axes.set_title(f"{whose}: {_plain(example.prompt, 90)} ({example.observation.label})")
     return figure
 
 

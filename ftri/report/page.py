@@ -31,6 +31,13 @@ SHOWN_TOKEN_SHARE = 0.05
 # Parts of the page's script, in their order: what is declared in one is used by those behind it.
 SCRIPT_PARTS = ("base.js", "map.js", "cells.js", "report.js")
 VISIBLE_SPACES = str.maketrans({"\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d"})
+# Characters that turn round what follows them, which here are the tokens after one, and numbers: shown by their numbers.
+TURNING = str.maketrans(
+    {
+        number: f"\\u{number:04x}"
+        for number in (0x061C, *range(0x200E, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    }
+)
 
 
 def write_report(findings: Findings, folders: Sequence[str | Path], output: Path, tokenizer: str | None = None) -> Path:
@@ -123,6 +130,7 @@ def render(
         warnings=findings.warnings,
         token_problem=texts.problem,
         plane=plane,
+        most_tokens=example_data.MAX_EXAMPLE_TOKENS,
         pictures=pictures,
         provenance=json.dumps(
             {key: value for key, value in expert_set.provenance.items() if key != "prompt_sha256"}, indent=2
@@ -171,7 +179,8 @@ def page_data(
             {
                 "prompt": example.prompt,
                 "label": example.observation.label,
-                "numPrompt": min(example.num_prompt, len(example.token_ids)),
+                "numPrompt": example.num_prompt,
+                "isCut": example.is_cut,
                 "tokens": [visible(texts(token_id)) for token_id in example.token_ids],
                 "experts": _packed(example.experts, np.uint16),
             }
@@ -200,8 +209,8 @@ def _script_json(data: dict[str, Any]) -> str:
 
 
 def visible(text: str) -> str:
-    """Token text with line ends and tabs made visible."""
-    return text.translate(VISIBLE_SPACES)
+    """Token text with line ends, tabs and marks of direction made visible."""
+    return text.translate(VISIBLE_SPACES).translate(TURNING)
 
 
 def _rows(findings: Findings, texts: TokenTexts) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-// What all parts of the page draw with. The parts are put together into one function, in the order map, cells, report.
+// What all parts of the page draw with. The parts are put together into one function, in the order base, map, cells, report.
 const data = JSON.parse(document.getElementById("data").textContent);
 const numLayers = data.layers.length;
 const numExperts = data.numExperts;

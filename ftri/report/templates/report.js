@@ -43,6 +43,7 @@ if (data.examples.length) {
   const tokenGrid = makeGrid(document.getElementById("token-map"), describe(() => pattern, (value) => (value ? "selected by this token" : "not selected")), rings);
   const chips = document.getElementById("tokens");
 
+  // Ids behind the experts are a router's further choices (experts that compute nothing), which have no place on a map.
   const perToken = numLayers * data.topK;
   const selects = (position, row, expert) => {
     const start = position * perToken + row * data.topK;
@@ -52,7 +53,10 @@ if (data.examples.length) {
   function drawToken() {
     pattern.fill(0);
     for (let row = 0; row < numLayers; row++)
-      for (let slot = 0; slot < data.topK; slot++) pattern[row * numExperts + experts[token * perToken + row * data.topK + slot]] = 1;
+      for (let slot = 0; slot < data.topK; slot++) {
+        const expert = experts[token * perToken + row * data.topK + slot];
+        if (expert < numExperts) pattern[row * numExperts + expert] = 1;
+      }
     tokenGrid.paint(pattern, ramps.sequential, (value) => 0.85 * value);
     chips.querySelectorAll("button").forEach((chip, index) => chip.classList.toggle("on", index === token));
   }
@@ -63,10 +67,13 @@ if (data.examples.length) {
     counts.fill(0);
     for (let position = 0; position < example.numPrompt; position++)
       for (let row = 0; row < numLayers; row++)
-        for (let slot = 0; slot < data.topK; slot++) counts[row * numExperts + experts[position * perToken + row * data.topK + slot]] += 1;
+        for (let slot = 0; slot < data.topK; slot++) {
+          const expert = experts[position * perToken + row * data.topK + slot];
+          if (expert < numExperts) counts[row * numExperts + expert] += 1;
+        }
     const highest = counts.reduce((a, b) => Math.max(a, b), 1);
     promptGrid.paint(counts, ramps.sequential, (value) => value / highest);
-    legend(document.getElementById("prompt-legend"), ramps.sequential, "0", highest, "tokens of the prompt");
+    legend(document.getElementById("prompt-legend"), ramps.sequential, "0", highest, example.isCut ? "of the prompt's first " + example.numPrompt + " tokens" : "tokens of the prompt");
     chips.textContent = "";
     example.tokens.forEach(function (text, position) {
       const hits = data.top.filter(([row, expert]) => selects(position, row, expert)).length;

@@ -16,12 +16,13 @@ from running import run_main
 
 from ftri.analysis.find import find
 from ftri.analysis.findings import FindOptions
-from ftri.analysis.maps import count_selections
+from ftri.analysis.maps import MapStore, count_selections
 from ftri.analysis.resonance import STATISTICS
 from ftri.cli.find import main
-from ftri.report import figures
+from ftri.report import examples, figures
 from ftri.report import page as report
 from ftri.report.cells import cells_of
+from ftri.report.token_texts import TokenTexts
 from ftri.traces.reader import TraceReader
 from ftri.traces.writer import write_traces
 
@@ -132,6 +133,41 @@ def test_the_page_holds_the_data_that_the_maps_draw(page, findings, traces, plan
         experts = np.frombuffer(base64.b64decode(example["experts"]), "<u2").reshape(-1, 6, 4)
         assert (experts == record.experts).all() and example["numPrompt"] == len(record.prompt_token_ids)
         assert count_selections(experts, 32).sum() == experts.size
+
+
+def test_a_long_prompt_is_said_to_be_shown_by_its_start(findings, tmp_path):
+    """Its map counted the first 96 tokens alone, and was called the prompt's."""
+    plan = synthetic.Plan(times=("1990",), extra_fillers=200)
+    write_traces(tmp_path / "t", synthetic.manifest(plan), synthetic.records(plan))
+    reader = TraceReader(tmp_path / "t")
+    record = max(reader, key=lambda one: len(one.prompt_token_ids))
+    observation = replace(findings.maps.observations[0], prompt_id=record.prompt_id, sample=record.sample)
+    maps = replace(findings.maps, observations=[observation])
+    (shown,) = examples.load_examples([reader], maps, [0])
+    assert len(record.prompt_token_ids) > 96 and shown.is_cut
+    assert shown.num_prompt == len(shown.experts) == len(shown.token_ids) == 96
+    title = figures.draw_prompt_map(findings, shown).axes[0].get_title()
+    assert title.startswith("One prompt's map, its first 96 tokens: ")
+    whole = replace(shown, is_cut=False)
+    assert figures.draw_prompt_map(findings, whole).axes[0].get_title().startswith("One prompt's map: ")
+
+
+def test_the_plane_says_how_many_components_it_was_made_of(findings, traces, page):
+    """Fewer than 50 of fewer prompts."""
+    assert "after 50 principal components" in page
+    counts = MapStore(findings.maps.counts.num_columns)
+    for number in range(9):
+        counts.append(findings.maps.counts.row(number))
+    maps = replace(findings.maps, counts=counts, observations=findings.maps.observations[:9])
+    plane = examples.lay_out([TraceReader(traces)], maps)
+    assert plane.num_components == 8
+    texts = TokenTexts("made-up/model", None)
+    shown = report.render(findings, report.label_order(findings), [], 0, plane, texts, [])
+    assert "after 8 principal components" in shown
+
+
+def test_marks_of_direction_turn_no_number_round():
+    assert report.visible("a\u202eb\u2066\n") == "a\\u202eb\\u2066\u23ce"
 
 
 def test_cards_show_the_token_that_selects_the_expert_as_text(page):
@@ -272,6 +308,29 @@ def test_a_browser_draws_it_and_pointing_shows_numbers(page, output, plan, chrom
     shown.point("#token-map canvas", (1, 1))
     assert shown.text("#tip").startswith("layer 3, expert 0\n")
     assert shown.overflow() == 0 and shown.errors() == []
+
+
+@pytest.mark.slow
+def test_what_computes_nothing_is_counted_for_no_expert_of_the_next_layer(tmp_path, chromium):
+    """Routers with experts that compute nothing select ids behind the others; the page took them for the next layer's first."""
+    plan = synthetic.Plan(times=("1990", "1991"))
+    write_traces(tmp_path / "t", synthetic.manifest(plan, num_experts=28, num_other_choices=4), synthetic.records(plan))
+    findings = find([tmp_path / "t"], FindOptions("refused", 2, num_permutations=99, num_bootstraps=10))
+    path = report.write_report(findings, [tmp_path / "t"], tmp_path / "r")
+    example = json.loads(Page(path.read_text(encoding="utf-8")).scripts[0])["examples"][0]
+    experts = np.frombuffer(base64.b64decode(example["experts"]), "<u2").reshape(-1, 6, 4)[: example["numPrompt"]]
+    told = [(row, other) for row in range(5) for other in range(28, 32) if (experts[:, row] == other).any()]
+    assert told
+    shown = chromium.open(path.as_uri(), width=1300, height=1000)
+    size = shown.value(
+        "(() => { const one = document.querySelector('#prompt-map canvas'); return [one.width, one.height]; })()"
+    )
+    for row, other in told:
+        at = ((other - 28 + 0.5) * size[0] / 28, (row + 1 + 0.5) * size[1] / 6)
+        shown.point("#prompt-map canvas", at)
+        count = int((experts[:, row + 1] == other - 28).sum())
+        assert shown.text("#tip") == f"layer {row + 4}, expert {other - 28}\n{count} tokens of this prompt"
+    assert shown.errors() == []
 
 
 def pixel(selector, at):
