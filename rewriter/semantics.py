@@ -55,6 +55,38 @@ MEANINGS: dict[Semantics, str] = {
     ),
 }
 
+_BY_THE_BIAS = (
+    "A stimulated expert is always selected and keeps the weight that the router gives it. This is not the stimulation of the "
+    "paper (arXiv 2502.11096), which gives it the largest weight."
+)
+SERVED_MEANINGS: dict[Semantics, dict[Action, str]] = {
+    REROUTE: {
+        SUPPRESS: (
+            "**Reroute.** A suppressed expert is never selected, and the next-best expert of that layer takes its place. This is "
+            "not the suppression of the paper (arXiv 2502.11096), in which no other expert takes the place."
+        ),
+        STIMULATE: f"**Reroute.** {_BY_THE_BIAS}",
+    },
+    CENTROID: {SUPPRESS: f"The server routes as a checkpoint of this kind does. {MEANINGS[CENTROID]}", STIMULATE: ""},
+    DROP: {
+        SUPPRESS: (
+            "**Drop.** A suppressed expert is selected and keeps its share of the weight, but its output adds nothing; no other "
+            "expert takes its place, and the others are not scaled up. This is not the suppression of the paper (arXiv "
+            "2502.11096), which renormalises the remaining weights."
+        ),
+        STIMULATE: _BY_THE_BIAS,
+    },
+    DROP_RENORM: {
+        SUPPRESS: MEANINGS[DROP_RENORM],
+        STIMULATE: (
+            "**Drop-renorm.** A stimulated expert that is not selected takes the place of the selected one with the lowest "
+            "weight; it gets the largest weight that the router gave, and the weights are renormalised. This is the "
+            "stimulation of the paper (arXiv 2502.11096)."
+        ),
+    },
+}
+"""What a server does to experts whose weights stay as they are, by action, as Markdown; empty where no router can do it."""
+
 SHIFTED: Final = "reroute with a finite shift"
 """What a reroute is called whose suppressed experts keep a bias from which they are still selected, only less often."""
 SHIFTED_MEANING: Final = (

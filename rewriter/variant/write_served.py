@@ -12,12 +12,18 @@ from typing import Any
 from rewriter.checkpoint.edited_json import config_text
 from rewriter.checkpoint.other_files import CARD_NAME
 from rewriter.checkpoint.reader import CONFIG_NAME, Checkpoint
-from rewriter.edit.dial import ServedRecord, base_config, read_served
+from rewriter.edit.dial import ServedRecord, ServedSet, base_config, read_served
 from rewriter.edit.record import without_record
 from rewriter.errors import VerificationError
-from rewriter.semantics import DROP, DROP_RENORM, MEANINGS
-from rewriter.variant.card import front_matter, licence_words, serve_line
-from rewriter.variant.card_parts import join_card, split_card
+from rewriter.semantics import DROP, DROP_RENORM, SERVED_MEANINGS, STIMULATE, SUPPRESS
+from rewriter.variant.card import (
+    RESULTS_NOT_MEASURED,
+    SAFETY_NOT_MEASURED,
+    front_matter,
+    licence_words,
+    serve_line,
+)
+from rewriter.variant.card_parts import RESULTS_BLOCK, SAFETY_BLOCK, block, join_card, split_card
 from rewriter.variant.copying import LinkMode, Progress, place_unchanged
 from rewriter.variant.markdown import inline
 from rewriter.variant.other_content import check_other_files
@@ -157,15 +163,23 @@ def card(record: ServedRecord, name: str, checkpoint: Checkpoint) -> str:
         lines += [
             f"## {set_name}",
             "",
-            MEANINGS[one.semantics],
-            "",
+            *_meaning(one),
             *(f"- suppressed: layer {layer} expert {expert}" for layer, expert in one.suppress),
             *(f"- stimulated: layer {layer} expert {expert}" for layer, expert in one.stimulate),
             "",
         ]
+    lines += ["## Results", "", block(RESULTS_BLOCK, RESULTS_NOT_MEASURED), ""]
+    lines += ["## Refusals that protect people", "", block(SAFETY_BLOCK, SAFETY_NOT_MEASURED), ""]
     lines += ["## Licence and terms", "", terms, ""]
     semantics = [one.semantics for one in record.sets.values()]
     # No library of the Hub's loads it, so none is named, nor the base's.
     metadata = front_matter(base_data, semantics, record.base_model, None)
     metadata.pop("library_name", None)
     return join_card(metadata, "\n".join(lines))
+
+
+def _meaning(one: ServedSet) -> list[str]:
+    """What a set does to the experts that it has, a paragraph an action."""
+    meanings = SERVED_MEANINGS[one.semantics]
+    down = [meanings[SUPPRESS], ""] if one.suppress else []
+    return down + ([meanings[STIMULATE], ""] if one.stimulate else [])

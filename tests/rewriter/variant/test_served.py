@@ -13,7 +13,8 @@ from rewriter.checkpoint.reader import Checkpoint
 from rewriter.edit.dial import open_base, read_served
 from rewriter.edit.record import read_record
 from rewriter.errors import RecordError
-from rewriter.variant.card_parts import split_card
+from rewriter.variant.card import RESULTS_NOT_MEASURED, SAFETY_NOT_MEASURED
+from rewriter.variant.card_parts import find_block, split_card
 
 
 @pytest.fixture
@@ -193,6 +194,22 @@ def test_the_card_carries_the_base_s_licence_and_terms(
     (base / "README.md").write_text("---\n[\n---\n")
     mote_rewrite("--model", base, "--semantics", "drop-renorm", "--suppress", refusal, "-o", tmp_path / "other")
     assert "could not be read" in (tmp_path / "other" / "README.md").read_text()
+
+
+def test_the_card_says_what_is_done_to_each_kind_of_expert_and_that_nothing_was_measured(
+    base: Path, refusal: Path, tmp_path: Path, mote_rewrite: Command
+) -> None:
+    """Of a set that stimulates it told what happens to suppressed experts, of a drop that weights are zero."""
+    up = ("--dial", f"up=stimulate:{refusal}")
+    mote_rewrite("--model", base, "--dial", f"down={refusal}", *up, "-o", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    down, up_words = card.split("## down")[1].split("## up")
+    assert "suppressed expert's weight is zero" in down and "stimulated expert" not in down
+    assert "it gets the largest weight" in up_words and "suppressed expert's" not in up_words
+    assert find_block(card, "mote-eval") == RESULTS_NOT_MEASURED
+    assert find_block(card, "mote-safety") == SAFETY_NOT_MEASURED
+    mote_rewrite("--model", base, "--semantics", "drop", "--dial", f"a={refusal}", "-o", tmp_path / "drop")
+    assert "down_proj" not in (tmp_path / "drop" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("model_type", ["bailing_moe_v2", "pangu_ultra_moe"])
