@@ -14,7 +14,7 @@ from eval.answers.arms import Arm, Factor, Pair, Request, Shift, digest
 from eval.answers.journal import Collector
 from eval.answers.live import LiveResponder
 from eval.display.drawing import MUTED, NULL, OBSERVED, round_share, svg_open, tick_percent, write, x_ticks, y_axis
-from eval.display.words import p_words, percent
+from eval.display.words import NONE, p_words, percent
 from eval.measures.measure import Found, Measure, Part, Scene, Shown
 from eval.measures.random_sets import frequency_gap, random_sets
 from eval.options import Matching
@@ -333,7 +333,9 @@ def rows(found: Sequence[NullDistribution], shown: Shown) -> list[Sequence[str]]
         (
             f"{len(control.null_values)} random, {control.matching}",
             f"mean {percent(control.mean)} max {percent(control.highest)}",
-            f"mean {percent(sum(control.opposite_null_values) / len(control.opposite_null_values))}",
+            f"mean {percent(sum(control.opposite_null_values) / len(control.opposite_null_values))}"
+            if control.num_other_prompts
+            else NONE,
             "",
             mean_damage(control),
             p_words(control.p_value),
@@ -353,8 +355,9 @@ def card(found: Sequence[NullDistribution], shown: Shown) -> list[tuple[str, str
     return [
         (
             f"{len(control.null_values)} random sets of {control.experts_per_set}, matched by {control.matching}",
-            f"mean {percent(control.mean)}, highest {percent(control.highest)}, variant {percent(control.observed)},"
-            f" {p_words(control.p_value)}",
+            # The variant's share of these prompts, which may be fewer than those of its own row.
+            f"mean {percent(control.mean)}, highest {percent(control.highest)}, variant {percent(control.observed)} of"
+            f" {control.num_prompts_at_risk} prompts at risk, {p_words(control.p_value)}",
         )
         for control in found
     ]
@@ -417,7 +420,7 @@ REPORT = """\
 {% for control in found %}
 <h3>{{ control.null_values | length }} sets {{ {"uniform": "drawn uniformly", "layer": "matched by layer", "frequency": "matched by layer and activation frequency"}[control.matching] }}</h3>
 {{ histogram(control) | svg }}
-<p class="muted">{{ control.num_prompts_at_risk }} prompts at risk and {{ control.num_other_prompts }} others. Mean {{ words.percent(control.mean) }}, highest {{ words.percent(control.highest) }}. Opposite change: variant {{ words.percent(control.opposite_observed) }}, random up to {{ words.percent(control.opposite_null_values | max) }}. Damaged answers: variant {{ words.percent(control.damaged_observed) }}, {% if control.damaged_null_values %}random up to {{ words.percent(control.damaged_null_values | max) }}{% else %}random sets' answers ended once their label was decided{% endif %}.{% if control.stopped_early %} Ended early, as enough sets had moved as much: here p = sets at or above the variant / sets.{% endif %}{% if control.frequency_gap is not none %} Their activation frequency differs from the tested experts' by {{ words.number(control.frequency_gap) }} selections per token on average.{% endif %}</p>
+<p class="muted">{{ control.num_prompts_at_risk }} prompts at risk and {{ control.num_other_prompts }} others. Mean {{ words.percent(control.mean) }}, highest {{ words.percent(control.highest) }}. {% if control.num_other_prompts %}Opposite change: variant {{ words.percent(control.opposite_observed) }}, random up to {{ words.percent(control.opposite_null_values | max) }}. {% endif %}Damaged answers: variant {{ words.percent(control.damaged_observed) }}, {% if control.damaged_null_values %}random up to {{ words.percent(control.damaged_null_values | max) }}{% else %}random sets' answers ended once their label was decided{% endif %}.{% if control.stopped_early %} Ended early, as enough sets had moved as much: here p = sets at or above the variant / sets.{% endif %}{% if control.frequency_gap is not none %} Their activation frequency differs from the tested experts' by {{ words.number(control.frequency_gap) }} selections per token on average.{% endif %}</p>
 {% endfor %}
 {% else %}<p>No random controls were run{% if results.mode == "served" %}: a running server's routers cannot be edited{% endif %}.</p>{% endif %}
 {% if results.repeat_flips %}<p>The base answered twice: {{ words.rate_words(results.repeat_flips) }} changed label; {{ results.target.change }}: {{ words.rate_words(results.repeat_flips_at_risk) }}.</p>{% endif %}

@@ -59,7 +59,7 @@ def _answer(outcomes: Outcomes, position: int, journal: Journal) -> dict[str, An
 def choose_examples(
     part: SideBySide, base: Outcomes, primary: Outcomes, axis: Any, label: str, journal: Journal
 ) -> list[Example]:
-    """A few prompts of each kind of change between the base and the variant, first come first shown: no picking by looks."""
+    """A few prompts of each kind of change between the base and the variant, spread over the prompts: no picking by looks."""
     before, after = base.labels(axis), primary.labels(axis)
     damaged = [now and not then for then, now in zip(base.damaged(), primary.damaged(), strict=True)]
     kinds = {

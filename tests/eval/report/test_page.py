@@ -7,6 +7,7 @@ import pytest
 from fake_run import PROMPTS
 
 from eval.display.drawing import dumbbell, round_share
+from eval.measures import controls
 from eval.measures.controls import null_histogram
 from eval.measures.mt_bench import CategoryScore, MtBench
 from eval.measures.sweep import sweep_chart
@@ -86,6 +87,25 @@ def test_the_report_says_what_the_results_say(finished):
     assert "9.35 / 9.45" in words and "Unrated: question 3 turn 1 of base" in words
     assert all(name in words for name in ("reroute", "drop-renorm", "harm, harmful", "KL(row ‖ column)"))
     assert PROMPTS[0].text in words
+
+
+def test_shares_of_other_prompts_say_of_how_many(finished):
+    """Random sets are run on a sample of the prompts, of which the variant's share is another than of all."""
+    _, results, _ = finished
+    control, moved = results.controls[-1], results.primary_comparison().moved.rate
+    assert control.num_prompts_at_risk < moved.total and control.observed != moved.rate
+    of = f"{100 * control.observed:.1f} % of {control.num_prompts_at_risk} prompts at risk, p = "
+    assert results_section(results).count(f"variant {of}") == 3
+    words = parsed(render_report(results))
+    assert f"on {control.num_prompts_at_risk} prompts at risk, of which the variant's share is" in words
+
+
+def test_no_rate_is_said_of_no_prompts(finished):
+    """With no other prompts the opposite change was said to be 0.0 %."""
+    _, results, _ = finished
+    alone = [one.model_copy(update={"num_other_prompts": 0}) for one in results.controls]
+    assert [row[2] for row in controls.rows(alone, results)] == ["-"] * 3
+    assert "Opposite change" not in parsed(render_report(results.model_copy(update={"controls": alone})))
 
 
 def test_what_a_model_wrote_is_escaped(finished):
