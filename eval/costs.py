@@ -294,7 +294,7 @@ def part_costs(
         ),
         PartCost("base", each),
         PartCost("base again (A/A)", each if options.repeat_base else 0),
-        PartCost(f"{num_variants} variants", num_variants * each),
+        PartCost(f"{num_variants} variant{'s' if num_variants != 1 else ''}", num_variants * each),
         PartCost(
             f"divergence ({num_passes} passes over the base's answers to neutral prompts)",
             num_neutral if num_passes else 0,

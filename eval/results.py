@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from eval.measures.controls import NullDistribution
 from eval.measures.divergence import ArmDivergence
@@ -91,12 +92,15 @@ class Results(BaseModel):
     def load(cls, path: str | Path) -> Self:
         """Read a results file. Raises: InputError with the file and the first thing wrong in it."""
         try:
-            return cls.model_validate_json(read_small(path, MAX_TABLE_BYTES))
+            text = read_small(path, MAX_TABLE_BYTES)
+            # No result is NaN or infinite, of which no picture could be drawn; pydantic's reader lets both through.
+            from_json(text, allow_inf_nan=False)
+            return cls.model_validate_json(text)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-        except (ValidationError, UnicodeDecodeError) as error:
+        except ValueError as error:
             first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
-            what = f"{'.'.join(map(str, first['loc'])) or 'document'}: {first['msg']}" if first else "not UTF-8 text"
+            what = f"{'.'.join(map(str, first['loc'])) or 'document'}: {first['msg']}" if first else f"no JSON: {error}"
             raise InputError(
                 f"{path}: is not a result of {SCHEMA_ID} ({what}); mote-eval -o FOLDER writes results.json"
             ) from None
@@ -122,7 +126,7 @@ class Results(BaseModel):
         if arm.checkpoint is not None and not (arm.suppress or arm.stimulate):
             return "the tuned server" if self.mode == "served" else arm.checkpoint
         parts = [
-            f"{len(pairs)} experts {verb}"
+            f"{len(pairs)} expert{'s' if len(pairs) != 1 else ''} {verb}"
             for verb, pairs in (("suppressed", arm.suppress), ("stimulated", arm.stimulate))
             if pairs
         ]

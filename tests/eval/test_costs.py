@@ -75,7 +75,7 @@ def test_few_prompts_bound_what_random_sets_answer_and_servers_run_none(tmp_path
         num_safety=0,
         num_questions=0,
     )
-    assert [part.part for part in served] == ["base", "base again (A/A)", "1 variants"]
+    assert [part.part for part in served] == ["base", "base again (A/A)", "1 variant"]
     assert halved_by(request(tmp_path, controls=0), served, 30) == [
         "--max-tokens 512, which cuts long answers off (TRUNCATED)",
         "--limit with half as many prompts",
