@@ -11,6 +11,7 @@ from typing import Any
 
 from eval.answers.journal import JOURNAL, Collector, Journal, Progress
 from eval.answers.plan import NamedEdit, plan_live, plan_served, spread
+from eval.carded import check_card
 from eval.costs import RATE_KEY, Announcement, costs_of
 from eval.errors import IncompleteError
 from eval.experts import check_live_edit, find_experts, is_routable, save_found, semantics_for
@@ -79,9 +80,12 @@ def measure_subject(
 ) -> Results:
     """Measure settled experts on settled prompts, and write everything into the output folder.
 
-    Raises: MoteError when the comparison itself could not be made.
+    Raises: MoteError when the comparison itself could not be made, or --card is of another variant.
     """
     scene = _scene(request, session, subject, collector, say)
+    # Of a server nobody knows what it edits.
+    is_told = request.card is not None and session.live is not None
+    note = check_card(request.card, scene.plan.primary) if request.card is not None and is_told else ""
     found = measure_all(scene, loaded)
     results = assemble(
         scene,
@@ -96,7 +100,7 @@ def measure_subject(
     )
     write_outputs(results, request.output)
     if request.card is not None:
-        say(f"{update_card(request.card, results)}: section on results updated")
+        say(f"{update_card(request.card, results, note)}: section on results updated")
     return results
 
 

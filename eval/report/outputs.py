@@ -99,8 +99,10 @@ def write_outputs(results: Results, output: Path) -> None:
     results.save(output / FILE_NAME)
 
 
-def update_card(folder: Path, results: Results) -> Path:
+def update_card(folder: Path, results: Results, note: str = "") -> Path:
     """Put the sections into the model card of a variant's folder and leave all else of it as it is; returns the card's path.
+
+    note: a sentence that the results begin with.
 
     Raises: InputError when the folder has no card.
     """
@@ -117,7 +119,7 @@ def update_card(folder: Path, results: Results) -> Path:
             f"{card}: is not UTF-8 text (byte {error.start}), expected the model card of a variant"
         ) from None
     try:
-        text = replace_results(text, results_section(results))
+        text = replace_results(text, f"{note}\n\n{results_section(results)}" if note else results_section(results))
         if results.safety:
             text = replace_safety(text, safety_section(results))
     except ValueError as error:
