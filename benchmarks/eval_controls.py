@@ -2,13 +2,14 @@
 
 usage: python benchmarks/eval_controls.py MODEL [EXPERT_SET] [--controls 99] [--timed 20] [--at-risk 24] [--others 6]
                                                 [--max-tokens 64] [--max-num-seqs 256] [--dtype float32]
-                                                [--reload]
+                                                [--compiled] [--reload]
 
 One engine answers the same prompts, chosen as mote-eval chooses them, under the same random sets, by turns in three ways: a set
 at a time in whole answers; ten sets a pass in whole answers; and ten sets a pass with each answer ended once its label is
 decided, which is what mote-eval does. All are kept and labelled as mote-eval does. Then the sequential test, for expert sets of
 which chance does more and less: how many of the planned sets it runs, and what a matching costs all in all, old way against
-new. With --reload, what there is without live edits, a rewrite and a load for each set, is measured on one set.
+new. With --compiled, the two new ways have a compiled engine of their own, while live edits were eager only once; the time of
+its start is told. With --reload, what there is without live edits, a rewrite and a load for each set, is measured on one set.
 """
 
 import argparse
@@ -16,8 +17,10 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from eval.answers.arms import Arm, Pair, Request
 from eval.answers.engine import load_model
@@ -54,6 +57,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--max-num-seqs", type=int, default=256)
     parser.add_argument("--dtype", default="auto", help="of the engine [default: the checkpoint's]")
+    parser.add_argument("--compiled", action="store_true", help="the new ways in a compiled engine")
     parser.add_argument("--reload", action="store_true", help="also rewrite and load one set as a checkpoint")
     arguments = parser.parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -70,13 +74,19 @@ def main() -> None:
     model = load_model(str(arguments.model), None, render, template, None, engine_arguments, live_edits=True)
     load_seconds = time.monotonic() - started
     live = LiveResponder({"model": "benchmark"}, lambda checkpoint: model)
-    with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "journal.jsonl", live.identity()) as journal:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        journal = stack.enter_context(Journal(Path(folder) / "journal.jsonl", live.identity()))
         collector = Collector(live, journal)
+        new = collector
+        if arguments.compiled:
+            new = compiled_collector(arguments.model, engine_arguments, Path(folder), stack)
         # Kernels are compiled at first use.
         labels = observe(collector, BASE, asked).behaviors
         positions = choose_requests(target, labels, num_at_risk=arguments.at_risk, num_others=arguments.others, seed=0)
         requests = [asked[position] for position in positions]
-        base = observe(collector, BASE, labels_alone(requests))
+        observe(new, BASE, requests)
+        base = observe(new, BASE, labels_alone(requests))
         arms = arms_like("random", listed, layout, arguments.controls)
         by_set, by_ten, short = Measured(), Measured(), Measured()
         # By turns, so that whatever else this machine does falls on all alike.
@@ -86,8 +96,8 @@ def main() -> None:
                 for arm in part:
                     measure(collector, [arm], requests, by_set)
                 # The same edits under other names, or the journal would know the answers.
-                measure(collector, [replace(arm, repeat=1) for arm in part], requests, by_ten)
-            measure(collector, part, labels_alone(requests), short)
+                measure(new, [replace(arm, repeat=1) for arm in part], requests, by_ten)
+            measure(new, part, labels_alone(requests), short)
         print(
             f"{len(arms)} random sets of {len(listed)}, {len(requests)} prompts each, of which"
             f" {sum(label == 'REFUSED' for label in base.behaviors)} refused; engine load {load_seconds:.1f} s\n"
@@ -114,10 +124,10 @@ def main() -> None:
             ("a random set", list(arms_like("tested", listed, layout, 1, seed=1)[0].suppress)),
             *tested,
         ]:
-            variant = observe(collector, Arm(name, "other", "reroute", tuple(pairs)), labels_alone(requests))
+            variant = observe(new, Arm(name, "other", "reroute", tuple(pairs)), labels_alone(requests))
             everything, stopped = (
                 null_distribution(
-                    collector,
+                    new,
                     target,
                     "uniform",
                     arms,
@@ -141,6 +151,19 @@ def main() -> None:
             reload_seconds = seconds_of_a_reload(checkpoint, arguments.model, arms[0], requests, live, folder)
             print(f"\na rewrite and a load for each set: {reload_seconds:.3f} s a set")
         live.close()
+
+
+def compiled_collector(base: Path, engine_arguments: dict[str, Any], folder: Path, stack: ExitStack) -> Collector:
+    """Asks a compiled engine, started here, with a journal of its own; `stack` ends both."""
+    started = time.monotonic()
+    render, template = make_render(base)
+    compiled = {**engine_arguments, "enforce_eager": False}
+    model = load_model(str(base), None, render, template, None, compiled, live_edits=True)
+    print(f"load of the compiled engine {time.monotonic() - started:.1f} s")
+    responder = LiveResponder({"model": "compiled"}, lambda checkpoint: model)
+    stack.callback(responder.close)
+    journal = stack.enter_context(Journal(folder / "compiled.jsonl", responder.identity()))
+    return Collector(responder, journal)
 
 
 def arms_like(name: str, pairs: Sequence[Pair], layout: RouterLayout, num_sets: int, seed: int = 0) -> list[Arm]:
