@@ -11,7 +11,7 @@ from rewriter.checkpoint.reader import CONFIG_NAME
 from rewriter.edit.dial import read_served
 from rewriter.edit.record import SERVED_SCHEMA, read_record
 from rewriter.errors import InputError
-from rewriter.semantics import STIMULATE, SUPPRESS, Semantics
+from rewriter.semantics import DROP, PARTIAL, REROUTE, SHIFTED, STIMULATE, SUPPRESS, Semantics
 from rewriter.small_file import read_small
 
 # (action, model layer, expert) -> (bias shift, factor of the output), None where there is none.
@@ -40,8 +40,8 @@ def check_card(folder: Path, arm: Arm) -> str:
         )
     if semantics != arm.semantics:
         return (
-            f"This folder is a {semantics}; what was measured is the {arm.semantics} of the same experts, done by the engine"
-            " that ran the base."
+            f"This folder is a {_kind(theirs, semantics)}; what was measured is the {_kind(ours, arm.semantics)} of the same"
+            " experts, done by the engine that ran the base."
         )
     for place, numbers in theirs.items():
         if not all(_is_same(*pair) for pair in zip(numbers, ours[place], strict=True)):
@@ -88,6 +88,14 @@ def edits_of_arm(arm: Arm) -> Edits:
     factors = {(layer, expert): factor for layer, expert, factor in arm.factors}
     actions = [(SUPPRESS, pair) for pair in arm.suppress] + [(STIMULATE, pair) for pair in arm.stimulate]
     return {(action, *pair): (shifts.get(pair), factors.get(pair)) for action, pair in actions}
+
+
+def _kind(edits: Edits, semantics: Semantics | None) -> str:
+    """What an edit is called: a part of a drop is no drop, and a finite shift no whole reroute."""
+    if semantics == REROUTE and any(shift is not None for shift, _ in edits.values()):
+        return SHIFTED
+    is_partial = any(action == SUPPRESS and factor is not None for (action, *_), (_, factor) in edits.items())
+    return PARTIAL if semantics == DROP and is_partial else str(semantics)
 
 
 def _is_same(left: float | None, right: float | None) -> bool:

@@ -65,7 +65,11 @@ def test_another_edit_s_results_are_refused(variant: Path, changes: dict[str, ob
 
 def test_another_way_of_editing_the_same_experts_is_said(variant: Path) -> None:
     note = check_card(variant, arm(semantics="drop", bias_shifts=()))
-    assert note.startswith("This folder is a reroute; what was measured is the drop of the same experts")
+    assert note.startswith(
+        "This folder is a reroute with a finite shift; what was measured is the drop of the same experts"
+    )
+    part = check_card(variant, arm(semantics="drop", bias_shifts=(), factors=((4, 23, 0.5),)))
+    assert "what was measured is the drop in part of" in part
 
 
 def test_of_a_served_variant_its_one_set_counts(request_: RewriteRequest, tmp_path: Path) -> None:
