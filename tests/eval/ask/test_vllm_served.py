@@ -53,7 +53,8 @@ def test_base_and_variant_answer_side_by_side_with_the_bases_marks(tmp_path: Pat
         assert [marked for marked, _ in marked_shares(page)] == [0, 0]
         # A server's answer is ended when the reader stops.
         put(page, "What happened in 1989 in Beijing?")
-        page.wait_for("document.querySelector('article button')", ANSWER_SECONDS)
-        page.value("document.querySelector('article button').click()")
+        page.wait_for(
+            "(() => { const one = document.querySelector('article button'); if (one) one.click(); return one !== null; })()"
+        )
         page.wait_for("!document.querySelector('article button')", ANSWER_SECONDS)
         assert page.overflow() == 0 and page.errors() == []
