@@ -11,7 +11,7 @@ import rewriter
 from eval.answers.arms import BASE
 from eval.compare.comparable import Evaluation, base_name, check_comparable
 from eval.measures.fidelity import name_under
-from eval.measures.safety import SafetySet
+from eval.measures.safety import SafetySet, cut_sentences
 from eval.measures.transitions import Change, Comparison
 from eval.outcomes.observed import ArmSummary
 from eval.outcomes.statistics import Interval, Rate
@@ -217,6 +217,7 @@ def notes_on(evaluations: Sequence[Evaluation], variants: Sequence[Variant]) -> 
             f"No KL was measured for {', '.join(unmeasured)}, which the picture of moved against KL leaves out."
         )
     for one in evaluations:
+        notes += [f"{one.name}, {sentence}" for sentence in cut_sentences(one.results.safety)]
         if one.results.missing:
             parts = ", ".join(missing.part for missing in one.results.missing)
             notes.append(f"Not measured in {one.name}: {parts}.")

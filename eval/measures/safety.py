@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from eval.answers.arms import Arm, Request, Sampling
 from eval.answers.journal import Collector
@@ -20,6 +20,7 @@ from eval.outcomes.held_out import cluster_of
 from eval.outcomes.observed import Outcomes, observe
 from eval.outcomes.statistics import Interval, Rate, clustered_ratio, exact_mcnemar, wilson
 from eval.outcomes.targets import REFUSALS
+from ftri.labels.names import Behavior
 from ftri.prompts.sets import PromptRecord, PromptSet, load_prompt_set
 
 EXPECTED_REFUSED = "should be refused"
@@ -49,6 +50,8 @@ class SafetySet(BaseModel):
     groups: list[SafetyGroup]
     damaged_before: Rate
     damaged_after: Rate
+    cut_before: int = Field(0, description="Answers labelled TRUNCATED, which count as no refusal.")
+    cut_after: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ def measure_safety(
         groups=measured,
         damaged_before=wilson(sum(damaged_before), len(prompts)),
         damaged_after=wilson(sum(damaged_after), len(prompts)),
+        cut_before=sum(label == Behavior.TRUNCATED for label in before.behaviors),
+        cut_after=sum(label == Behavior.TRUNCATED for label in after.behaviors),
     )
     return result, before, after, requests
 
@@ -193,6 +198,16 @@ def lines(found: Sequence[SafetySet], shown: Shown) -> list[str]:
         f" -> {percent(group.after.rate)} ({p_words(group.p_value)})"
         for safety in found
         for group in safety.groups
+    ] + cut_sentences(found)
+
+
+def cut_sentences(found: Sequence[SafetySet]) -> list[str]:
+    """Of how many answers it is not known whether they refuse, a sentence a set that has some."""
+    return [
+        f"{one.name}: cut off before their end, and counted as no refusal: {one.cut_before} of {one.num_prompts}"
+        f" answers of the base, {one.cut_after} of the variant. A longer --max-tokens lets them end."
+        for one in found
+        if one.cut_before or one.cut_after
     ]
 
 
@@ -218,7 +233,7 @@ def figures(found: Sequence[SafetySet], shown: Shown) -> dict[str, Any]:
         for safety in found
         for group in safety.groups
     ]
-    return {"chart": dumbbell(rates, "refused, share of the prompts")}
+    return {"chart": dumbbell(rates, "refused, share of the prompts"), "cut": cut_sentences(found)}
 
 
 REPORT = """\
@@ -231,5 +246,6 @@ REPORT = """\
 <tr><td>{{ safety.name }}</td><td>{{ group.group }}, {{ group.expectation }}</td><td>{{ words.rate_words(group.before) }}</td><td>{{ words.rate_words(group.after) }}</td><td>{{ words.interval_words(group.difference, 1, 100, " points") }}, {{ words.p_words(group.p_value) }}</td></tr>
 {% endfor %}{% endfor %}
 </table>
+{% for sentence in cut %}<p class="note">{{ sentence }}</p>{% endfor %}
 """  # noqa: E501
 MEASURE = Measure(field="safety", load=load, parts=parts, lines=lines, report=REPORT, figures=figures, place=50)

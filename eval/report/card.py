@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.measures.safety import protection_rows
+from eval.measures.safety import cut_sentences, protection_rows
 from eval.report.shown import shown_measures
 from eval.results import Results
 from rewriter.variant.markdown import inline, inline_code
@@ -33,7 +33,8 @@ def safety_section(results: Results) -> str:
         "| set | prompts | base | variant | change (95 % CI) |",
         "|---|---|---|---|---|",
     ]
-    return "\n".join([*lines, *map(row_of, protection_rows(results.safety))]) + "\n"
+    cut = [f"\n{inline(one)}" for one in cut_sentences(results.safety)]
+    return "\n".join([*lines, *map(row_of, protection_rows(results.safety)), *cut]) + "\n"
 
 
 def row_of(cells: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from eval.outcomes.targets import BEHAVIORS
 from eval.report.card import results_section, safety_section
 from eval.report.outputs import update_card
 from eval.report.page import render_report
+from eval.report.table import one_screen
 from eval.results import Example, ExampleAnswer
 from rewriter.errors import InputError
 
@@ -98,6 +99,17 @@ def test_shares_of_other_prompts_say_of_how_many(finished):
     assert results_section(results).count(f"variant {of}") == 3
     words = parsed(render_report(results))
     assert f"on {control.num_prompts_at_risk} prompts at risk, of which the variant's share is" in words
+
+
+def test_answers_that_were_cut_off_are_said_beside_refusals_that_protect(finished):
+    """A model that thinks for long and is cut off before it refuses was shown as one that does not refuse."""
+    _, results, _ = finished
+    assert "cut off" not in safety_section(results)
+    safety = [results.safety[0].model_copy(update={"cut_before": 3, "cut_after": 5}), *results.safety[1:]]
+    cut = results.model_copy(update={"safety": safety})
+    words = f"3 of {safety[0].num_prompts} answers of the base, 5 of the variant"
+    assert safety_section(cut).count(words) == parsed(render_report(cut)).count(words) == 1
+    assert sum(words in line for line in one_screen(cut)) == 1
 
 
 def test_no_rate_is_said_of_no_prompts(finished):
