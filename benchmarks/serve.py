@@ -67,10 +67,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument(
+        "--scratch", type=Path, help="where variants are written; files are linked on the model's disk only"
+    )
     arguments = parser.parse_args()
     arms = (*ARMS, EAGER) if arguments.compiled else ARMS
     arms = tuple(arguments.arms.split(",")) if arguments.arms else arms
-    with tempfile.TemporaryDirectory(dir=arguments.model.resolve().parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         folders = dict.fromkeys(("base", "plugin", EAGER), arguments.model)
         words = {
             "static": ["--semantics", "drop-renorm", "--suppress", arguments.set],
