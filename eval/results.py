@@ -131,5 +131,8 @@ class Results(BaseModel):
             if pairs
         ]
         shifted = f" ({len(arm.bias_shifts)} of them by a finite shift)" if arm.bias_shifts else ""
-        scaled = f" ({len(arm.factors)} with a scaled output)" if arm.factors else ""
-        return f"{' and '.join(parts)}, {arm.semantics}{shifted}{scaled}"
+        num_partial = sum((layer, expert) in arm.suppress for layer, expert, _ in arm.factors)
+        partial = f" ({num_partial} of them in part)" if num_partial else ""
+        num_gains = len(arm.factors) - num_partial
+        gains = f" ({num_gains} with a gain)" if num_gains else ""
+        return f"{' and '.join(parts)}, {arm.semantics}{shifted}{partial}{gains}"

@@ -160,11 +160,9 @@ def _layer_text(edit: LayerEdit, plan: Plan) -> str:
         whole = sorted(set(edit.suppressed) - {one.expert for one in edit.shifted} - factors.keys())
         if whole:
             parts.append(f"suppress {', '.join(map(str, whole))} ({_suppression_text(edit, plan.record)})")
+        parts += [f"suppress {one.expert} ({SHIFTED}, {one.shift:g}: bias {one.value:g})" for one in edit.shifted]
         parts += [
-            f"suppress {one.expert} in part ({SHIFTED}, {one.shift:g}: bias {one.value:g})" for one in edit.shifted
-        ]
-        parts += [
-            f"suppress {expert} in part ({PARTIAL}: output x {factors[expert]:.6g})"
+            f"suppress {expert} ({PARTIAL}: output x {factors[expert]:.6g})"
             for expert in edit.suppressed
             if expert in factors
         ]

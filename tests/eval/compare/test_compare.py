@@ -69,7 +69,7 @@ def test_a_variant_has_the_figures_of_its_evaluation(results, found):
     in_part = compare_evaluations(
         [Evaluation("one", results.model_copy(update={"fidelity": [fidelity], "arms": scaled}))]
     )
-    assert in_part.variants[1].kl == kept and in_part.variants[1].edit.endswith("drop (1 with a scaled output)")
+    assert in_part.variants[1].kl == kept and in_part.variants[1].edit.endswith("drop (1 of them in part)")
     # An edit of both kinds is neither of the two that were measured.
     both = [arm.model_copy(update={"stimulate": [(1, 1)]}) if arm.kind == "variant" else arm for arm in results.arms]
     mixed = compare_evaluations([Evaluation("one", results.model_copy(update={"arms": both}))])

@@ -215,7 +215,7 @@ def test_plan_result_card_verify_and_json_say_strength_and_gain(
     out = tmp_path / "out"
     asked = ("--model", base, "--suppress", down, "--stimulate", up, "-o", out)
     plan = mote_rewrite(*asked, "--dry-run").stdout
-    assert "suppress 3 in part (drop in part: output x 0.75); stimulate 6 (bias " in plan
+    assert "suppress 3 (drop in part: output x 0.75); stimulate 6 (bias " in plan
     assert "stimulate 5 (bias " in plan and ", output x 2.5)" in plan and "layer 3: suppress 0 (output zeroed)" in plan
     assert "note: drop in part: the weights of the other selected experts stay" in plan
     result = mote_rewrite(*asked).stdout

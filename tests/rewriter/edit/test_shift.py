@@ -159,7 +159,7 @@ def test_plan_result_card_and_verify_call_it_a_reroute_with_a_finite_shift(
     plan = mote_rewrite("--model", base, "--suppress", chosen, "-o", out, "--dry-run").stdout
     was = values_of(read_tensors(base)[bias_name(1)])[3]
     assert (
-        "layer 1: suppress 8 (bias -inf); suppress 3 in part (reroute with a finite shift, -0.25: bias"
+        "layer 1: suppress 8 (bias -inf); suppress 3 (reroute with a finite shift, -0.25: bias"
         f" {was - np.float32(0.25):g})" in plan
     )
     result = mote_rewrite("--model", base, "--suppress", chosen, "-o", out).stdout
