@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
 
 from eval.measures.controls import NullDistribution
 from eval.measures.divergence import ArmDivergence
@@ -21,6 +20,7 @@ from eval.outcomes.held_out import HeldOut
 from eval.outcomes.observed import ArmSummary
 from eval.outcomes.statistics import Rate
 from rewriter.errors import InputError
+from rewriter.json_text import read_json
 from rewriter.small_file import MAX_TABLE_BYTES, read_small
 from rewriter.whole_file import write_whole
 
@@ -94,7 +94,7 @@ class Results(BaseModel):
         try:
             text = read_small(path, MAX_TABLE_BYTES)
             # No result is NaN or infinite, of which no picture could be drawn; pydantic's reader lets both through.
-            from_json(text, allow_inf_nan=False)
+            read_json(text)
             return cls.model_validate_json(text)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None

@@ -183,7 +183,10 @@ def test_a_source_is_a_folder_a_file_or_a_name_for_one(finished, tmp_path):
         (lambda d: d["prompts"].pop("spec"), 'has no "prompts.spec"'),
         (lambda d: d["comparisons"][0]["matrix"]["rates"].pop(), "are no table of 6 by 6 labels"),
         (lambda d: d.update(schema="mote.results/9"), "is not a result of mote.results/1"),
-        (lambda d: d["repeat_flips"].update(rate=float("nan")), "is not a result of mote.results/1 (no JSON: "),
+        (
+            lambda d: d["repeat_flips"].update(rate=float("nan")),
+            "is not a result of mote.results/1 (no JSON: the number NaN is not finite",
+        ),
     ],
 )
 def test_results_that_are_not_whole_are_refused(finished, tmp_path, change, sentence):
